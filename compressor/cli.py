@@ -1,0 +1,275 @@
+"""The command line: one function a verb. stdout carries the result, stderr everything else."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from compressor import __version__, interrupts
+from compressor.errors import CompressorError, GateError, RecipeError
+from compressor.output import Format, show
+from compressor.progress import Progress
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Compile BERT-class encoders into small, fast, measured INT8 bundles for CPUs. `compress recipe.yaml` builds.",
+)  # fmt: skip
+cache = typer.Typer(no_args_is_help=True, help="What lies in the artifacts folder, and what may go.")
+app.add_typer(cache, name="cache")
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+BundlePath = Annotated[Path, typer.Argument(help="A bundle: a folder that `compress run` wrote.", show_default=False)]
+Changes = Annotated[list[str], typer.Option("--set", envvar="COMPRESS_SET", help="Change a key: section.key=value. Repeatable.")]
+Artifacts = Annotated[Path, typer.Option("--artifacts", envvar="COMPRESS_ARTIFACTS", help="Folder of stage artifacts and bundles.")]
+OutputFormat = Annotated[Format, typer.Option("--format", envvar="COMPRESS_FORMAT", help="text, or json for programs.")]
+Profile = Annotated[
+    Literal["full", "smoke"], typer.Option("--profile", envvar="COMPRESS_PROFILE", help="smoke: the same stages on a sliver of data.")
+]
+Force = Annotated[list[str], typer.Option("--force", envvar="COMPRESS_FORCE", help="Run this stage though it is cached. Repeatable.")]
+Threads = Annotated[int | None, typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads (default: the bundle's target).")]
+Point = Annotated[str | None, typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point (default: the bundle's own).")]
+ARTIFACTS = Path("artifacts")
+
+
+def main() -> None:
+    """Run the command line; `compress recipe.yaml` means `compress run recipe.yaml`."""
+    arguments = sys.argv[1:]
+    verbs = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} | {"cache"}
+    if arguments and arguments[0] not in verbs and not arguments[0].startswith("-"):
+        arguments.insert(0, "run")
+    interrupts.install()
+    debug = "--debug" in arguments
+    with _exits(debug):
+        app(args=[a for a in arguments if a != "--debug"], prog_name="compress")
+
+
+@contextmanager
+def _exits(debug: bool) -> Iterator[None]:
+    """Turn what can end a command into one line and the documented exit code."""
+    err = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        yield
+    except CompressorError as error:
+        if debug:
+            traceback.print_exc()
+        err.print(f"error: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except interrupts.Interrupted as stop:
+        err.print(f"{stop}; the same command goes on from here", markup=False)
+        sys.exit(stop.exit_code)
+    except BrokenPipeError:  # the reader of stdout has gone: nothing left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        err.print(
+            f"bug: {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report what it prints",
+            markup=False,
+        )
+        sys.exit(1)
+
+
+def _recipe(path: Path, changes: Sequence[str], profile: str) -> Any:  # noqa: ANN401
+    from compressor.loader import load_recipe
+
+    recipe = load_recipe(path, changes)
+    return recipe.smoke() if profile == "smoke" else recipe
+
+
+@app.command()
+def run(
+    recipe: RecipePath, set_: Changes = [], artifacts: Artifacts = ARTIFACTS, until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,  # noqa: B006
+    force: Force = [], profile: Profile = "full", format: OutputFormat = "text",  # noqa: B006
+) -> None:  # fmt: skip
+    """Build what is out of date, measure, judge by the gates, and write the bundle."""
+    from compressor import pipeline
+    from compressor.publish import publish
+
+    chosen, log = _recipe(recipe, set_, profile), Progress()
+    _known_stages([*force, *([until] if until else [])])
+    if profile == "smoke":
+        log.warn("smoke profile: a sliver of data, and no gate is judged; its figures mean nothing")
+    artifact = pipeline.run(chosen, artifacts, log, until=until, force=force)
+    if artifact.manifest["stage"] != "bundle":
+        show(format, {"artifact": str(artifact.path), "metrics": dict(artifact.metrics)})
+        return
+    place = publish(artifact, artifacts, chosen.name)
+    show(format, {"bundle": str(place), "report": str(place / "report.html"), **artifact.metrics})
+    broken = [g for g in artifact.metrics["gates"] if not g["passed"]]
+    if broken:
+        told = "; ".join(f"{g['gate']} is {g['value']}, must be {g['limit']}" for g in broken)
+        raise GateError(f"{told}. The bundle is in {place}; loosen the gate or improve the recipe")
+
+
+def _known_stages(names: Sequence[str]) -> None:
+    from compressor.pipeline import STAGES
+
+    known = [s.name for s in STAGES]
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"no stage {name!r}; the stages are {', '.join(known)}")
+
+
+@app.command()
+def validate(recipe: RecipePath, set_: Changes = [], format: OutputFormat = "text") -> None:  # noqa: B006
+    """Check a recipe: keys, values, and that the files it names are there."""
+    from compressor.plan import check_sources
+
+    chosen = _recipe(recipe, set_, "full")
+    check_sources(chosen)
+    show(format, {"recipe": str(recipe), "name": chosen.name, "valid": True})
+
+
+@app.command()
+def plan(
+    recipe: RecipePath, set_: Changes = [], artifacts: Artifacts = ARTIFACTS, force: Force = [], profile: Profile = "full", format: OutputFormat = "text",  # noqa: B006
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 10 when a stage would run.")] = False,
+) -> None:  # fmt: skip
+    """Show each stage: cached, or why it would run, and how long it took last time."""
+    from compressor import pipeline
+
+    _known_stages(force)
+    rows = pipeline.plan(_recipe(recipe, set_, profile), artifacts, force)
+    show(
+        format, {"stages": [{"stage": r.stage.name, "cached": r.cached, "reason": r.reason, "seconds_last_time": r.seconds} for r in rows]}
+    )
+    if exit_code and not all(r.cached for r in rows):
+        raise typer.Exit(10)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
+    name: Annotated[str, typer.Option(help="Name of the bundle.")] = "my-model",
+    model: Annotated[str, typer.Option(help="The teacher: folder, package:NAME/FOLDER or Hub id.")] = "google-bert/bert-base-uncased",
+    train: Annotated[str, typer.Option(help="Labelled examples: csv, tsv, jsonl, parquet, Hub data set id.")] = "train.csv",
+    text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    student_layers: Annotated[int, typer.Option(min=1, help="Layers of the student.")] = 3,
+    teacher_layers: Annotated[int, typer.Option(min=1, help="Layers of the teacher.")] = 12,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one inference.")] = 1,
+) -> None:
+    """Write a commented recipe to start from."""
+    from compressor.init import write_recipe
+
+    write_recipe(
+        path,
+        name=name,
+        model=model,
+        train=train,
+        text=text,
+        label=label,
+        student_layers=student_layers,
+        threads=threads,
+        teacher_layers=teacher_layers,
+    )
+    show("text", {"recipe": str(path), "next": f"compress validate {path}"})
+
+
+@app.command()
+def predict(
+    bundle: BundlePath, texts: Annotated[Path | None, typer.Argument(help="One text a line; stdin when absent.", show_default=False)] = None,
+    point: Point = None, latency_ms: Annotated[float | None, typer.Option("--latency-ms", envvar="COMPRESS_LATENCY_MS", help="The most accurate point within this.")] = None,
+    threads: Threads = None, format: OutputFormat = "text",
+) -> None:  # fmt: skip
+    """Answer each line (a pair: two texts with a tab between), one answer a line."""
+    from compressor.runtime import Runtime
+
+    if point is not None and latency_ms is not None:
+        raise typer.BadParameter("give --point or --latency-ms, not both")
+    runtime = Runtime(bundle, threads)
+    chosen = point if latency_ms is None else runtime.within(latency_ms)
+    for answer in runtime.stream(_lines(texts), chosen):
+        if format == "json":
+            typer.echo(
+                json.dumps({"label": answer.label, "score": answer.score, "probabilities": dict(answer.probabilities)}, ensure_ascii=False)
+            )
+        else:
+            typer.echo(f"{answer.label}\t{answer.score:.4f}")
+
+
+def _lines(path: Path | None) -> Iterator[str | tuple[str, str]]:
+    try:
+        with path.open(encoding="utf-8") if path else open(sys.stdin.fileno(), encoding="utf-8", closefd=False) as file:
+            for line in file:
+                first, tab, second = line.rstrip("\n").partition("\t")
+                yield (first, second) if tab else first
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}; name a file with one text a line") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path or 'stdin'}: byte {error.start} of a block is not UTF-8; convert it with iconv -t utf-8") from None
+
+
+@app.command(name="eval")
+def evaluate(
+    bundle: BundlePath, data: Annotated[str, typer.Option(envvar="COMPRESS_DATA", help="Labelled examples: csv, tsv, jsonl, parquet.")],
+    text: Annotated[str, typer.Option(help="Column of the text.")] = "text", text_pair: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
+    label: Annotated[str, typer.Option(help="Column of the label.")] = "label", point: Point = None, threads: Threads = None, format: OutputFormat = "text",
+) -> None:  # fmt: skip
+    """Score a bundle on labelled data, with a 95 % interval."""
+    from compressor.data import Columns, read_examples
+    from compressor.evaluation import evaluate as score
+    from compressor.runtime import Runtime
+
+    examples = read_examples(data, Columns(text, text_pair, label), root=Path.cwd(), split="test")
+    show(format, score(Runtime(bundle, threads), examples, point))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe; editors complete from it."""
+    from compressor.recipe import schema as recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@app.command()
+def doctor(artifacts: Artifacts = ARTIFACTS, format: OutputFormat = "text") -> None:
+    """Say what this machine and environment are fit for; exit 6 when something is broken."""
+    from compressor.doctor import examine
+
+    checks = examine(artifacts)
+    show(format, {"checks": [{"name": c.name, "status": c.status, "detail": c.detail, "remedy": c.remedy} for c in checks]})
+    if any(c.status == "fail" for c in checks):
+        raise typer.Exit(6)
+
+
+@cache.command(name="ls")
+def cache_ls(artifacts: Artifacts = ARTIFACTS, format: OutputFormat = "text") -> None:
+    """List the artifacts: stage, size, what they are read by."""
+    from compressor.housekeeping import entries
+
+    show(format, {"artifacts": [e.row() for e in entries(artifacts)]})
+
+
+@cache.command(name="gc")
+def cache_gc(
+    artifacts: Artifacts = ARTIFACTS, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False, format: OutputFormat = "text"
+) -> None:  # fmt: skip
+    """Remove artifacts that no newest bundle was made from, and leftovers of interrupted builds."""
+    from compressor.housekeeping import collect
+
+    gone = collect(artifacts, dry_run=dry_run)
+    show(format, {"removed": [str(e.path) for e in gone], "megabytes": round(sum(e.megabytes for e in gone), 1), "dry_run": dry_run})
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    with suppress(AttributeError):
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]

@@ -1,0 +1,131 @@
+"""Evolution of length configurations: which are worth deploying.
+
+What:     DEAP's crossover, mutation and NSGA-II selection in an ask/tell loop with a barrier per generation.
+Papers:   NSGA-II (Deb 2002), Length-Adaptive Transformer's evolutionary search (arXiv:2010.07003).
+Formula:  maximise score, minimise cost (measured latency or MACs); the result is the Pareto front.
+Defaults: population 12; half of a generation are crossovers, half mutations.
+Limits:   noise in a measured latency moves the front; the same evaluations give the same front.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from deap import base, tools
+
+from compressor.lengths import LengthConfig
+
+Genome = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A length configuration with what was found for it; `cost` is what the front trades the score against."""
+
+    lengths: Genome
+    score: float
+    latency_ms: float
+    macs: float
+    cost: float
+
+
+Measure = Callable[[Sequence[Genome]], Sequence[Candidate]]
+
+
+class _Fitness(base.Fitness):  # type: ignore[misc]
+    weights = (1.0, -1.0)  # score up, cost down
+
+
+class _Individual(list[int]):
+    """A genome as DEAP wants it: a list with a fitness."""
+
+    def __init__(self, genes: Iterable[int], candidate: Candidate | None = None) -> None:
+        super().__init__(genes)
+        self.fitness = _Fitness((candidate.score, candidate.cost) if candidate else ())
+
+
+def pareto_front(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Candidates that no other beats on both cost and score, cheapest first."""
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (c.cost, -c.score)):
+        if not front or candidate.score > front[-1].score:
+            front.append(candidate)
+    return front
+
+
+def evolve(
+    start: Sequence[Genome], measure: Measure, *, max_length: int, fixed: int, evaluations: int, population: int, seed: int
+) -> list[Candidate]:
+    """Return every candidate that was measured, at most `evaluations`; the last `fixed` genes stay 1.
+
+    A generation's proposals depend on the seed, its number and the measurements so far, not on when or where they were made.
+    """
+    known: dict[Genome, Candidate] = {}
+    wanted = list(dict.fromkeys(start))[:evaluations]
+    generation = 0
+    while wanted:
+        known |= {c.lengths: c for c in measure(wanted)}
+        generation += 1
+        room = min(population, evaluations - len(known))
+        with _seeded(f"{seed}/{generation}"):
+            parents = tools.selNSGA2([_Individual(c.lengths, c) for c in known.values()], min(population, len(known)))
+            wanted = _proposals(parents, known, room, max_length, fixed)
+    return list(known.values())
+
+
+def _proposals(parents: Sequence[_Individual], known: Mapping[Genome, Any], room: int, max_length: int, fixed: int) -> list[Genome]:
+    """Return up to `room` new genomes; give up after a bounded number of tries."""
+    fresh: dict[Genome, None] = {}
+    for attempt in range(20 * room):
+        if len(fresh) == room:
+            break
+        child = _Individual(random.choice(parents))
+        if attempt % 2 and len(parents) > 1:
+            tools.cxUniform(child, _Individual(random.choice(parents)), 0.5)
+        else:
+            _mutate(child, max_length)
+        genome = repaired(child, max_length, fixed)
+        if genome not in known:
+            fresh[genome] = None
+    return list(fresh)
+
+
+def _mutate(genes: _Individual, max_length: int) -> None:
+    """Scale a tail of the configuration, or draw single layers anew between their neighbours."""
+    if random.random() < 0.5:
+        first, factor = random.randrange(len(genes)), random.uniform(0.6, 1.3)
+        genes[first:] = [round(g * factor) for g in genes[first:]]
+        return
+    upper = [max_length, *genes[:-1]]
+    lower = [*genes[1:], 1]
+    tools.mutUniformInt(genes, [min(a, b) for a, b in zip(lower, upper, strict=True)], upper, 0.5)
+
+
+def repaired(genes: Iterable[float], max_length: int, fixed: int) -> Genome:
+    """Return the nearest valid genome: non-increasing, at least 1, the last `fixed` genes 1."""
+    genome = list(LengthConfig.repaired(genes, max_length).lengths)
+    if fixed:
+        genome[-fixed:] = [1] * fixed
+    return tuple(genome)
+
+
+@contextmanager
+def _seeded(seed: str) -> Iterator[None]:
+    """DEAP draws from Python's global generator: give it a seed of its own and put the old state back."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def operating_points(candidates: Sequence[Candidate], full: Candidate) -> dict[str, Candidate]:
+    """Name the points of a front: the cheapest with at most 0, 0.5 and 1.0 points lost against full length, and the cheapest of all."""
+    front = pareto_front([*candidates, full])
+    named = {"full": full}
+    for name, allowed in (("accurate", 0.0), ("balanced", 0.005), ("fast", 0.010)):
+        named[name] = next((c for c in front if c.score >= full.score - allowed - 1e-9), full)
+    return named | {"min": front[0]}

@@ -1,0 +1,59 @@
+"""Gates: what must hold before a bundle may be deployed. Pure arithmetic over the measured variants."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.recipe import AnyGate, DropGate, LatencyGate, SizeGate, SpeedGate
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the result table, measured on the test split; all rows' latencies come from one interleaved run."""
+
+    name: str
+    score: float
+    score_interval: tuple[float, float]
+    p50_ms: float
+    p90_ms: float
+    size_mb: float
+    lengths: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A gate, what was found, and whether it holds."""
+
+    gate: str
+    value: str
+    limit: str
+    passed: bool
+
+
+def judge(gates: Sequence[AnyGate], chosen: Variant, references: Mapping[str, Variant]) -> list[Verdict]:
+    """Judge the default operating point; `references` holds teacher and student (fp32)."""
+    return [_judge(gate, chosen, references) for gate in gates]
+
+
+def _judge(gate: AnyGate, chosen: Variant, references: Mapping[str, Variant]) -> Verdict:
+    match gate:
+        case DropGate():
+            drop = references[gate.against].score - chosen.score
+            return Verdict(
+                f"{gate.metric} drop against {gate.against}", f"{drop:.2%}", f"≤ {gate.max_drop:.2%}", drop <= gate.max_drop + 1e-9
+            )
+        case SpeedGate():
+            ratio = references[gate.against].p50_ms / chosen.p50_ms
+            return Verdict(f"speed-up over {gate.against} (fp32)", f"{ratio:.2f}x", f"≥ {gate.min:g}x", ratio >= gate.min)
+        case LatencyGate():
+            return Verdict("median latency", f"{chosen.p50_ms:.2f} ms", f"≤ {gate.max:g} ms", chosen.p50_ms <= gate.max)
+        case SizeGate():
+            return Verdict("size of model.onnx", f"{chosen.size_mb:.1f} MB", f"≤ {gate.max:g} MB", chosen.size_mb <= gate.max)
+
+
+def gains(chain: Sequence[tuple[str, Variant]], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return what each link of the chain gave over the one before: factor of speed, change of score, seconds it took to build."""
+    return [
+        {"stage": name, "speedup_factor": before.p50_ms / after.p50_ms, "score_change": after.score - before.score, "seconds": seconds.get(name.split(":")[0], 0.0)}
+        for (_, before), (name, after) in zip(chain[:-1], chain[1:], strict=True)
+    ]  # fmt: skip

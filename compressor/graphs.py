@@ -1,0 +1,111 @@
+"""Torch to ONNX: one graph whose `lengths` input has a default, proven equal to torch; and its INT8 form.
+
+A client that knows nothing of lengths runs the default operating point: `lengths` is an input with an initializer of the same name.
+Graphs carry no times, paths or doc strings, so the same weights give the same bytes.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from tokenizers import Encoding
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compressor.errors import StageError
+from compressor.modeling import LengthAdaptiveClassifier
+from compressor.runtime import Graph
+from compressor.tasks import Floats, pad
+
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class PlainClassifier(nn.Module):
+    """A Hugging Face classifier that takes positional inputs and returns logits (batch, labels)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.segments = getattr(model.config, "type_vocab_size", 0) > 1  # families without segments take no token_type_ids
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        segments = {"token_type_ids": token_type_ids} if self.segments else {}
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
+        return logits
+
+
+def export_graph(model: PlainClassifier | LengthAdaptiveClassifier, path: Path, opset: int) -> None:
+    """Write the model as ONNX with dynamic batch and length; a length-adaptive one takes `lengths`, by default full."""
+    model = model.to("cpu").eval()
+    model.model.config._attn_implementation = "eager"
+    # Three rows of unequal length: tracing must see a mask at work and no size that another could be confused with.
+    ids = torch.tensor([[2, 5, 6, 7, 8], [2, 5, 6, 0, 0], [2, 5, 0, 0, 0]])
+    arguments: list[Tensor] = [ids, (ids > 0).long(), torch.zeros_like(ids)]
+    names = list(NAMES)
+    if isinstance(model, LengthAdaptiveClassifier):
+        arguments.append(torch.full((model.layers,), model.max_length // 2))
+        names.append("lengths")
+    axes = {name: {0: "batch", 1: "tokens"} for name in NAMES} | {"logits": {0: "batch"}}
+    with warnings.catch_warnings():  # the TorchScript exporter is deprecated, and best supported by what reads its graphs
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, tuple(arguments), str(path), input_names=names, output_names=["logits"], dynamic_axes=axes, opset_version=opset, dynamo=False
+        )  # fmt: skip
+    graph = onnx.load(path)
+    for node in graph.graph.node:
+        node.doc_string = ""
+    if isinstance(model, LengthAdaptiveClassifier):
+        set_default_lengths(graph, [model.max_length] * model.layers)
+    onnx.save(graph, path)
+
+
+def set_default_lengths(graph: onnx.ModelProto, lengths: Sequence[int]) -> None:
+    """Give the `lengths` input its default: an initializer of the same name."""
+    kept = [i for i in graph.graph.initializer if i.name != "lengths"]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend([*kept, numpy_helper.from_array(np.asarray(lengths, dtype=np.int64), "lengths")])
+
+
+def takes_lengths(path: Path) -> bool:
+    """Say whether the graph takes a length configuration."""
+    return any(i.name == "lengths" for i in onnx.load(path, load_external_data=False).graph.input)
+
+
+def parity(
+    model: PlainClassifier | LengthAdaptiveClassifier, path: Path, texts: Sequence[Encoding], configurations: Sequence[Sequence[int] | None], pad_id: int,
+    tolerance: float,
+) -> float:  # fmt: skip
+    """Return the largest difference of a logit between torch and the graph, over configurations, batches and paddings.
+
+    Raises:
+        StageError: it exceeds the tolerance.
+    """
+    graph, worst = Graph(path, single=False, pad_id=pad_id), 0.0
+    by_length = sorted(texts, key=lambda e: len(e.ids))
+    batches = [texts[:1], by_length[:1], by_length[-1:], by_length[:2] + by_length[-2:], texts]
+    for lengths in configurations:
+        for batch in batches:
+            difference = float(np.abs(torch_logits(model, batch, lengths, pad_id) - graph.run(batch, lengths)).max())
+            worst = max(worst, difference)
+            if difference > tolerance:
+                raise StageError(
+                    f"export: at lengths {lengths} and {len(batch)} texts a logit differs by {difference:.2g} from torch "
+                    f"(export.tolerance {tolerance:g}); report the model, or raise the tolerance"
+                )
+    return worst
+
+
+@torch.inference_mode()
+def torch_logits(
+    model: PlainClassifier | LengthAdaptiveClassifier, batch: Sequence[Encoding], lengths: Sequence[int] | None, pad_id: int
+) -> Floats:
+    """Return torch's float32 logits for one padded batch."""
+    arrays = pad(batch, pad_id)
+    inputs = [torch.from_numpy(arrays[name]) for name in NAMES]
+    extra = [] if lengths is None or isinstance(model, PlainClassifier) else [torch.tensor(lengths)]
+    logits: Floats = model.eval()(*inputs, *extra).float().numpy()
+    return logits

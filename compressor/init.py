@@ -1,0 +1,139 @@
+"""Write the first recipe: complete, commented, and ready to edit."""
+
+import math
+import re
+from pathlib import Path
+
+from compressor.errors import RecipeError, UnfitError
+
+PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+NOT_STRINGS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+
+RECIPE = """\
+# Compresses a text classifier into an INT8 bundle for CPUs, and builds it only if the gates at the end hold.
+# Needs    pip install 'encoder-compressor[train]' and the data named below
+# Check    compress validate {file}
+# Look     compress plan {file}       what would run, and how long it may take
+# Build    compress run {file}        finished stages are cached; an interrupted run resumes
+version: 1                  # of this format
+name: {name}
+seed: 17                    # same seed, versions and thread count: same bundle
+task: {{type: text-classification, metric: accuracy}}
+
+# Files (csv, tsv, jsonl, parquet, also .gz), a Hub data set id, or package:NAME/FILE.
+# Without validation:, search: and test: they are cut from train by a hash of the text.
+data:
+  train: {train}
+  text: {text}
+  label: {label}
+  max_length: 128           # tokens; longer texts are cut
+
+# The model to compress: a Hub id, a local folder, or package:NAME/FOLDER.
+# Leave finetune out if it already answers this task.
+teacher:
+  model: {model}
+  finetune: {{epochs: 3, batch_size: 32, learning_rate: 5e-5}}
+
+{distill}
+length_adapt: {{epochs: 2}}   # trains with dropped tokens, so that one model serves many speeds
+export: {{}}
+quantize: {{backend: onnxruntime}}
+search: {{evaluations: 48}}   # token lengths per layer that are measured to find the best trade of speed for quality
+target: {{threads: {threads}, batch: 1}}   # what latency is measured with: set it as it will be served
+
+# A bundle that misses a gate goes to rejected/, and the command leaves with exit code 5.
+gates:
+  - {{metric: accuracy, against: teacher, max_drop: 1.0%}}
+  - {{metric: speedup, against: teacher, min: {speedup:.1f}}}
+  - {{metric: size, max: {size_mb}MB}}          # guessed for a BERT-base teacher; a large vocabulary needs more
+"""
+
+DISTILL = """\
+# The student starts as these layers of the teacher; or name another model: {{model: ID}}.
+distill:
+  student: {{layers: {layers}}}
+  epochs: 3
+  objectives:               # start and end are parts of the training: 0.4 is after 40 % of the steps
+    - {{type: minilmv2, end: 0.4}}
+    - {{type: soft_labels, temperature: 2.0, weight: 0.9, start: 0.4}}
+    - {{type: labels, weight: 0.1, start: 0.4}}
+"""
+
+NO_DISTILL = """\
+# No distill: the teacher itself is compressed. A student of fewer layers is faster:
+# distill: {student: {layers: [0, 5, 11]}, epochs: 3, objectives: [{type: soft_labels, temperature: 2.0}]}
+"""
+
+
+def write_recipe(
+    path: Path,
+    *,
+    name: str,
+    model: str,
+    train: str,
+    text: str = "text",
+    label: str = "label",
+    student_layers: int | None = 3,
+    threads: int = 1,
+    teacher_layers: int = 12,
+) -> None:
+    """Write a commented recipe to `path`; with `student_layers=None` it has no distillation.
+
+    Raises `RecipeError` when the file exists or a number is out of range, `UnfitError` when the file cannot be written.
+    """
+    recipe = compose_recipe(path.name, name, model, train, text, label, student_layers, threads, teacher_layers)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(recipe)
+    except FileExistsError:
+        raise RecipeError(f"{path} exists and is not overwritten; give another file name, or remove it first") from None
+    except OSError as error:
+        raise UnfitError(f"{path} cannot be written ({error.strerror}); name a file in a folder that you may write") from None
+
+
+def compose_recipe(
+    file: str, name: str, model: str, train: str, text: str, label: str, student_layers: int | None, threads: int, teacher_layers: int
+) -> str:
+    """Compose the text of a recipe that will be called `file`."""
+    if threads < 1:
+        raise RecipeError(f"threads is {threads}; give 1 or more")
+    depth = student_layers or teacher_layers
+    return RECIPE.format(
+        file=scalar(file),
+        name=scalar(name),
+        model=scalar(model),
+        train=scalar(train),
+        text=scalar(text),
+        label=scalar(label),
+        distill=NO_DISTILL if student_layers is None else DISTILL.format(layers=spread_layers(student_layers, teacher_layers)),
+        threads=threads,
+        speedup=max(1.5, teacher_layers / depth),  # INT8 alone brings more than 1.5 on a processor with VNNI
+        size_mb=_size_gate_mb(depth),
+    )
+
+
+def spread_layers(student: int, teacher: int) -> list[int]:
+    """Choose `student` of the `teacher` layers, evenly spread, with the first and the last: 3 of 12 are [0, 5, 11]."""
+    if not 1 <= student <= teacher:
+        raise RecipeError(f"a student of {student} layers cannot be cut from {teacher}; give 1 to {teacher} layers")
+    return [layer * (teacher - 1) // max(1, student - 1) for layer in range(student)]
+
+
+def scalar(value: str) -> str:
+    """Write `value` as a YAML string on one line, quoted only where YAML would read something else."""
+    if PLAIN.fullmatch(value) and value.lower() not in NOT_STRINGS:
+        return value
+    return '"' + "".join(_escaped(character) for character in value) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '\\"':
+        return "\\" + character
+    # json.dumps would write an emoji as two surrogates, which YAML does not join.
+    return character if character.isprintable() else f"\\U{ord(character):08x}"
+
+
+def _size_gate_mb(layers: int) -> int:
+    """A BERT-base INT8 model is 24 MB of embeddings and 7.1 MB a layer; a third more, in tens, leaves room for the rest."""
+    return math.ceil((24 + 7.1 * layers) * 1.3 / 10) * 10

@@ -1,0 +1,163 @@
+"""Read a recipe: YAML 1.2 with places, `--set` changes, and errors in the user's words."""
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from compressor.errors import RecipeError
+from compressor.recipe import Recipe
+
+Location = Sequence[str | int]
+
+
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Return the checked recipe of a file, with `a.b=value` changes applied.
+
+    Raises:
+        RecipeError: names file, line, column, the key and, where one is near, the key that was meant.
+    """
+    document = _read(path)
+    for change in changes:
+        _apply(document, change)
+    try:
+        recipe = Recipe.model_validate(_plain(document))
+    except ValidationError as error:
+        raise RecipeError(_first_error(path, document, error)) from None
+    recipe._root = path.resolve().parent
+    return recipe
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401
+    try:
+        document = _yaml().load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "write one with 'compress init'"
+        raise RecipeError(f"{path}: no such recipe; {hint}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}; name a readable YAML file") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise RecipeError(f"{place}: {' '.join(str(error.problem).split())}; mend the YAML there") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: {' '.join(str(error).split())[:200]}; mend the YAML") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys; start one with 'compress init'")
+    return document
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.allow_duplicate_keys = False
+    return yaml
+
+
+def _plain(node: Any) -> Any:  # noqa: ANN401
+    """Return ruamel's marked values as Python's own types."""
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _apply(document: Any, change: str) -> None:  # noqa: ANN401
+    """Apply `a.b=value`; a path in it is meant from where the user stands, not from where the recipe lies."""
+    key, equals, text = change.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(f"--set {change}: write it as section.key=value")
+    *parents, last = key.split(".")
+    node = document
+    for parent in parents:
+        if not isinstance(node, dict):
+            break
+        if isinstance(node.get(parent), str):  # the short form `train: PATH`
+            node[parent] = {"path": node[parent]}
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+    if not isinstance(node, dict):
+        raise RecipeError(f"--set {change}: {'.'.join(parents)} holds no keys")
+    try:
+        value = YAML(typ="safe").load(StringIO(text))
+    except YAMLError:
+        value = text
+    names_files = last in ("model", "path") or parents == ["data"]
+    node[last] = str(Path(value).resolve()) if names_files and isinstance(value, str) and Path(value).exists() else value
+
+
+def _first_error(path: Path, document: Any, error: ValidationError) -> str:  # noqa: ANN401
+    details = error.errors(include_url=False)
+    first = min(details, key=lambda d: (d["type"] != "extra_forbidden", d["type"] == "missing"))
+    keys = _real_keys(document, first["loc"])
+    line, column = _place(document, keys)
+    dotted = ".".join(str(k) for k in keys) or "recipe"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{path}:{line}:{column}: {_words(dotted, keys, first)}{more}"
+
+
+def _words(dotted: str, keys: list[str | int], detail: Any) -> str:  # noqa: ANN401
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(Recipe, keys[:-1])
+        near = difflib.get_close_matches(str(keys[-1]), known, 1, cutoff=0.5)
+        return f"unknown key {dotted}; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
+    if detail["type"] == "missing":
+        return f"{dotted} is missing; add it ('compress schema' documents every key)"
+    message = detail["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(detail["input"], dict | list) else f" is {detail['input']!r}"
+    return f"{dotted}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _real_keys(document: Any, location: Location) -> list[str | int]:  # noqa: ANN401
+    """Drop what pydantic adds to a location (the tag of a union) and the document does not hold; keep a missing last key."""
+    keys: list[str | int] = []
+    node = document
+    for position, key in enumerate(location):
+        inside = (isinstance(node, dict) and key in node) or (isinstance(node, list) and isinstance(key, int) and key < len(node))
+        if inside:
+            keys.append(key)
+            node = node[key]
+        elif position == len(location) - 1 and isinstance(node, dict):
+            keys.append(key)
+    return keys
+
+
+def _place(document: Any, keys: list[str | int]) -> tuple[int, int]:  # noqa: ANN401
+    line, column, node = 0, 0, document
+    for key in keys:
+        marks = getattr(node, "lc", None)
+        try:
+            line, column = marks.key(key) if isinstance(node, dict) else marks.item(key)  # type: ignore[union-attr]
+        except (AttributeError, KeyError, TypeError):
+            break  # a key that is missing, or came with --set: the place of its parent
+        node = node[key]
+    return line + 1, column + 1
+
+
+def _fields_at(model: type[BaseModel], keys: Sequence[str | int]) -> list[str]:
+    """Return the keys that a recipe may hold at this place (of any member, where it is a union)."""
+    models: list[type[BaseModel]] = [model]
+    for key in keys:
+        if isinstance(key, str):
+            models = [m for owner in models if key in owner.model_fields for m in _models_in(owner.model_fields[key].annotation)]
+    return sorted({name for m in models for name in m.model_fields})
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in typing.get_args(annotation) for m in _models_in(part)]

@@ -1,0 +1,95 @@
+"""Facts about the machine and its packages that numbers depend on: they are recorded beside every latency."""
+
+import hashlib
+import math
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import UnfitError
+
+# The instruction sets that decide how fast 8-bit and bfloat16 products are, named as Linux does.
+ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+CPUINFO = Path("/proc/cpuinfo")
+CGROUP = Path("/sys/fs/cgroup")
+GIGABYTE = 1e9
+
+
+def describe() -> dict[str, Any]:
+    """Describe this machine: cpu, usable cores, threads_per_core, isa, memory_gb, os.
+
+    `isa` is empty where Linux does not tell (another system, ARM).
+    """
+    cpuinfo = _cpuinfo()
+    flags = set(cpuinfo.get("flags", "").split())
+    return {
+        "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
+        "cores": _usable_cores(),
+        "threads_per_core": _threads_per_core(cpuinfo),
+        "isa": [name for name in ISA if name in flags],
+        "memory_gb": round(_memory_bytes() / GIGABYTE, 1),
+        "os": platform.platform(),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Look up the installed versions of `packages`; those that are absent are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def fingerprint() -> str:
+    """Hash what latency depends on (cpu model, usable cores, isa), so that no host is served another's latencies."""
+    machine = describe()
+    facts = "\n".join([machine["cpu"], str(machine["cores"]), *machine["isa"]])
+    return hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entry; a hybrid CPU's other cores are not looked at."""
+    first_entry = _read(CPUINFO).split("\n\n")[0]
+    pairs = (line.partition(":") for line in first_entry.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _usable_cores() -> int:
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # A container's quota (docker --cpus) does not show in the affinity: "200000 100000" is two cores, "max 100000" no limit.
+    quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
+    return min(allowed, math.ceil(int(quota) / int(period))) if quota.isdigit() else allowed
+
+
+def _threads_per_core(cpuinfo: dict[str, str]) -> int:
+    threads, cores = int(cpuinfo.get("siblings", 1)), int(cpuinfo.get("cpu cores", 1))
+    return max(1, threads // max(1, cores))
+
+
+def _memory_bytes() -> int:
+    limit = _read(CGROUP / "memory.max").strip()
+    physical = _physical_memory_bytes()
+    return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def _physical_memory_bytes() -> int:
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import psutil
+    except ImportError:
+        raise UnfitError("reading the memory of this system needs the [train] extra: pip install 'encoder-compressor[train]'") from None
+    return int(psutil.virtual_memory().total)

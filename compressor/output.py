@@ -1,0 +1,61 @@
+"""What a command answers on stdout: tables and lines for people, JSON for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+Format = Literal["text", "json"]
+
+
+def show(format: Format, result: Mapping[str, Any]) -> None:
+    """Print a result: lists of rows as tables, single values as lines."""
+    if format == "json":
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for key, value in result.items():
+        if key == "variants":
+            console.print(variants_table(value))
+        elif key == "gates":
+            for gate in value:
+                console.print(
+                    f"{'passed' if gate['passed'] else 'BROKEN'}  {gate['gate']}: {gate['value']} ({gate['limit']})", markup=False
+                )
+        elif key == "findings":
+            for finding in value:
+                console.print(f"finding: {finding}", markup=False)
+        elif isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(row, Mapping) for row in value):
+            console.print(rows_table(value) if value else f"{key}: none")
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            console.print(f"{key}: {', '.join(map(str, value)) or 'none'}", markup=False)
+        elif not isinstance(value, Mapping):
+            console.print(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}", markup=False)
+        else:
+            console.print(f"{key}: {json.dumps(value, ensure_ascii=False)}", markup=False)
+
+
+def variants_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the result table: every row measured on the test split, latencies in one interleaved run."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("variant")
+    for column in ("score", "95 % interval", "p50 ms", "p90 ms", "speed-up", "MB"):
+        table.add_column(column, justify="right")
+    for v in variants:
+        low, high = v["score_interval"]
+        table.add_row(
+            v["name"], f"{v['score']:.2%}", f"{low:.1%} – {high:.1%}", f"{v['p50_ms']:.2f}", f"{v['p90_ms']:.2f}", f"{v['speedup']:.2f}x", f"{v['size_mb']:.1f}"
+        )  # fmt: skip
+    return table
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return any list of equal mappings as a table."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*("–" if v is None or v == "" else f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()))
+    return table

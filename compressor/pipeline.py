@@ -1,0 +1,258 @@
+"""The compiler: a table of stages, run in order, each in a content-addressed folder of its own.
+
+A recipe section that is absent is a stage that does not run; the newest artifact of each kind flows on.
+"""
+
+import errno
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module, util
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from compressor import __version__, machine
+from compressor.artifact import STATE, Artifact, commit, digest_of
+from compressor.errors import CompressorError, StageError, UnfitError
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+
+Kind = Literal["data", "teacher", "checkpoint", "float_graph", "int8_graph", "frontier", "bundle"]
+Inputs = Mapping[Kind, Artifact]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass of the compiler: reads the newest artifact of each kind, writes one artifact.
+
+    The name is at once the module `compressor/stages/<name>.py`, whose `run(recipe, inputs, out, log)` does the work,
+    and the prefix of its folders under `artifacts/`.
+    """
+
+    name: str
+    reads: tuple[Kind, ...]
+    writes: tuple[Kind, ...]
+    settings: tuple[str, ...]
+    """Recipe sections that its result depends on."""
+    sources: tuple[str, ...] = ()
+    """Shared modules whose text is part of the cache key."""
+    packages: tuple[str, ...] = ()
+    """Packages whose versions are part of the cache key."""
+    section: str | None = None
+    """Recipe section without which the stage does not run."""
+    times: bool = False
+    """Whether it measures latencies, which another machine must not take from the cache."""
+
+
+_TORCH = ("torch", "transformers", "tokenizers")
+_TRAIN = ("training", "modeling", "tasks", "objectives", "lengths", "checkpoint", "data")
+_ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
+_GRAPHS: tuple[Kind, ...] = ("data", "checkpoint", "float_graph", "int8_graph")
+_GRAPH = ("graphs", "runtime", "modeling", "lengths", "tasks", "checkpoint")
+_SEARCH = ("evolution", "latency", "lengths", "runtime", "tasks")
+_BUNDLE = ("gates", "latency", "report", "runtime", "graphs", "tasks")
+_BUNDLE_SETTINGS = ("name", "task", "target", "default_point", "gates", "seed")
+
+STAGES: tuple[Stage, ...] = (
+    Stage("data", reads=(), writes=("data",), settings=("data", "task"), sources=("data",)),
+    Stage("finetune", ("data",), ("teacher", "checkpoint"), ("teacher", "task", "seed"), _TRAIN, _TORCH),
+    Stage("distill", ("data", "teacher"), ("checkpoint",), ("distill", "task", "seed"), _TRAIN, _TORCH, "distill"),
+    Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TRAIN, _TORCH, "length_adapt"),
+    Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), _GRAPH, (*_TORCH, *_ORT)),
+    Stage("quantize", ("data", "checkpoint", "float_graph"), ("int8_graph",), ("quantize", "task"), _GRAPH, _ORT, "quantize"),
+    Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), _SEARCH, ("deap", *_ORT), "search", times=True),
+    Stage("bundle", (*_GRAPHS, "teacher", "frontier"), ("bundle",), _BUNDLE_SETTINGS, _BUNDLE, _ORT, times=True),
+)
+
+
+class Run(Protocol):
+    """The work of a stage: fill `out`, return what was measured."""
+
+    def __call__(self, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do with one stage: use the artifact of `folder`, or make it, and why."""
+
+    stage: Stage
+    folder: Path | None
+    cached: bool
+    reason: str
+    seconds: float | None = None
+
+
+@dataclass
+class Flow:
+    """The newest artifact of each kind while the table is walked, and what each stage measured."""
+
+    newest: dict[Kind, Artifact] = field(default_factory=dict)
+
+    def inputs(self, stage: Stage) -> dict[Kind, Artifact]:
+        return {kind: self.newest[kind] for kind in stage.reads if kind in self.newest}
+
+    def add(self, stage: Stage, artifact: Artifact) -> None:
+        self.newest |= dict.fromkeys(stage.writes, artifact)
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """Return the stages that this recipe asks for, in order."""
+    return [s for s in STAGES if s.section is None or getattr(recipe, s.section) is not None]
+
+
+def cache_key(stage: Stage, recipe: Recipe, inputs: Inputs) -> str:
+    """Hash everything that the stage's result depends on: its code, its settings, its inputs, its packages, and the machine if it times."""
+    modules = (f"compressor.stages.{stage.name}", *(f"compressor.{name}" for name in stage.sources))
+    return digest_of(
+        {
+            "stage": stage.name,
+            "sources": {name: _source_hash(name) for name in modules},
+            "settings": recipe.key_settings(stage.settings),
+            "inputs": {kind: artifact.digest for kind, artifact in inputs.items()},
+            "versions": machine.versions(*stage.packages),
+            "machine": machine.fingerprint() if stage.times else "",
+        }
+    )
+
+
+def plan(recipe: Recipe, artifacts: Path, force: Sequence[str] = ()) -> list[Planned]:
+    """Say for each stage whether its artifact is there, or why it would run."""
+    flow, rows, stale = Flow(), [], ""
+    for stage in stages_of(recipe):
+        if stale:
+            rows.append(Planned(stage, None, False, f"{stale} runs before it", _last_seconds(stage, artifacts)))
+            continue
+        folder = _folder(stage, recipe, flow.inputs(stage), artifacts)
+        reason = "forced" if stage.name in force else _why_not_cached(stage, folder)
+        rows.append(Planned(stage, folder, not reason, reason or "cached", _last_seconds(stage, artifacts)))
+        if reason:
+            stale = stage.name
+        else:
+            flow.add(stage, Artifact(folder))
+    return rows
+
+
+def run(recipe: Recipe, artifacts: Path, log: Progress, *, until: str | None = None, force: Sequence[str] = ()) -> Artifact:
+    """Run what is out of date and return the last artifact.
+
+    Raises:
+        CompressorError: a stage failed (StageError), or the machine did not let it work (UnfitError). Finished stages stay.
+    """
+    flow, stages = Flow(), stages_of(recipe)
+    with _only_build(recipe.name, artifacts):
+        for number, stage in enumerate(stages, 1):
+            position, inputs = f"{number}/{len(stages)}", flow.inputs(stage)
+            folder = _folder(stage, recipe, inputs, artifacts)
+            reason = "forced" if stage.name in force else _why_not_cached(stage, folder)
+            if not reason:
+                log.cached(stage.name, position, str(folder))
+            else:
+                if folder.exists() and reason != "forced":
+                    log.warn(f"{folder}: {reason}; building it again")
+                with log.stage(stage.name, position), _translated(stage, artifacts):
+                    _build(stage, recipe, inputs, folder, log)
+            flow.add(stage, Artifact(folder))
+            if stage.name == until:
+                break
+    return Artifact(folder)
+
+
+def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> None:
+    """Run the stage in a scratch folder and commit it; a failure leaves only the state that the next run goes on from."""
+    scratch = folder.parent / f".{folder.name}"
+    _sweep(scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    work: Run = import_module(f"compressor.stages.{stage.name}").run
+    started = time.perf_counter()
+    try:
+        metrics = work(recipe, inputs, scratch, log)
+        manifest = {
+            "stage": stage.name,
+            "settings": recipe.key_settings(stage.settings),
+            "inputs": {kind: {"path": artifact.path.name, "digest": artifact.digest} for kind, artifact in inputs.items()},
+            "key": cache_key(stage, recipe, inputs),
+            "metrics": metrics | {"seconds": round(time.perf_counter() - started, 2)},
+            "versions": {"compressor": __version__} | machine.versions(*stage.packages),
+        }
+        commit(scratch, folder, manifest)
+    except BaseException:
+        _sweep(scratch)
+        raise
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove everything but the state; remove the folder too when there is none."""
+    if not (scratch / STATE).exists():
+        shutil.rmtree(scratch, ignore_errors=True)
+        return
+    for entry in scratch.iterdir():
+        if entry.name != STATE:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _folder(stage: Stage, recipe: Recipe, inputs: Inputs, artifacts: Path) -> Path:
+    return artifacts / f"{stage.name}-{cache_key(stage, recipe, inputs)[:12]}"
+
+
+def _why_not_cached(stage: Stage, folder: Path) -> str:
+    if not folder.exists():
+        return "its code, settings or inputs are new" if any(folder.parent.glob(f"{stage.name}-*")) else "never run"
+    return Artifact(folder).damage() or ""
+
+
+def _last_seconds(stage: Stage, artifacts: Path) -> float | None:
+    """Return how long the newest artifact of this stage took, as an estimate."""
+    folders = sorted(artifacts.glob(f"{stage.name}-*"), key=lambda f: f.stat().st_mtime)
+    intact = [a for f in folders[-1:] if not (a := Artifact(f)).damage()]
+    return float(intact[0].metrics["seconds"]) if intact else None
+
+
+def _source_hash(module: str) -> str:
+    spec = util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+
+
+@contextmanager
+def _only_build(name: str, artifacts: Path) -> Iterator[None]:
+    """Hold the recipe's lock; a second build of it at the same time is refused, not queued."""
+    from filelock import FileLock, Timeout
+
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(artifacts / f".{name}.lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UnfitError(f"another build of {name} is running in {artifacts}; wait for it, or give --artifacts another folder") from None
+    except OSError as error:
+        raise UnfitError(f"{artifacts}: {error.strerror}; make the folder writable, or give --artifacts another one") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _translated(stage: Stage, artifacts: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one line with a remedy."""
+    try:
+        yield
+    except CompressorError:
+        raise
+    except MemoryError as error:
+        raise UnfitError(f"{stage.name}: out of memory; lower batch_size or data.max_length") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UnfitError(f"{stage.name}: no space left under {artifacts}; free some ('compress cache gc') and run again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UnfitError(f"{stage.name}: {error.filename or artifacts} is not writable; mend its permissions and run again") from error
+        raise
+    except RuntimeError as error:
+        if "No space left" in str(error) or "PytorchStreamWriter failed" in str(error) or "inline_container" in str(error):
+            raise UnfitError(f"{stage.name}: no space left under {artifacts}; free some ('compress cache gc') and run again") from error
+        if "not enough memory" in str(error) or "out of memory" in str(error):
+            raise UnfitError(f"{stage.name}: out of memory; lower batch_size or data.max_length") from error
+        raise StageError(f"{stage.name}: {' '.join(str(error).split())[:300]}; run again with --debug for the whole story") from error

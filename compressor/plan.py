@@ -1,0 +1,20 @@
+"""What can be said of a recipe before anything runs."""
+
+from compressor import sources
+from compressor.recipe import Recipe
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Check that every local file and folder that the recipe names is there and of a usable form; Hub ids are taken on trust.
+
+    Raises:
+        RecipeError: names what is missing.
+    """
+    for name in ("train", "validation", "search", "test"):
+        split = getattr(recipe.data, name)
+        if split is not None:
+            sources.resolve(split.path, recipe.root)
+    models = [recipe.teacher.model, *([recipe.distill.student.model] if recipe.distill and recipe.distill.student.model else [])]
+    for model in models:
+        if sources.resolve(model, recipe.root) is not None:
+            sources.model_folder(model, recipe.root)

@@ -1,0 +1,309 @@
+"""Every key of a recipe, in one place: what `compress` reads, checks, hashes and documents.
+
+The docstring under a key is its documentation: `compress schema` and editors show it.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from compressor import sources
+from compressor.units import Megabytes, Milliseconds, Percent
+
+CONTENT = "content"
+"""Marks a key that names files: the cache hashes what they hold, not how they are called."""
+
+Source = Annotated[str, Field(min_length=1), CONTENT]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Task(Section):
+    type: Literal["text-classification"] = "text-classification"
+    """What the model answers: one label for a text or for a pair of texts."""
+    metric: Literal["accuracy", "macro_f1"] = "accuracy"
+    """The score that search, gates and report use."""
+
+
+class Split(Section):
+    path: Source
+    """csv, tsv, jsonl or parquet (also .gz), package:NAME/FILE, or a Hub data set id."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Read only the first so many examples."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:  # noqa: ANN401
+        return {"path": value} if isinstance(value, str) else value
+
+
+class Data(Section):
+    train: Split
+    """What the teacher and the student learn from."""
+    validation: Split | None = None
+    """What training is watched on; cut from train when absent."""
+    search: Split | None = None
+    """What length configurations are chosen on; cut from train when absent, never the test split."""
+    test: Split | None = None
+    """What the report's figures are measured on, once; cut from train when absent."""
+    holdout: Percent = 0.1
+    """Share of train that each absent split takes, chosen by a hash of the text."""
+    text: str = "text"
+    """Column of the text."""
+    text_pair: str | None = None
+    """Column of the second text, for tasks on pairs."""
+    label: str = "label"
+    """Column of the label."""
+    max_length: Annotated[int, Field(ge=8, le=8192)] = 128
+    """Tokens after which a text is cut; length configurations are counted at this length."""
+
+
+class Training(Section):
+    epochs: Annotated[float, Field(gt=0)] = 3
+    """Passes over the training split."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many optimizer steps."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak of a linear schedule."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the processor has AMX or AVX512-bf16 (or on a GPU), else float32."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between two checkpoints that an interrupted build goes on from."""
+
+
+class Teacher(Section):
+    model: Source
+    """Encoder to start from: a local folder, package:NAME/FOLDER, or a Hub model id."""
+    finetune: Training | None = None
+    """How it is fine-tuned on the task; absent: the model is a classifier of this task already."""
+
+
+class Student(Section):
+    model: Source | None = None
+    """A smaller encoder: a local folder, package:NAME/FOLDER, or a Hub model id."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Or: these layers of the teacher, counted from 0."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Student":
+        if (self.model is None) == (self.layers is None):
+            raise ValueError("name either `model` or `layers` of the teacher")
+        return self
+
+
+class Objective(Section):
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of this loss in the sum."""
+    start: Share = 0.0
+    """Share of the training after which this objective begins."""
+    end: Share = 1.0
+    """Share of the training at which it ends."""
+
+    @model_validator(mode="after")
+    def _some_time(self) -> "Objective":
+        if self.start >= self.end:
+            raise ValueError(f"start {self.start} is not before end {self.end}")
+        return self
+
+
+class MiniLMv2(Objective):
+    type: Literal["minilmv2"]
+    """Self-attention relations of one teacher layer (arXiv:2012.15828)."""
+    relation_heads: Annotated[int, Field(ge=1)] = 12
+    """Heads that queries, keys and values are split into; divides both hidden sizes."""
+    teacher_layer: int = -1
+    """Layer of the teacher, counted from 0, negative from the end."""
+
+
+class SoftLabels(Objective):
+    type: Literal["soft_labels"]
+    """The teacher's class probabilities (arXiv:1503.02531)."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+
+class Labels(Objective):
+    type: Literal["labels"]
+    """The labels of the data."""
+
+
+AnyObjective = Annotated[MiniLMv2 | SoftLabels | Labels, Field(discriminator="type")]
+
+
+class Distill(Training):
+    student: Student
+    objectives: Annotated[tuple[AnyObjective, ...], Field(min_length=1)]
+    """Losses that are added; `start` and `end` put them one after another."""
+
+    @model_validator(mode="after")
+    def _covered(self) -> "Distill":
+        edges = sorted({0.0, *(o.end for o in self.objectives if o.end < 1)})
+        for share in edges:
+            if not any(o.start <= share < o.end for o in self.objectives):
+                raise ValueError(f"no objective is active at {share:.0%} of the training")
+        return self
+
+
+class LengthAdapt(Training):
+    sandwiches: Annotated[int, Field(ge=0)] = 2
+    """Random sub-models per step, beside the full and the smallest one."""
+    bound: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """LengthDrop: a layer keeps at least 1 - bound of what the layer before it passed on."""
+    layer_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """LayerDrop: probability that a sub-model skips a layer in training."""
+    soft_labels: Share = 0.5
+    """Share of the teacher's soft labels, against the labels, in what the full model learns."""
+    significance: Literal["attention", "cls"] = "attention"
+    """A token counts for the attention it receives from all real tokens, or from [CLS] alone (cheaper, less exact)."""
+
+
+class Export(Section):
+    opset: Annotated[int, Field(ge=14, le=20)] = 17
+    tolerance: Annotated[float, Field(gt=0)] = 1e-3
+    """Largest difference between a logit of the graph and of torch, over lengths, batches and paddings."""
+
+
+class Quantize(Section):
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    """onnxruntime: dynamic INT8, u8 activations with a zero point, s8 weights per channel."""
+
+
+class Search(Section):
+    evaluations: Annotated[int, Field(ge=4)] = 48
+    """Length configurations that are measured at most."""
+    population: Annotated[int, Field(ge=4, multiple_of=4)] = 12
+    latency: Literal["measured", "macs"] = "measured"
+    """What the front trades the score against: milliseconds on the deployed graph, or multiply-accumulates."""
+    texts: Annotated[int, Field(ge=8)] = 64
+    """Texts of the search split that a latency is measured on."""
+
+
+class Target(Section):
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads of one inference."""
+    batch: Literal[1] = 1
+    """Texts per inference."""
+
+
+class DropGate(Section):
+    metric: Literal["accuracy", "macro_f1"]
+    against: Literal["teacher", "student"] = "teacher"
+    max_drop: Percent
+    """Score that the default operating point may lose, in points."""
+
+
+class SpeedGate(Section):
+    metric: Literal["speedup"]
+    against: Literal["teacher", "student"] = "teacher"
+    min: Annotated[float, Field(gt=0)]
+    """Least ratio of the median latencies, both measured in one interleaved run."""
+
+
+class LatencyGate(Section):
+    metric: Literal["latency"]
+    max: Milliseconds
+    """Largest median latency."""
+
+
+class SizeGate(Section):
+    metric: Literal["size"]
+    max: Megabytes
+    """Largest model.onnx."""
+
+
+AnyGate = Annotated[DropGate | SpeedGate | LatencyGate | SizeGate, Field(discriminator="metric")]
+
+
+class Recipe(Section):
+    """What to compile, from which data, for which machine, and what the result must hold."""
+
+    version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Folder of the bundle."""
+    seed: Annotated[int, Field(ge=0)] = 17
+    task: Task = Task()
+    data: Data
+    teacher: Teacher
+    distill: Distill | None = None
+    """Train a smaller student from the teacher."""
+    length_adapt: LengthAdapt | None = None
+    """Train the student to answer at any length configuration."""
+    export: Export = Export()
+    quantize: Quantize | None = None
+    """Make the graph INT8."""
+    search: Search | None = None
+    """Find the length configurations worth deploying."""
+    target: Target = Target()
+    default_point: Literal["full", "accurate", "balanced", "fast", "min"] | None = None
+    """Operating point that gates judge and that a client gets who names none; absent: balanced, or full without a search."""
+    gates: tuple[AnyGate, ...] = ()
+    """What must hold; a bundle that breaks one is rejected."""
+    _root: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if self.search and not self.length_adapt:
+            raise ValueError("`search` chooses lengths of a length-adaptive student: add a `length_adapt` section or leave `search` out")
+        if self.default_point not in (None, "full") and not self.search:
+            raise ValueError(f"default_point {self.default_point} comes from a search: add a `search` section or choose full")
+        for gate in self.gates:
+            if isinstance(gate, DropGate) and gate.metric != self.task.metric:
+                raise ValueError(f"a gate asks for {gate.metric}, but task.metric is {self.task.metric}")
+        return self
+
+    @property
+    def root(self) -> Path:
+        """Folder that relative paths of the recipe start from."""
+        return self._root
+
+    def smoke(self) -> "Recipe":
+        """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
+        limits = {"train": 192, "validation": 48, "search": 48, "test": 48}
+        splits = {k: s.model_copy(update={"limit": min(n, s.limit or n)}) for k, n in limits.items() if (s := getattr(self.data, k))}
+        changed: dict[str, Any] = {"name": f"{self.name}-smoke", "gates": (), "data": self.data.model_copy(update=splits)}
+        short = {"max_steps": 6, "batch_size": 16}
+        changed["teacher"] = self.teacher.model_copy(
+            update={"finetune": self.teacher.finetune and self.teacher.finetune.model_copy(update=short)}
+        )
+        changed |= {k: section.model_copy(update=short) for k in ("distill", "length_adapt") if (section := getattr(self, k))}
+        if self.search:
+            changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8})
+        return self.model_copy(update=changed)
+
+    def key_settings(self, sections: Iterable[str]) -> dict[str, Any]:
+        """Return what a stage's result depends on: the sections' values, with every named file replaced by a hash of its content."""
+        return {name: _key_value(getattr(self, name), self.root) for name in sections}
+
+
+def _key_value(value: Any, root: Path) -> Any:  # noqa: ANN401
+    if isinstance(value, Section):
+        fields = type(value).model_fields
+        return {
+            name: sources.fingerprint(item, root)
+            if item is not None and _names_files(fields[name].annotation, fields[name].metadata)
+            else _key_value(item, root)
+            for name in fields
+            for item in [getattr(value, name)]
+        }
+    if isinstance(value, tuple):
+        return [_key_value(item, root) for item in value]
+    return value
+
+
+def _names_files(annotation: object, metadata: Iterable[object]) -> bool:
+    return CONTENT in metadata or CONTENT in repr(annotation)
+
+
+def schema() -> Mapping[str, Any]:
+    """Return the JSON Schema of a recipe, for editors and checkers."""
+    return Recipe.model_json_schema()

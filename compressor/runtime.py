@@ -1,0 +1,199 @@
+"""Run a bundle: onnxruntime, tokenizers and numpy, nothing else.
+
+    from compressor.runtime import Runtime
+    runtime = Runtime("artifacts/dist/quickstart")
+    runtime.predict(["a gorgeous, witty film"], point="fast")
+
+A prediction never depends on what else is in its batch: float graphs mask padding, and graphs whose activations are
+quantized dynamically (one scale for a whole batch) are fed one text at a time, several at once when there are threads.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from tokenizers import Encoding, Tokenizer
+
+from compressor.data import Example
+from compressor.errors import BundleError
+from compressor.tasks import TASKS, Floats, Prediction, pad
+
+FORMAT = 1
+TOKENS_PER_RUN = 8192
+"""Padded tokens of one graph run at most: bounds memory whatever is asked."""
+CHUNK = 4096
+"""Texts that are tokenized and sorted by length together: bounds memory on a stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A length configuration with what was measured for it when the bundle was built (search split, build machine)."""
+
+    name: str
+    lengths: tuple[int, ...] | None
+    score: float
+    latency_ms: float
+
+
+class Graph:
+    """One ONNX file in onnxruntime; `logits` is all that is asked of it."""
+
+    def __init__(self, path: Path | str, threads: int = 1, *, single: bool, pad_id: int = 0) -> None:
+        """Open the file; `single`: its answers depend on the batch, so feed one text a run."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self.workers = threads if single else 1  # one text fills one core; texts beside each other fill the others
+        options.intra_op_num_threads = 1 if single else threads
+        options.inter_op_num_threads = 1
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
+        self.single, self.pad_id = single, pad_id
+
+    def run(self, encodings: Sequence[Encoding], lengths: Sequence[int] | None = None) -> Floats:
+        """Return the logits of one padded batch."""
+        feed = {name: array for name, array in pad(encodings, self.pad_id).items() if name in self.inputs}
+        if lengths is not None:
+            feed["lengths"] = np.asarray(lengths, dtype=np.int64)
+        logits: Floats = self.session.run(["logits"], feed)[0]
+        return logits
+
+    def logits(self, encodings: Sequence[Encoding], lengths: Sequence[int] | None = None) -> Floats:
+        """Return the logits of any number of texts, in their order."""
+        batches = list(_batches([len(e.ids) for e in encodings], 1 if self.single else 32))
+
+        def run(rows: list[int]) -> Floats:
+            return self.run([encodings[row] for row in rows], lengths)
+
+        if self.workers > 1 and len(batches) > 1:
+            with ThreadPoolExecutor(self.workers) as pool:
+                results = list(pool.map(run, batches))
+        else:
+            results = [run(rows) for rows in batches]
+        ordered = np.concatenate(results)
+        ordered[np.concatenate(batches)] = ordered.copy()
+        return ordered
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield rows by length, so that little is padded, under the bound on tokens."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda r: (lengths[r], r)):
+        if batch and (len(batch) == size or lengths[row] * (len(batch) + 1) > TOKENS_PER_RUN):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+class Runtime:
+    """A verified bundle, ready to answer.
+
+    Raises:
+        BundleError: the folder is no bundle, of another format, or not what was built.
+    """
+
+    def __init__(self, bundle: Path | str, threads: int | None = None) -> None:
+        folder = Path(bundle)
+        self.manifest = verify(folder)
+        self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
+        self.points: Mapping[str, OperatingPoint] = {
+            name: OperatingPoint(name, None if p["lengths"] is None else tuple(p["lengths"]), p["score"], p["latency_ms"])
+            for name, p in self.manifest["points"].items()
+        }
+        self.default: str = self.manifest["default_point"]
+        self.max_length: int = self.manifest["max_length"]
+        self._task = TASKS[self.manifest["task"]]
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        pad_id, single = self.manifest["pad_id"], self.manifest["single"]
+        self._graph = Graph(folder / "model.onnx", threads or self.manifest["target"]["threads"], single=single, pad_id=pad_id)
+
+    def predict(self, texts: Iterable[str | tuple[str, str]], point: str | OperatingPoint | None = None) -> list[Prediction]:
+        """Return one answer a text (or pair of texts), in order, at an operating point (default: the bundle's own)."""
+        return list(self.stream(texts, point))
+
+    def stream(self, texts: Iterable[str | tuple[str, str]], point: str | OperatingPoint | None = None) -> Iterator[Prediction]:
+        """Yield the answers of any number of texts with flat memory."""
+        lengths = self._point(point).lengths
+        examples = (Example(t) if isinstance(t, str) else Example(*t) for t in texts)
+        while chunk := list(islice(examples, CHUNK)):
+            yield from self._task.decode(self._logits(chunk, lengths), self.labels)
+
+    def logits(self, examples: Sequence[Example], point: str | OperatingPoint | None = None) -> Floats:
+        """Return the raw logits (texts, labels) of examples, for scoring."""
+        return self._logits(examples, self._point(point).lengths)
+
+    def within(self, latency_ms: float) -> OperatingPoint:
+        """Return the most accurate operating point of at most this median latency, as measured on the build machine.
+
+        Raises:
+            BundleError: none is that fast; the fastest is named.
+        """
+        fitting = [p for p in self.points.values() if p.latency_ms <= latency_ms]
+        if not fitting:
+            fastest = min(self.points.values(), key=lambda p: p.latency_ms)
+            raise BundleError(f"no operating point within {latency_ms:g} ms; the fastest is {fastest.name} at {fastest.latency_ms:.2f} ms")
+        return max(fitting, key=lambda p: (p.score, -p.latency_ms))
+
+    def _point(self, point: str | OperatingPoint | None) -> OperatingPoint:
+        if isinstance(point, OperatingPoint):
+            return point
+        name = point or self.default
+        if name not in self.points:
+            raise BundleError(f"no operating point {name!r}; this bundle has {', '.join(self.points)}")
+        return self.points[name]
+
+    def _logits(self, examples: Sequence[Example], lengths: Sequence[int] | None) -> Floats:
+        if not examples:
+            return np.zeros((0, len(self.labels)), dtype=np.float32)
+        return self._graph.logits(self._task.encode(self._tokenizer, examples, self.max_length), lengths)
+
+
+def verify(folder: Path) -> Mapping[str, Any]:
+    """Return the manifest of a bundle of which every byte is as it was built.
+
+    Raises:
+        BundleError: what is wrong, in one line.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError
+    except OSError:
+        raise BundleError(f"{folder}: no bundle here (manifest.json is missing); name a folder that 'compress' built") from None
+    except ValueError:
+        raise BundleError(f"{folder}/manifest.json is damaged; copy the bundle again or rebuild it with 'compress recipe.yaml'") from None
+    if manifest.get("format") != FORMAT or manifest.get("task") not in TASKS:
+        found = f"format {manifest.get('format')}, task {manifest.get('task')}"
+        raise BundleError(
+            f"{folder}: {found} is unknown to this version (format {FORMAT}); update encoder-compressor or rebuild the bundle"
+        )
+    _check_content(folder, manifest)
+    return manifest
+
+
+def _check_content(folder: Path, manifest: Mapping[str, Any]) -> None:
+    remedy = "copy the bundle again or rebuild it with 'compress recipe.yaml'"
+    if manifest.get("self") != seal(manifest):
+        raise BundleError(f"{folder}: manifest.json was changed after the build; {remedy}")
+    for name, expected in manifest["files"].items():
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            raise BundleError(f"{folder}: {name} is missing; {remedy}") from None
+        if found != expected:
+            raise BundleError(f"{folder}: {name} does not match manifest.json (sha256 {found[:8]}… ≠ {expected[:8]}…); {remedy}")
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """Return the hash of a manifest without its seal: a slip or an edit shows; it is no signature."""
+    body = {k: v for k, v in manifest.items() if k != "self"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

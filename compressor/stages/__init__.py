@@ -1,0 +1,1 @@
+"""One module per stage; `compressor.pipeline.STAGES` says in which order they run."""

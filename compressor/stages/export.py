@@ -1,0 +1,41 @@
+"""Export the student, and the teacher as the baseline, to ONNX.
+
+What:     one graph that takes `lengths` (int64, one a layer, default full); parity with torch is proven before it is handed on.
+Formula:  a text of n real tokens keeps ceil(n · lengths[i] / max_length) after layer i.
+Defaults: opset 17, tolerance 1e-3 on a logit.
+Limits:   the TorchScript exporter; the last layer of a sentence task computes only [CLS], whatever its length says.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from compressor import checkpoint
+from compressor.graphs import export_graph, parity
+from compressor.lengths import LengthConfig
+from compressor.modeling import LengthAdaptiveClassifier
+from compressor.pipeline import Inputs
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+
+
+def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
+    """Write model.onnx and teacher.onnx and return the largest differences from torch."""
+    splits, task = checkpoint.Splits.of(inputs["data"]), checkpoint.task_of(recipe)
+    found: dict[str, Any] = {}
+    for name, kind in (("model", "checkpoint"), ("teacher", "teacher")):
+        log.note(f"{name}.onnx, and its parity with torch")
+        artifact = inputs[kind]  # type: ignore[index]
+        model = checkpoint.load_forward(artifact, splits.labels)
+        path, folder = out / f"{name}.onnx", artifact.path / checkpoint.MODEL
+        export_graph(model, path, recipe.export.opset)
+        texts = task.encode(checkpoint.tokenizer_of(folder), splits.examples("validation")[:8], splits.max_length)
+        configurations = _configurations(model) if isinstance(model, LengthAdaptiveClassifier) else [None]
+        worst = parity(model, path, texts, configurations, checkpoint.pad_id_of(folder), recipe.export.tolerance)
+        found[name] = {"largest_difference": worst, "megabytes": path.stat().st_size / 1e6}
+    return found
+
+
+def _configurations(model: LengthAdaptiveClassifier) -> list[tuple[int, ...] | None]:
+    smallest = LengthConfig.smallest(model.layers, model.max_length, 0.4)
+    constant = LengthConfig.repaired([model.max_length / 2] * model.layers, model.max_length)
+    return [None, LengthConfig.full(model.layers, model.max_length).lengths, constant.lengths, smallest.lengths, (1,) * model.layers]

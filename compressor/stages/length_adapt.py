@@ -1,0 +1,95 @@
+"""Train the student to answer at any length configuration.
+
+What:     at each step the full model, the smallest and a few random sub-models (LengthDrop, LayerDrop) learn together (sandwich rule).
+Papers:   Length-Adaptive Transformer (arXiv:2010.07003), Universally Slimmable Networks (arXiv:1903.05134), LayerDrop (arXiv:1909.11556).
+Formula:  full: (1 - a) · cross-entropy + a · KL(teacher ‖ full); every sub-model: KL(full, detached ‖ sub) (inplace distillation, forward KL).
+Defaults: 2 sandwiches, bound 0.2, layer_drop 0, a = `soft_labels` 0.5.
+Limits:   a step costs 2 + sandwiches passes; short texts gain little (the report says how much).
+"""
+
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor import checkpoint
+from compressor.artifact import STATE
+from compressor.lengths import LengthConfig
+from compressor.modeling import LengthAdaptiveClassifier
+from compressor.objectives import label_loss, soft_label_loss
+from compressor.pipeline import Inputs
+from compressor.progress import Progress
+from compressor.recipe import LengthAdapt, Recipe
+from compressor.training import Losses, Step, fit, predict
+
+Forward = Callable[[LengthConfig | None, frozenset[int]], Tensor]
+"""Logits of one batch at a length configuration (None: full), without the given layers."""
+
+
+def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
+    """Write the length-adaptive student; report its score at full length and at the smallest, before and after."""
+    assert recipe.length_adapt is not None
+    settings = recipe.length_adapt
+    splits, task = checkpoint.Splits.of(inputs["data"]), checkpoint.task_of(recipe)
+    source = inputs["checkpoint"].path / checkpoint.MODEL
+    model = LengthAdaptiveClassifier(checkpoint.load_plain(inputs["checkpoint"], splits.labels), splits.max_length, settings.significance)
+    train, validation = splits.encoded("train", task, source), splits.encoded("validation", task, source)
+    smallest = torch.tensor(LengthConfig.smallest(model.layers, model.max_length, settings.bound).lengths)
+
+    def scores() -> dict[str, float]:
+        found = {}
+        for name, lengths in (("full", None), ("smallest", smallest)):
+            logits = predict(lambda b, n=lengths: model(b["input_ids"], b["attention_mask"], b["token_type_ids"], n), validation)  # type: ignore[misc]
+            found[name] = task.score(logits, validation.labels, recipe.task.metric)
+        return found
+
+    before = scores()
+    teacher = checkpoint.load_forward(inputs["teacher"], splits.labels).eval()
+    teacher_train = splits.encoded("train", task, inputs["teacher"].path / checkpoint.MODEL)
+    log.note("teacher's logits, once for every text")
+    goals = torch.from_numpy(predict(lambda b: teacher(b["input_ids"], b["attention_mask"], b["token_type_ids"]), teacher_train))
+    fitted = fit(model, _losses(settings, model, goals, task.class_axis, recipe.seed), train, settings, recipe.seed, out / STATE, log)
+    after = scores()
+    checkpoint.save(model.model, source, out, {"max_length": model.max_length, "significance": settings.significance})
+    return {
+        "steps": fitted.steps, "loss": fitted.loss, "texts_per_second": fitted.texts_per_second, "validation_score": after["full"],
+        "before": before, "after": after, "smallest": smallest.tolist(),
+    }  # fmt: skip
+
+
+def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, goals: Tensor, class_axis: int, seed: int) -> Losses:
+    def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
+        def forward(config: LengthConfig | None, skipped: frozenset[int]) -> Tensor:
+            lengths = None if config is None else torch.tensor(config.lengths, device=batch["input_ids"].device)
+            logits: Tensor = model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], lengths, skipped)
+            return logits
+
+        goal = goals[batch["rows"].cpu()].to(batch["input_ids"].device)
+        rng = random.Random(f"{seed}/{step.number}")
+        return sandwich(forward, batch["labels"], goal, settings, model.layers, model.max_length, class_axis, rng)
+
+    return losses
+
+
+def sandwich(
+    forward: Forward, labels: Tensor, goal: Tensor, settings: LengthAdapt, layers: int, max_length: int, class_axis: int, rng: random.Random
+) -> Iterable[Tensor]:
+    """Yield the losses of one step: the full model's, the smallest sub-model's, and those of random sub-models."""
+    full = forward(None, frozenset())
+    hard, soft = label_loss(full, labels, class_axis), soft_label_loss(full, goal, class_axis, temperature=1.0)
+    yield (1 - settings.soft_labels) * hard + settings.soft_labels * soft
+    target = full.detach()
+    configurations = [LengthConfig.smallest(layers, max_length, settings.bound)]
+    configurations += [LengthConfig.sample(layers, max_length, settings.bound, rng) for _ in range(settings.sandwiches)]
+    for number, config in enumerate(configurations):
+        skipped = frozenset() if number == 0 else drop_layers(layers, settings.layer_drop, rng)
+        yield soft_label_loss(forward(config, skipped), target, class_axis, temperature=1.0)
+
+
+def drop_layers(layers: int, probability: float, rng: random.Random) -> frozenset[int]:
+    """Choose the layers that a sub-model skips (LayerDrop); one always stays."""
+    skipped = {layer for layer in range(layers) if rng.random() < probability}
+    return frozenset(skipped - {rng.randrange(layers)} if len(skipped) == layers else skipped)

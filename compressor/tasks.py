@@ -1,0 +1,121 @@
+"""Tasks: how a text becomes tokens, how logits become an answer, how answers become a score.
+
+One object serves training, search and runtime, so there is one encoding and one post-processing.
+To add a task: one class and one entry in TASKS.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from compressor.data import Example
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+Metric = Callable[[Ints, Ints, int], float]
+
+
+def accuracy(predicted: Ints, labels: Ints, classes: int) -> float:
+    """Return the share of right answers; both arrays are (examples,)."""
+    return float(np.mean(predicted == labels))
+
+
+def macro_f1(predicted: Ints, labels: Ints, classes: int) -> float:
+    """Return the unweighted mean over classes of F1; a class that neither side names counts as absent."""
+    counts = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    named = counts.sum(0) + counts.sum(1)
+    return float(np.mean(2 * counts.diagonal()[named > 0] / named[named > 0]))
+
+
+METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "macro_f1": macro_f1}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer for one text: its label, the label's probability, and the probability of every label."""
+
+    label: str
+    score: float
+    probabilities: Mapping[str, float]
+
+
+class Task(Protocol):
+    """What every stage and the runtime need to know of a task."""
+
+    class_axis: int
+    """Axis of the logits that the loss normalises over: -1 over labels, 1 over positions (extractive QA)."""
+    per_token: bool
+    """Whether the head reads every token, so that dropped tokens must be restored."""
+
+    def encode(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> list[Encoding]:
+        """Return one encoding a text (or a window of it), at most `max_length` tokens long."""
+        ...
+
+    def decode(self, logits: Floats, labels: Sequence[str]) -> list[Prediction]:
+        """Return the answers for the logits of a batch."""
+        ...
+
+    def score(self, logits: Floats, gold: Ints, metric: str) -> float:
+        """Return the metric of the logits against the gold labels, in [0, 1]."""
+        ...
+
+
+class TextClassification:
+    """One label for a text or a pair of texts; logits are (batch, labels)."""
+
+    class_axis = -1
+    per_token = False
+
+    def encode(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> list[Encoding]:
+        """Encode each text, or pair of texts, cutting the longer side first."""
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)
+        return list(tokenizer.encode_batch([e.text if e.text_pair is None else (e.text, e.text_pair) for e in examples]))
+
+    def decode(self, logits: Floats, labels: Sequence[str]) -> list[Prediction]:
+        """Return for each row its most probable label and all probabilities."""
+        answers = []
+        for row in softmax(logits):
+            best = int(row.argmax())
+            answers.append(Prediction(labels[best], float(row[best]), dict(zip(labels, row.tolist(), strict=True))))
+        return answers
+
+    def score(self, logits: Floats, gold: Ints, metric: str) -> float:
+        """Return the metric of the most probable labels."""
+        return METRICS[metric](logits.argmax(-1), gold, logits.shape[-1])
+
+
+TASKS: Mapping[str, Task] = {"text-classification": TextClassification()}
+
+
+def softmax(logits: Floats) -> Floats:
+    """Return probabilities over the last axis."""
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def interval(task: Task, logits: Floats, gold: Ints, metric: str, resamples: int = 500) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a score (percentiles over resampled examples)."""
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(0, len(gold), len(gold)) for _ in range(resamples))
+    low, high = np.percentile([task.score(logits[d], gold[d], metric) for d in draws], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def pad(encodings: Sequence[Encoding], pad_id: int) -> dict[str, Ints]:
+    """Return input_ids, attention_mask and token_type_ids, each (batch, longest) int64."""
+    longest = max(len(e.ids) for e in encodings)
+    batch = {
+        name: np.full((len(encodings), longest), value, dtype=np.int64)
+        for name, value in (("input_ids", pad_id), ("attention_mask", 0), ("token_type_ids", 0))
+    }
+    for row, encoding in enumerate(encodings):
+        n = len(encoding.ids)
+        batch["input_ids"][row, :n] = encoding.ids
+        batch["attention_mask"][row, :n] = 1
+        batch["token_type_ids"][row, :n] = encoding.type_ids
+    return batch

@@ -1,0 +1,85 @@
+"""The facts that latencies are recorded with."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from compressor import machine
+
+XEON = """\
+processor\t: 0
+model name\t: Intel(R) Xeon(R) Platinum 8480+
+siblings\t: 112
+cpu cores\t: 56
+flags\t\t: fpu sse4_2 avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8
+
+processor\t: 1
+model name\t: another
+"""
+GRAVITON = "processor\t: 0\nBogoMIPS\t: 2100.00\nFeatures\t: fp asimd asimddp bf16 i8mm\n"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for /proc and /sys/fs/cgroup; empty, as on a system that has neither."""
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    return tmp_path
+
+
+def test_this_machine_is_described_in_json() -> None:
+    described = json.loads(json.dumps(machine.describe()))
+    assert list(described) == ["cpu", "cores", "threads_per_core", "isa", "memory_gb", "os"]
+    assert described["cpu"]
+    assert 1 <= described["cores"] <= (os.cpu_count() or 1)
+    assert described["threads_per_core"] >= 1
+    assert described["memory_gb"] > 0
+
+
+def test_a_xeon_is_read_from_its_first_processor(host: Path) -> None:
+    (host / "cpuinfo").write_text(XEON)
+    described = machine.describe()
+    assert described["cpu"] == "Intel(R) Xeon(R) Platinum 8480+"
+    assert described["threads_per_core"] == 2
+    assert described["isa"] == ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"]
+
+
+@pytest.mark.parametrize("cpuinfo", ["", GRAVITON])
+def test_a_machine_without_x86_flags_has_an_empty_isa(host: Path, cpuinfo: str) -> None:
+    (host / "cpuinfo").write_text(cpuinfo)
+    described = machine.describe()
+    assert described["isa"] == []
+    assert described["cpu"]
+    assert described["threads_per_core"] == 1
+    assert machine.fingerprint()
+
+
+def test_a_container_quota_limits_cores_and_memory(host: Path) -> None:
+    (host / "cpu.max").write_text("50000 100000\n")
+    (host / "memory.max").write_text("500000000\n")
+    described = machine.describe()
+    assert described["cores"] == 1
+    assert described["memory_gb"] == 0.5
+
+
+def test_a_quota_of_max_is_no_limit(host: Path) -> None:
+    free = machine.describe()
+    (host / "cpu.max").write_text("max 100000\n")
+    (host / "memory.max").write_text("max\n")
+    assert machine.describe() == free
+
+
+def test_fingerprint_is_stable_and_changes_with_the_processor(host: Path) -> None:
+    (host / "cpuinfo").write_text(XEON)
+    first = machine.fingerprint()
+    assert first == machine.fingerprint()
+    (host / "cpuinfo").write_text(XEON.replace("avx512_vnni ", ""))
+    assert machine.fingerprint() != first
+
+
+def test_versions_leave_out_what_is_absent() -> None:
+    found = machine.versions("numpy", "no-such-package-here")
+    assert list(found) == ["numpy"]
+    assert found["numpy"][0].isdigit()

@@ -1,0 +1,225 @@
+"""The contract of the report and the model card: self-contained, escaped, and sensible when a recipe has few stages."""
+
+import math
+import re
+from itertools import combinations, pairwise
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from compressor import report
+
+MINIMAL: dict[str, Any] = {
+    "name": "tiny",
+    "task": "text-classification",
+    "metric": "accuracy",
+    "labels": ["negative", "positive"],
+    "variants": [
+        {"name": "teacher fp32", "score": 0.871, "p50_ms": 9.1, "speedup": 1.0, "size_mb": 90.1, "lengths": None},
+        {"name": "INT8 full", "score": 0.865, "p50_ms": 1.44, "speedup": 6.32, "size_mb": 17.2},
+    ],
+}
+
+
+def lengths_of(budget: float) -> list[int]:
+    return [round(128 * budget ** (layer / 4)) for layer in range(1, 6)] + [1]
+
+
+def candidate(budget: float, loss: float = 0.0) -> dict[str, Any]:
+    """A made-up search result that behaves like real ones: the score saturates as tokens are kept."""
+    score = 0.868 - 0.05 * math.exp(-5 * budget) - loss
+    return {"lengths": lengths_of(budget), "score": score, "latency_ms": 0.55 + 0.9 * budget, "macs": budget}
+
+
+def variant(name: str, score: float, p50_ms: float, size_mb: float, budget: float | None = None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "score": score,
+        "score_interval": [score - 0.021, score + 0.02],
+        "p50_ms": p50_ms,
+        "p90_ms": 1.6 * p50_ms,
+        "speedup": 9.1 / p50_ms,
+        "size_mb": size_mb,
+        "lengths": lengths_of(budget) if budget else None,
+        **({"macs": budget} if budget else {}),
+    }
+
+
+def full_metrics() -> dict[str, Any]:
+    """Made-up metrics with every part present and 100 evaluated candidates."""
+    budgets = {"full": 1.0, "accurate": 0.7, "balanced": 0.45, "fast": 0.25, "min": 0.2}
+    scores = {"full": 0.867, "accurate": 0.866, "balanced": 0.865, "fast": 0.852, "min": 0.848}
+    splits = {"train": 8451, "validation": 1012, "search": 500, "test": 1030}
+    return {
+        **MINIMAL,
+        "name": "quickstart",
+        "seed": 17,
+        "max_length": 128,
+        "data": {split: {"examples": n, "median_tokens": 24, "p90_tokens": 40} for split, n in splits.items()},
+        "target": {"threads": 1, "batch": 1},
+        "machine": {"cpu": "Intel Xeon Platinum 8481C", "cores": 2, "isa": ["avx2", "avx512_vnni", "amx_int8"], "memory_gb": 23.4},
+        "versions": {"torch": "2.13.0", "onnxruntime": "1.31.1"},
+        "variants": [
+            variant("teacher fp32", 0.871, 9.1, 90.1),
+            variant("student fp32", 0.869, 4.7, 59.3),
+            *(variant(f"INT8 {name}", scores[name], 0.6 + 1.1 * budget, 17.2, budget) for name, budget in budgets.items()),
+        ],
+        "front": [candidate(i / 20) for i in range(3, 21)],
+        "evaluated": [candidate(0.15 + (i * 37 % 86) / 100, 0.002 + (i * 53 % 100) ** 2 / 4e5) for i in range(100)],
+        "points": {name: candidate(budget) for name, budget in budgets.items()},
+        "stages": [
+            {"name": "finetune", "seconds": 180.2, "summary": "accuracy 0.871 on validation", "cached": True, "metrics": {}},
+            {"name": "distill", "seconds": 200.0, "summary": "12 to 6 layers, accuracy 0.869 on validation", "cached": False},
+            {"name": "quantize", "seconds": 12.3, "summary": "59.3 MB to 17.2 MB", "cached": False},
+            {"name": "search", "seconds": 95.0, "summary": "100 candidates, 18 on the front", "cached": False},
+        ],
+        "gates": [
+            {"gate": "accuracy drop against teacher ≤ 2.0%", "value": "0.6%", "limit": "2.0%", "passed": True},
+            {"gate": "size ≤ 15 MB", "value": "17.2 MB", "limit": "15 MB", "passed": False},
+        ],
+        "findings": ["Length adaptation pays little here: median 24 tokens; fast is 1.08× INT8 at full length."],
+        "stage_gains": [
+            {"stage": "distill", "speedup_factor": 1.9, "score_change": -0.002, "seconds": 200.0},
+            {"stage": "quantize", "speedup_factor": 2.76, "score_change": -0.002, "seconds": 12.3},
+            {"stage": "search: fast", "speedup_factor": 0.95, "score_change": -0.015, "seconds": 95.0},
+            {"stage": "search: accurate", "speedup_factor": 1.24, "score_change": 0.001, "seconds": 95.0},
+        ],
+    }
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    _, text, _ = card.split("---\n", 2)
+    loaded: dict[str, Any] = YAML(typ="safe").load(text)
+    return loaded
+
+
+def test_report_shows_every_part() -> None:
+    page = report.render_report(full_metrics())
+    assert "8.3× faster than its teacher at −0.6 points of accuracy, 17.2 MB" in page
+    assert "✗ failed: size ≤ 15 MB" in page
+    assert page.count('class="front"') == 18
+    assert all(f">{name}</text>" in page for name in ("full", "accurate", "balanced", "fast", "min"))
+    assert "Length adaptation pays little here" in page
+    assert "3 min 20 s" in page
+
+
+def test_report_is_small_and_reproducible() -> None:
+    page = report.render_report(full_metrics())
+    assert len(page.encode()) < 60_000
+    assert page == report.render_report(full_metrics())
+
+
+def test_report_fetches_nothing() -> None:
+    page = report.render_report(full_metrics())
+    assert not re.search(r"https?://|@import|url\(|<script|<img|<iframe", page)
+
+
+@pytest.mark.parametrize("absent", ["front", "evaluated", "points", "stages", "gates", "findings", "stage_gains", "data", "machine"])
+def test_each_part_may_be_absent_or_empty(absent: str) -> None:
+    metrics = full_metrics()
+    empty = {**metrics, absent: type(metrics[absent])()}
+    del metrics[absent]
+    assert report.render_report(metrics) == report.render_report(empty)
+    assert report.render_card(metrics) == report.render_card(empty)
+
+
+def test_minimal_metrics_render() -> None:
+    page = report.render_report(MINIMAL)
+    assert "6.3× faster than its teacher at −0.6 points of accuracy, 17.2 MB" in page
+    assert "This recipe has no search" in page
+    assert "this recipe sets no gates" in page
+    assert "nan" not in page
+    assert "None" not in page
+    assert "None" not in report.render_card(MINIMAL)
+
+
+def test_bundle_without_measurements_renders() -> None:
+    assert "Nothing was measured" in report.render_report({**MINIMAL, "variants": []})
+    assert "Nothing was measured" in report.render_card({**MINIMAL, "variants": []})
+
+
+def test_html_in_user_text_is_escaped() -> None:
+    bad = "<script>alert('x')</script>"
+    metrics = {**full_metrics(), "name": bad, "labels": [bad, "a|b"], "findings": [bad], "points": {bad: candidate(0.5)}}
+    page, card = report.render_report(metrics), report.render_card(metrics)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in card.split("---\n", 2)[2]
+    assert r"a\|b" in card
+    assert front_matter(card)["model-index"][0]["name"] == bad
+
+
+def test_card_front_matter_is_what_the_hub_reads() -> None:
+    card = report.render_card({**full_metrics(), "license": "apache-2.0"})
+    matter = front_matter(card)
+    assert matter["license"] == "apache-2.0"
+    assert matter["pipeline_tag"] == "text-classification"
+    assert matter["tags"] == ["compressed", "int8", "onnx", "length-adaptive"]
+    assert "language" not in matter
+    (result,) = matter["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"]] == [0.867, 0.866, 0.865, 0.852, 0.848]
+    assert "license" not in front_matter(report.render_card(MINIMAL))
+
+
+def test_card_explains_use_with_a_point_the_bundle_has() -> None:
+    assert 'runtime.predict(["A text to classify."], point="fast")' in report.render_card(full_metrics())
+    assert 'runtime.predict(["A text to classify."])' in report.render_card(MINIMAL)
+
+
+def test_card_tables_are_whole() -> None:
+    lines = report.render_card(full_metrics()).splitlines()
+    for above, below in pairwise(lines):
+        if above.startswith("|") and below.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", above)) == len(re.findall(r"(?<!\\)\|", below))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.1, 1.0])
+def test_names_in_the_plot_never_overlap(spread: float) -> None:
+    names = ["full", "accurate", "balanced", "fast", "min"]
+    points = {name: {"score": 0.86 + 0.002 * spread * i, "latency_ms": 1 + spread * i / 10} for i, name in enumerate(names)}
+    plot = report.front_plot([*points.values(), {"score": 0.9, "latency_ms": 2.0}], [], points)
+    assert plot
+    assert all(label.box.inside(plot.area) for label in plot.labels)
+    assert not any(a.box.overlaps(b.box) for a, b in combinations(plot.labels, 2))
+
+
+def test_points_on_one_configuration_share_a_label() -> None:
+    plot = report.front_plot([candidate(0.2), candidate(0.9)], [], {"fast": candidate(0.2), "min": candidate(0.2)})
+    assert plot
+    assert [label.name for label in plot.labels] == ["fast, min"]
+
+
+def test_a_collapsed_candidate_does_not_flatten_the_front() -> None:
+    front = [candidate(0.2), candidate(0.9)]
+    plot = report.front_plot(front, [*front, {"score": 0.1, "latency_ms": 1.0}], {})
+    assert plot
+    assert plot.hidden == 1
+    assert abs(plot.front[0].y - plot.front[1].y) > 100
+
+
+def test_a_front_of_one_configuration_has_axes() -> None:
+    plot = report.front_plot([candidate(0.5)], [candidate(0.5)], {"full": candidate(0.5)})
+    assert plot
+    assert len(plot.x.ticks) >= 3
+    assert len(plot.y.ticks) >= 3
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (report.percent(0.871), "87.1%"),
+        (report.percent_interval([0.85, 0.89]), "85.0–89.0%"),
+        (report.points_change(-0.006), "−0.6"),
+        (report.points_change(-0.0004), "±0.0"),
+        (report.milliseconds(1.234), "1.23 ms"),
+        (report.times(6.31), "6.3×"),
+        (report.times(1.08), "1.08×"),
+        (report.megabytes(17.23), "17.2 MB"),
+        (report.duration(59.97), "1 min 00 s"),
+        (report.duration(3900), "1 h 05 min"),
+        (report.count(8451), "8,451"),
+    ],
+)
+def test_numbers_are_written_for_people(written: str, expected: str) -> None:
+    assert written == expected
