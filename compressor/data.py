@@ -107,7 +107,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 if not values:
                     continue
                 if header is None or len(values) != len(header):
-                    raise RecipeError(f"{path}: row {reader.line_num} has {len(values)} columns, the header {len(header or [])}; mend the row (quotes?)")
+                    raise RecipeError(
+                        f"{path}: row {reader.line_num} has {len(values)} columns, the header {len(header or [])}; mend the row (quotes?)"
+                    )
                 yield reader.line_num, dict(zip(header, values, strict=True))
         except csv.Error as error:
             raise RecipeError(f"{path}: row {reader.line_num}: {error}; mend the quotes there") from None
@@ -177,7 +179,9 @@ def _hub_rows(source: str, split: str) -> Iterator[Row]:
 
         data = load_dataset(name, config or None, split=wanted or split, revision=revision or None)
     except Exception as error:  # the Hub client raises errors of many libraries
-        raise UnfitError(f"{source}: the Hugging Face Hub did not give it ({type(error).__name__}); without a network {sources.LOCAL_FORMS}") from error
+        raise UnfitError(
+            f"{source}: the Hugging Face Hub did not give it ({type(error).__name__}); without a network {sources.LOCAL_FORMS}"
+        ) from error
     names = {column: feature.names for column, feature in data.features.items() if isinstance(feature, ClassLabel)}
     for number, row in enumerate(data, 1):
         yield number, {k: names[k][v] if k in names and isinstance(v, int) and v >= 0 else v for k, v in row.items()}

@@ -119,18 +119,16 @@ class LengthAdaptiveClassifier(nn.Module):
         self.model, self.max_length, self.significance = model, max_length, significance
         self.layers = len(model.bert.encoder.layer)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor,
-        lengths: Tensor | None = None,
-        skipped: Set[int] = frozenset(),
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return logits (batch, labels); `lengths` is int64 (layers,), counted at max_length."""
+        return self.without_layers(frozenset(), input_ids, attention_mask, token_type_ids, lengths)
+
+    def without_layers(
+        self, skipped: Set[int], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, lengths: Tensor | None = None
     ) -> Tensor:
-        """Return logits (batch, labels); `lengths` is int64 (layers,), counted at max_length; `skipped` layers do nothing (LayerDrop)."""
+        """Return logits of the sub-model in which the `skipped` layers do nothing (LayerDrop)."""
         hidden = self.encode(input_ids, attention_mask, token_type_ids, lengths, skipped, restore=False)
-        bert = self.model.bert
-        return self.model.classifier(self.model.dropout(bert.pooler(hidden)))
+        return self.model.classifier(self.model.dropout(self.model.bert.pooler(hidden)))
 
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, lengths: Tensor | None = None, skipped: Set[int] = frozenset(),

@@ -60,7 +60,9 @@ STAGES: tuple[Stage, ...] = (
     Stage("data", reads=(), writes=("data",), settings=("data", "task"), sources=("data",)),
     Stage("finetune", ("data",), ("teacher", "checkpoint"), ("teacher", "task", "seed"), _TRAIN, _TORCH),
     Stage("distill", ("data", "teacher"), ("checkpoint",), ("distill", "task", "seed"), _TRAIN, _TORCH, "distill"),
-    Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TRAIN, _TORCH, "length_adapt"),
+    Stage(
+        "length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TRAIN, _TORCH, "length_adapt"
+    ),
     Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), _GRAPH, (*_TORCH, *_ORT)),
     Stage("quantize", ("data", "checkpoint", "float_graph"), ("int8_graph",), ("quantize", "task"), _GRAPH, _ORT, "quantize"),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), _SEARCH, ("deap", *_ORT), "search", times=True),

@@ -27,7 +27,11 @@ def resolve(source: str, root: Path) -> Path | None:
     path = root / Path(source).expanduser()
     if path.exists():
         return path
-    if _HUB_ID.match(source) and not source.endswith(DATA_SUFFIXES) and not (source.count("/") == 1 and (root / source.split("/")[0]).is_dir()):
+    if (
+        _HUB_ID.match(source)
+        and not source.endswith(DATA_SUFFIXES)
+        and not (source.count("/") == 1 and (root / source.split("/")[0]).is_dir())
+    ):
         return None
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1) if path.parent.is_dir() else []
     hint = f"did you mean {path.parent / near[0]}?" if near else LOCAL_FORMS
@@ -45,7 +49,9 @@ def _in_package(source: str) -> Path:
         raise RecipeError(f"{source}: no Python package {name!r} is installed here; install it with pip, or name a local path")
     path = Path(places[0], inner)
     if not path.exists():
-        raise RecipeError(f"{source}: {path} does not exist; the package holds {', '.join(sorted(p.name for p in Path(places[0]).iterdir())[:8])}")
+        raise RecipeError(
+            f"{source}: {path} does not exist; the package holds {', '.join(sorted(p.name for p in Path(places[0]).iterdir())[:8])}"
+        )
     return path
 
 
@@ -59,13 +65,19 @@ def model_folder(source: str, root: Path) -> Path:
     folder = resolve(source, root) or _download(source)
     config = _config(source, folder)
     if "auto_map" in config:
-        raise RecipeError(f"{source}: it brings code of its own (auto_map); trust_remote_code is refused: use an architecture of transformers")
+        raise RecipeError(
+            f"{source}: it brings code of its own (auto_map); trust_remote_code is refused: use an architecture of transformers"
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
         found = f"only {pickled[0]}, a pickle, which can run code" if pickled else "none"
-        raise RecipeError(f"{source}: no *.safetensors weights ({found}); save it with model.save_pretrained(folder, safe_serialization=True)")
+        raise RecipeError(
+            f"{source}: no *.safetensors weights ({found}); save it with model.save_pretrained(folder, safe_serialization=True)"
+        )
     if not (folder / "tokenizer.json").exists():
-        raise RecipeError(f"{source}: no tokenizer.json; save a fast tokenizer with AutoTokenizer.from_pretrained(…).save_pretrained(folder)")
+        raise RecipeError(
+            f"{source}: no tokenizer.json; save a fast tokenizer with AutoTokenizer.from_pretrained(…).save_pretrained(folder)"
+        )
     _check_vocabulary(source, folder, int(config.get("vocab_size", 0)))
     return folder
 
@@ -90,7 +102,9 @@ def _check_vocabulary(source: str, folder: Path, rows: int) -> None:
     except Exception as error:  # tokenizers raises bare Exception for any damage
         raise RecipeError(f"{folder / 'tokenizer.json'}: {' '.join(str(error).split())[:150]}; copy the tokenizer again") from None
     if tokens > rows:
-        raise RecipeError(f"{source}: the tokenizer has {tokens} tokens but the model's vocabulary {rows}; use the tokenizer that it was trained with")
+        raise RecipeError(
+            f"{source}: the tokenizer has {tokens} tokens but the model's vocabulary {rows}; use the tokenizer that it was trained with"
+        )
 
 
 def _download(source: str) -> Path:
@@ -100,7 +114,9 @@ def _download(source: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_MODEL_FILES)))
     except Exception as error:  # the Hub client raises errors of many libraries
-        raise UnfitError(f"{source}: the Hugging Face Hub did not give it ({type(error).__name__}); without a network {LOCAL_FORMS}") from error
+        raise UnfitError(
+            f"{source}: the Hugging Face Hub did not give it ({type(error).__name__}); without a network {LOCAL_FORMS}"
+        ) from error
 
 
 def fingerprint(source: str, root: Path) -> str:
@@ -142,5 +158,7 @@ def _revision(source: str) -> str:
         except Exception:
             cached = []
         if not cached:
-            raise UnfitError(f"{source}: the Hugging Face Hub cannot be reached and nothing is cached; without a network {LOCAL_FORMS}") from error
+            raise UnfitError(
+                f"{source}: the Hugging Face Hub cannot be reached and nothing is cached; without a network {LOCAL_FORMS}"
+            ) from error
         return str(max(cached, key=lambda r: r.last_modified).commit_hash)

@@ -64,7 +64,7 @@ def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, goals: Tenso
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         def forward(config: LengthConfig | None, skipped: frozenset[int]) -> Tensor:
             lengths = None if config is None else torch.tensor(config.lengths, device=batch["input_ids"].device)
-            logits: Tensor = model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], lengths, skipped)
+            logits: Tensor = model.without_layers(skipped, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], lengths)
             return logits
 
         goal = goals[batch["rows"].cpu()].to(batch["input_ids"].device)
