@@ -1,15 +1,18 @@
 """Read labelled texts from files, installed packages and the Hub, with errors that name the row; batch them by length."""
 
+import codecs
 import csv
 import gzip
 import hashlib
 import io
 import json
+import math
 import random
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +21,7 @@ from compressor import sources
 from compressor.errors import RecipeError, UnfitError
 
 csv.field_size_limit(2**31 - 1)  # the default refuses texts of 131,072 characters
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Row = tuple[int, Mapping[str, Any]]
 """A line number and its columns."""
 
@@ -40,9 +44,10 @@ class Columns:
     label: str | None = "label"
 
     @property
-    def names(self) -> list[str]:
-        """The columns that every row must have."""
-        return [name for name in (self.text, self.text_pair, self.label) if name is not None]
+    def by_key(self) -> dict[str, str]:
+        """The columns that every row must have, by the recipe's key that names them."""
+        named = {"data.text": self.text, "data.text_pair": self.text_pair, "data.label": self.label}
+        return {key: column for key, column in named.items() if column is not None}
 
 
 def read_examples(source: str, columns: Columns, *, root: Path, split: str, limit: int | None = None) -> list[Example]:
@@ -54,82 +59,112 @@ def read_examples(source: str, columns: Columns, *, root: Path, split: str, limi
     """
     path = sources.resolve(source, root)
     name = source if path is None else str(path)
-    rows = _hub_rows(source, split) if path is None else _file_rows(path)
+    rows = _hub_rows(source, split, columns) if path is None else _file_rows(path, columns)
     examples = [_example(name, number, row, columns) for number, row in islice(rows, limit)]
     if not examples:
-        raise RecipeError(f"{name}: no examples; data.{split} must not be empty")
+        raise RecipeError(f"{name}: no examples; add rows, or name another file for {split}")
     return examples
 
 
+def _check_columns(where: str, present: Sequence[str], columns: Columns) -> None:
+    for key, column in columns.by_key.items():
+        if column not in present:
+            near = sources.nearest(column, list(present))
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(f"{where} has no column {column!r}, only {', '.join(map(repr, present)) or 'none'}; {hint}set {key}")
+
+
 def _example(source: str, number: int, row: Mapping[str, Any], columns: Columns) -> Example:
-    for column in columns.names:
-        if column not in row:
-            near = get_close_matches(column, list(row), 1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(map(str, row)) or 'none'}"
-            raise RecipeError(f"{source}: row {number} has no column {column!r}; {hint} (set data.text, data.text_pair, data.label)")
-    text = _text(source, number, columns.text, row[columns.text])
-    pair = None if columns.text_pair is None else _text(source, number, columns.text_pair, row[columns.text_pair])
-    return Example(text, pair, None if columns.label is None else _label(source, number, columns.label, row[columns.label]))
+    where = f"{source}: row {number}"
+    _check_columns(where, list(row), columns)
+    text = _text(where, columns.text, row[columns.text])
+    pair = None if columns.text_pair is None else _text(where, columns.text_pair, row[columns.text_pair])
+    return Example(text, pair, None if columns.label is None else _label(where, columns.label, row[columns.label]))
 
 
-def _text(source: str, number: int, column: str, value: object) -> str:
+def _text(where: str, column: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         what = "empty" if value is None or isinstance(value, str) else f"a {type(value).__name__}, not a text"
-        raise RecipeError(f"{source}: row {number}: column {column!r} is {what}; give it a text or remove the row")
-    return value
+        raise RecipeError(f"{where}: column {column!r} is {what}; give it a text or remove the row")
+    return _whole(where, column, value)
 
 
-def _label(source: str, number: int, column: str, value: object) -> str:
+def _whole(where: str, column: str, text: str) -> str:
+    if not text.isascii() and _SURROGATE.search(text):
+        raise RecipeError(f"{where}: column {column!r} has half a character (a lone surrogate such as \\ud800); write the text again")
+    return text
+
+
+def _label(where: str, column: str, value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value is None or isinstance(value, (dict, list)) or not str(value).strip():
-        raise RecipeError(f"{source}: row {number}: column {column!r} has no label; label the row or remove it")
-    return str(value).strip()
+    missing = value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes a missing label as NaN
+    if missing or isinstance(value, (dict, list, bytes)) or not str(value).strip():
+        what = "has no label" if missing or isinstance(value, str) else f"is a {type(value).__name__}, not a label"
+        raise RecipeError(f"{where}: column {column!r} {what}; label the row or remove it")
+    return _whole(where, column, str(value).strip())
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
-    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+def _file_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     if path.is_dir() or kind not in readers:
         raise RecipeError(f"{path}: {'a folder' if path.is_dir() else f'unknown form {kind!r}'}; use {', '.join(readers)}, also with .gz")
-    return readers[kind](path)
+    return readers[kind](path, columns)
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    tabs = path.name.removesuffix(".gz").endswith(".tsv")
+def _csv_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    tabs = path.name.removesuffix(".gz").lower().endswith(".tsv")
     with _opened(path) as binary:
         lines = _decoded(path, binary)
         # tsv as it is found in the wild has quotes as text: ' "good' must not swallow the lines after it.
         reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=not tabs)
+        first = 1
         try:
-            header = next(reader, None)
+            header = next((values for values in reader if values), [])
+            if header:
+                _check_header(f"{path}: row {reader.line_num}, the header,", header, columns)
+            first = reader.line_num + 1
             for values in reader:
-                if not values:
-                    continue
-                if header is None or len(values) != len(header):
-                    raise RecipeError(
-                        f"{path}: row {reader.line_num} has {len(values)} columns, the header {len(header or [])}; mend the row (quotes?)"
-                    )
-                yield reader.line_num, dict(zip(header, values, strict=True))
+                if values:
+                    _check_width(path, reader.line_num, values, header)
+                    yield reader.line_num, dict(zip(header, values, strict=True))
+                first = reader.line_num + 1
         except csv.Error as error:
-            raise RecipeError(f"{path}: row {reader.line_num}: {error}; mend the quotes there") from None
+            raise RecipeError(f"{path}: row {first}: {error}; mend the quotes or stray line ends of the row that begins there") from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _check_header(where: str, header: list[str], columns: Columns) -> None:
+    _check_columns(where, header, columns)
+    for name in columns.by_key.values():
+        if header.count(name) > 1:
+            raise RecipeError(f"{where} has column {name!r} {header.count(name)} times; rename all but one")
+
+
+def _check_width(path: Path, number: int, values: list[str], header: list[str]) -> None:
+    if len(values) != len(header):
+        count = f"{len(values)} column{'s' if len(values) > 1 else ''}"
+        raise RecipeError(f"{path}: row {number} has {count}, the header {len(header)}; mend the row (separators, quotes)")
+
+
+def _jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
     with _opened(path) as binary:
         for number, line in enumerate(_decoded(path, binary), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise RecipeError(f"{path}: row {number} is not JSON ({error}); write one object a line") from None
+            except json.JSONDecodeError as error:
+                what = f"{error.msg} at column {error.colno}"
+                raise RecipeError(f"{path}: row {number} is not JSON ({what}); write one object a line") from None
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+                raise RecipeError(f"{path}: row {number} cannot be read ({error}); write one object a line") from None
             if not isinstance(row, dict):
                 raise RecipeError(f"{path}: row {number} is a {type(row).__name__}, not an object; write one object a line")
             yield number, row
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -137,13 +172,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise UnfitError(f"{path}: reading parquet needs pyarrow; pip install 'encoder-compressor[train]'") from None
     with _opened(path) as binary:
         try:
-            file = ParquetFile(io.BytesIO(binary.read()) if path.suffix == ".gz" else path)
-            number = 0
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-        except (ArrowException, OSError) as error:
+            with ParquetFile(io.BytesIO(binary.read()) if path.suffix == ".gz" else binary) as file:
+                _check_columns(str(path), file.schema_arrow.names, columns)
+                batches = file.iter_batches(columns=list(columns.by_key.values()))
+                yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:120]}); write it again") from None
 
 
@@ -152,24 +185,29 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file  # type: ignore[misc]
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RecipeError(f"{path}: damaged gzip ({error}); compress it again") from None
-    except PermissionError:
-        raise RecipeError(f"{path}: not readable; mend its permissions") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: not readable ({error.strerror or error}); mend its permissions") from None
 
 
 def _decoded(path: Path, binary: IO[bytes]) -> Iterator[str]:
     """Yield lines as text; a byte that is not UTF-8 is named with its row."""
+    offset = 0
     for number, line in enumerate(binary, 1):
+        raw = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            byte = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-            raise RecipeError(f"{path}: row {number}: {byte} is not UTF-8; convert the file: iconv -f latin1 -t utf-8") from None
+            byte = f"byte 0x{raw[error.start]:02x} at offset {offset + len(line) - len(raw) + error.start}"
+            wide = number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            remedy = f"iconv -f {'utf-16' if wide else 'latin1'} -t utf-8"
+            raise RecipeError(f"{path}: row {number}: {byte} is not UTF-8; convert the file: {remedy}") from None
+        offset += len(line)
         yield text.replace("\r\n", "\n")
 
 
-def _hub_rows(source: str, split: str) -> Iterator[Row]:
+def _hub_rows(source: str, split: str, columns: Columns) -> Iterator[Row]:
     """Yield the rows of `OWNER/NAME[:CONFIG][@REVISION][#SPLIT]`, class labels by their names."""
     name, _, wanted = source.partition("#")
     name, _, revision = name.partition("@")
@@ -178,13 +216,20 @@ def _hub_rows(source: str, split: str) -> Iterator[Row]:
         from datasets import ClassLabel, load_dataset
 
         data = load_dataset(name, config or None, split=wanted or split, revision=revision or None)
+    except ValueError as error:  # the Hub has it, but not this configuration or split
+        raise RecipeError(f"{source}: {' '.join(str(error).split())[:200]}; write OWNER/NAME[:CONFIG][@REVISION][#SPLIT]") from error
     except Exception as error:  # the Hub client raises errors of many libraries
-        raise UnfitError(
-            f"{source}: the Hugging Face Hub did not give it ({type(error).__name__}); without a network {sources.LOCAL_FORMS}"
-        ) from error
-    names = {column: feature.names for column, feature in data.features.items() if isinstance(feature, ClassLabel)}
-    for number, row in enumerate(data, 1):
-        yield number, {k: names[k][v] if k in names and isinstance(v, int) and v >= 0 else v for k, v in row.items()}
+        raise sources.hub_error(source, error) from error
+    _check_columns(source, data.column_names, columns)
+    wanted_columns = list(columns.by_key.values())
+    names = {column: data.features[column].names for column in wanted_columns if isinstance(data.features[column], ClassLabel)}
+    for number, row in enumerate(data.select_columns(wanted_columns), 1):
+        yield number, {column: _class_name(names[column], value) if column in names else value for column, value in row.items()}
+
+
+def _class_name(names: Sequence[str], value: int | None) -> str | None:
+    """Return the name of a class; the Hub marks an unlabelled row by -1."""
+    return None if value is None or value < 0 else names[value]
 
 
 def split_by_hash(examples: Sequence[Example], share: float, salt: str) -> tuple[list[Example], list[Example]]:

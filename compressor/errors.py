@@ -6,6 +6,10 @@ class CompressorError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # Names of files and keys come from outside: a newline, an escape code or half a surrogate in one stays visible and harmless.
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+
 
 class RecipeError(CompressorError):
     """The recipe, or an input that it names, cannot be used."""

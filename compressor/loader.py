@@ -1,21 +1,32 @@
 """Read a recipe: YAML 1.2 with places, `--set` changes, and errors in the user's words."""
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Sequence
-from io import StringIO
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from compressor.errors import RecipeError
-from compressor.recipe import Recipe
+from compressor.recipe import SPLITS, Recipe
 
 Location = Sequence[str | int]
+LONGEST_SHOWN = 80
+"""Characters of a user's own value that an error repeats."""
+WORDS = {
+    "string_type": "write a text; in quotes, where YAML reads a number or a date",
+    "tuple_type": "write a list, [a, b]",
+    "model_type": "write keys and values, {key: value}",
+    "model_attributes_type": "write keys and values, {key: value}",
+}
+"""What to do about errors that pydantic tells in terms of Python."""
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -31,6 +42,8 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(_plain(document))
     except ValidationError as error:
         raise RecipeError(_first_error(path, document, error)) from None
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deeply, or an alias that holds itself; write it out") from None
     recipe._root = path.resolve().parent
     return recipe
 
@@ -49,9 +62,9 @@ def _read(path: Path) -> Any:  # noqa: ANN401
     except MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise RecipeError(f"{place}: {' '.join(str(error.problem).split())}; mend the YAML there") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: {' '.join(str(error).split())[:200]}; mend the YAML") from None
+        raise RecipeError(f"{place}: {_shortened(str(error.problem), 200)}; mend the YAML there") from None
+    except Exception as error:  # ruamel lets ValueError, KeyError, AssertionError, RecursionError and more through
+        raise RecipeError(f"{path}: not YAML ({type(error).__name__}: {_shortened(str(error), 200)}); mend it") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys; start one with 'compress init'")
     return document
@@ -69,6 +82,8 @@ def _plain(node: Any) -> Any:  # noqa: ANN401
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_plain(value) for value in node]
+    if isinstance(node, ScalarBoolean):
+        return bool(node)
     for kind in (bool, int, float, str):
         if isinstance(node, kind):
             return kind(node)
@@ -93,19 +108,19 @@ def _apply(document: Any, change: str) -> None:  # noqa: ANN401
     if not isinstance(node, dict):
         raise RecipeError(f"--set {change}: {'.'.join(parents)} holds no keys")
     try:
-        value = YAML(typ="safe").load(StringIO(text))
-    except YAMLError:
+        value = _plain(_yaml().load(text))
+    except Exception:  # what is no YAML is a text: a path may begin with @
         value = text
-    names_files = last in ("model", "path") or parents == ["data"]
-    node[last] = str(Path(value).resolve()) if names_files and isinstance(value, str) and Path(value).exists() else value
+    names_files = last in ("model", "path") or (parents == ["data"] and last in SPLITS)
+    node[last] = os.path.abspath(value) if names_files and isinstance(value, str) and os.path.exists(value) else value
 
 
 def _first_error(path: Path, document: Any, error: ValidationError) -> str:  # noqa: ANN401
     details = error.errors(include_url=False)
     first = min(details, key=lambda d: (d["type"] != "extra_forbidden", d["type"] == "missing"))
-    keys = _real_keys(document, first["loc"])
+    keys = _real_keys(document, first)
     line, column = _place(document, keys)
-    dotted = ".".join(str(k) for k in keys) or "recipe"
+    dotted = _shortened(".".join(str(k) for k in keys), LONGEST_SHOWN) or "recipe"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{path}:{line}:{column}: {_words(dotted, keys, first)}{more}"
 
@@ -117,21 +132,43 @@ def _words(dotted: str, keys: list[str | int], detail: Any) -> str:  # noqa: ANN
         return f"unknown key {dotted}; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
     if detail["type"] == "missing":
         return f"{dotted} is missing; add it ('compress schema' documents every key)"
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(detail["input"], dict | list) else f" is {detail['input']!r}"
-    return f"{dotted}{shown}: {message[0].lower()}{message[1:]}"
+    context = detail.get("ctx", {})
+    if detail["type"] == "union_tag_not_found":
+        return f"{dotted} is missing; it says which kind this is ('compress schema' documents every key)"
+    if detail["type"] == "union_tag_invalid":
+        near = difflib.get_close_matches(str(context["tag"]), context["expected_tags"].replace("'", "").split(", "), 1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {context['expected_tags']}"
+        return f"{dotted} is {_shortened(repr(context['tag']), LONGEST_SHOWN)}; {hint}"
+    message = WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    return f"{dotted}{_shown(detail['input'])}: {message[0].lower()}{message[1:]}"
 
 
-def _real_keys(document: Any, location: Location) -> list[str | int]:  # noqa: ANN401
+def _shown(value: object) -> str:
+    if value is None:
+        return " is empty"
+    if isinstance(value, dict | list) or (isinstance(value, int) and value.bit_length() > 63):
+        return ""
+    return f" is {_shortened(str(value) if isinstance(value, date) else repr(value), LONGEST_SHOWN)}"
+
+
+def _shortened(text: str, longest: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def _real_keys(document: Any, detail: Any) -> list[str | int]:  # noqa: ANN401
     """Drop what pydantic adds to a location (the tag of a union) and the document does not hold; keep a missing last key."""
+    location: Location = detail["loc"]
+    if detail["type"].startswith("union_tag"):
+        location = (*location, detail["ctx"]["discriminator"].strip("'"))
     keys: list[str | int] = []
     node = document
     for position, key in enumerate(location):
-        inside = (isinstance(node, dict) and key in node) or (isinstance(node, list) and isinstance(key, int) and key < len(node))
-        if inside:
-            keys.append(key)
-            node = node[key]
-        elif position == len(location) - 1 and isinstance(node, dict):
+        held = {str(k): k for k in node} if isinstance(node, dict) else dict(enumerate(node)) if isinstance(node, list) else {}
+        if key in held:
+            keys.append(held[key])
+            node = node[held[key]]
+        elif position == len(location) - 1 and isinstance(node, dict) and detail["type"] in ("missing", "union_tag_not_found"):
             keys.append(key)
     return keys
 

@@ -1,7 +1,7 @@
 """What can be said of a recipe before anything runs."""
 
 from compressor import sources
-from compressor.recipe import Recipe
+from compressor.recipe import SPLITS, Recipe
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -10,7 +10,7 @@ def check_sources(recipe: Recipe) -> None:
     Raises:
         RecipeError: names what is missing.
     """
-    for name in ("train", "validation", "search", "test"):
+    for name in SPLITS:
         split = getattr(recipe.data, name)
         if split is not None:
             sources.resolve(split.path, recipe.root)

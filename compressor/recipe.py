@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from compressor import sources
 from compressor.units import Megabytes, Milliseconds, Percent
 
+SPLITS = ("train", "validation", "search", "test")
 CONTENT = "content"
 """Marks a key that names files: the cache hashes what they hold, not how they are called."""
 
@@ -22,7 +23,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A part of the recipe: frozen, and strict about unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _in_bounds(cls, value: Any) -> Any:  # noqa: ANN401
+        """Refuse what pydantic would read as 0 or 1, and integers that torch and numpy cannot take."""
+        if isinstance(value, bool):
+            raise ValueError("no key takes true or false; write a number, or put a text in quotes")
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise ValueError("the number is too large; write a smaller one")
+        return value
 
 
 class Task(Section):
@@ -268,7 +279,7 @@ class Recipe(Section):
 
     def smoke(self) -> "Recipe":
         """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
-        limits = {"train": 192, "validation": 48, "search": 48, "test": 48}
+        limits = dict.fromkeys(SPLITS, 48) | {"train": 192}
         splits = {k: s.model_copy(update={"limit": min(n, s.limit or n)}) for k, n in limits.items() if (s := getattr(self.data, k))}
         changed: dict[str, Any] = {"name": f"{self.name}-smoke", "gates": (), "data": self.data.model_copy(update=splits)}
         short = {"max_steps": 6, "batch_size": 16}

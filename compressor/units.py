@@ -5,20 +5,20 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-_QUANTITY = re.compile(r"^\s*([0-9.eE+-]+)\s*([A-Za-z%]*)\s*$")
+_QUANTITY = re.compile(r"^\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]+)\s*$", re.ASCII)
 
 
 def _parse(value: object, units: dict[str, float], example: str) -> float:
     match = _QUANTITY.match(value) if isinstance(value, str) else None
     if match is None or match[2] not in units:
-        raise ValueError(f"{value!r} needs a unit, one of {', '.join(units)}; write for example {example}")
+        raise ValueError(f"needs a positive number and a unit, one of {', '.join(units)}; write for example {example}")
     return float(match[1]) * units[match[2]]
 
 
 def _percent(value: object) -> float:
     share = _parse(value, {"%": 0.01}, "1.0%")
     if not 0.0 <= share <= 1.0:
-        raise ValueError(f"{value!r} is not between 0% and 100%")
+        raise ValueError("lies not between 0% and 100%; write for example 1.0%")
     return share
 
 

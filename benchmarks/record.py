@@ -1,0 +1,36 @@
+"""Write a benchmark's result beside what it depends on: the command, the day, the machine and the versions."""
+
+import datetime
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from compressor import __version__, machine
+from compressor.artifact import write_json
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "accelerate")
+
+
+def record(name: str, result: dict[str, Any], command: str | None = None) -> Path:
+    """Write benchmarks/results/NAME.json and return its path; without a command, the one that runs now is recorded."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    facts = {
+        "command": command or shlex.join(["python", *sys.orig_argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine.describe(),
+        "versions": {"compressor": __version__, **machine.versions(*PACKAGES)},
+    }
+    write_json(path, {**facts, "result": result})
+    return path
+
+
+def conclude(name: str, result: dict[str, Any], trial: bool) -> None:
+    """Record a result and say where; a trial's figures mean nothing, so they are only printed."""
+    if trial:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        print(record(name, result))

@@ -1,0 +1,91 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from compressor.data import Example
+from compressor.errors import StageError
+from compressor.graphs import PlainClassifier, export_graph, parity, takes_lengths
+from compressor.modeling import LengthAdaptiveClassifier
+from compressor.tasks import TASKS
+
+CONFIGURATIONS = [None, (32, 32, 32), (20, 10, 1), (16, 16, 16), (1, 1, 1)]
+
+
+def tiny(seed: int = 1) -> LengthAdaptiveClassifier:
+    torch.manual_seed(seed)
+    config = BertConfig(vocab_size=28, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32)
+    return LengthAdaptiveClassifier(BertForSequenceClassification(config), 32).eval()
+
+
+def encodings(tiny_model: Path, *texts: str) -> list:  # type: ignore[type-arg]
+    from compressor.checkpoint import tokenizer_of
+
+    return TASKS["text-classification"].encode(tokenizer_of(tiny_model), [Example(t) for t in texts], 32)
+
+
+TEXTS = ("film", "the story was very good", "a dull plot and the music is weak and it was quite awful", "it", "witty ending " * 30)
+
+
+@pytest.mark.parametrize("significance", ["attention", "cls"])
+def test_the_graph_equals_torch_at_all_lengths_batches_and_paddings(tmp_path: Path, tiny_model: Path, significance: str) -> None:
+    model = LengthAdaptiveClassifier(tiny().model, 32, significance).eval()
+    export_graph(model, tmp_path / "model.onnx", 17)
+    assert parity(model, tmp_path / "model.onnx", encodings(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4) < 1e-4
+
+
+def test_a_graph_of_other_weights_fails_the_parity_check(tmp_path: Path, tiny_model: Path) -> None:
+    export_graph(tiny(seed=2), tmp_path / "model.onnx", 17)
+    with pytest.raises(StageError, match="differs by"):
+        parity(tiny(seed=1), tmp_path / "model.onnx", encodings(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4)
+
+
+def test_a_client_that_knows_no_lengths_gets_the_default(tmp_path: Path) -> None:
+    model = tiny()
+    export_graph(model, tmp_path / "model.onnx", 17)
+    assert takes_lengths(tmp_path / "model.onnx")
+    session = ort.InferenceSession(str(tmp_path / "model.onnx"))
+    feed = {"input_ids": np.array([[2, 6, 7, 3]]), "attention_mask": np.ones((1, 4), np.int64), "token_type_ids": np.zeros((1, 4), np.int64)}
+    assert "lengths" not in {i.name for i in session.get_inputs()}
+    full = session.run(None, {**feed, "lengths": np.array([32, 32, 32])})[0]
+    np.testing.assert_array_equal(session.run(None, feed)[0], full)
+    assert not np.allclose(session.run(None, {**feed, "lengths": np.array([16, 8, 1])})[0], full, atol=1e-5)
+
+
+def test_a_model_without_lengths_exports_without_the_input(tmp_path: Path, tiny_model: Path) -> None:
+    model = PlainClassifier(tiny().model).eval()
+    export_graph(model, tmp_path / "model.onnx", 17)
+    assert not takes_lengths(tmp_path / "model.onnx")
+    assert parity(model, tmp_path / "model.onnx", encodings(tiny_model, *TEXTS), [None], 0, 1e-4) < 1e-4
+
+
+SCRIPT = """
+import sys; from pathlib import Path; sys.path.insert(0, {tests!r})
+from test_graphs import tiny; from compressor.graphs import export_graph
+from onnxruntime.quantization import QuantType, quantize_dynamic
+export_graph(tiny(), Path(sys.argv[1]) / "model.onnx", 17)
+quantize_dynamic(Path(sys.argv[1]) / "model.onnx", Path(sys.argv[1]) / "int8.onnx", per_channel=True, weight_type=QuantType.QInt8)
+"""
+
+
+def test_export_and_quantization_are_byte_identical_across_processes(tmp_path: Path) -> None:
+    contents = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(tmp_path / name)], check=True, capture_output=True)
+        contents.append([(tmp_path / name / f).read_bytes() for f in ("model.onnx", "int8.onnx")])
+    assert contents[0] == contents[1]
+
+
+def test_the_graph_holds_no_paths_and_no_doc_strings(tmp_path: Path) -> None:
+    export_graph(tiny(), tmp_path / "model.onnx", 17)
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert not any(n.doc_string for n in graph.graph.node)
+    assert str(tmp_path).encode() not in (tmp_path / "model.onnx").read_bytes()
+    assert b"site-packages" not in (tmp_path / "model.onnx").read_bytes()

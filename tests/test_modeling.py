@@ -1,0 +1,143 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+
+from compressor.errors import RecipeError
+from compressor.lengths import LengthConfig
+from compressor.modeling import LengthAdaptiveClassifier, captured_relations, drop, put_back, select_layers
+
+L = 16
+
+
+@pytest.fixture(scope="module")
+def model() -> LengthAdaptiveClassifier:
+    torch.manual_seed(1)
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=L, num_labels=3)
+    return LengthAdaptiveClassifier(BertForSequenceClassification(config), L).eval()
+
+
+def batch(*lengths: int, longest: int = L) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts of the given lengths; each text's tokens depend on its length alone."""
+    ids, mask = torch.zeros(len(lengths), longest, dtype=torch.long), torch.zeros(len(lengths), longest, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(5, 50, (length,), generator=torch.Generator().manual_seed(length))
+        mask[row, :length] = 1
+    return ids, mask, torch.zeros_like(ids)
+
+
+SHORTER = [(12, 8, 4), (16, 4, 1), (10, 10, 10), (1, 1, 1)]
+
+
+def test_at_full_length_it_is_the_plain_hugging_face_model(model: LengthAdaptiveClassifier) -> None:
+    ids, mask, segments = batch(16, 9, 3)
+    plain = model.model(input_ids=ids, attention_mask=mask, token_type_ids=segments).logits
+    torch.testing.assert_close(model(ids, mask, segments), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(ids, mask, segments, torch.tensor([L] * 3)), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", SHORTER)
+@pytest.mark.parametrize("significance", ["attention", "cls"])
+def test_a_prediction_does_not_depend_on_its_batch(model: LengthAdaptiveClassifier, lengths: tuple[int, ...], significance: str) -> None:
+    model = LengthAdaptiveClassifier(model.model, L, significance).eval()
+    config = torch.tensor(lengths)
+    together = model(*batch(16, 9, 3, 5), config)
+    for row, length in enumerate((16, 9, 3, 5)):
+        alone = model(*batch(length, longest=length), config)
+        torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=0)
+
+
+def test_shorter_lengths_change_the_answer(model: LengthAdaptiveClassifier) -> None:
+    ids, mask, segments = batch(16)
+    assert not torch.allclose(model(ids, mask, segments), model(ids, mask, segments, torch.tensor([8, 4, 1])), atol=1e-4)
+
+
+def test_the_last_layer_of_a_sentence_task_needs_only_cls(model: LengthAdaptiveClassifier) -> None:
+    """Its length has no effect: what it would pass on is not read."""
+    inputs = batch(16, 9)
+    torch.testing.assert_close(model(*inputs, torch.tensor([12, 8, 8])), model(*inputs, torch.tensor([12, 8, 1])))
+
+
+def test_drop_keeps_cls_first_then_the_most_significant_real_tokens() -> None:
+    hidden = torch.arange(10.0).view(2, 5, 1)
+    significance = torch.tensor([[0.0, 0.1, 0.9, 0.5, 0.2], [0.0, 0.3, 0.4, 9.0, 9.0]])
+    real = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
+    kept, still_real, rows = drop(hidden, significance, real, torch.tensor([3, 2]))
+    assert rows[0].tolist() == [0, 2, 3]
+    assert rows[1, :2].tolist() == [0, 2]
+    assert still_real.tolist() == [[True, True, True], [True, True, False]]
+    assert kept[0].flatten().tolist() == [0.0, 2.0, 3.0]
+
+
+@torch.no_grad()
+def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptiveClassifier) -> None:
+    """Against a naive loop over single texts: drop by hand, remember every token's last state (Drop-and-Restore)."""
+    config = LengthConfig((12, 6, 3), L)
+    inputs = batch(16, 9)
+    found = model.encode(*inputs, torch.tensor(config.lengths))
+    bert = model.model.bert
+    for row, length in enumerate((16, 9)):
+        ids, mask, segments = batch(length, longest=length)
+        state = bert.embeddings(input_ids=ids, token_type_ids=segments)[0]
+        last, kept = dict(enumerate(state)), list(range(length))
+        for index, layer in enumerate(bert.encoder.layer):
+            out, significance = model._attend(layer, state[None], torch.ones(1, len(kept)).bool(), only_cls=False)
+            order = sorted(range(len(kept)), key=lambda i: (i != 0, -significance[0, i].item()))[: config.kept(length)[index]]
+            kept, state = [kept[i] for i in order], out[0, order]
+            state = layer.output(layer.intermediate(state), state)
+            last |= dict(zip(kept, state, strict=True))
+        torch.testing.assert_close(found[row, :length], torch.stack([last[i] for i in range(length)]), atol=1e-5, rtol=0)
+
+
+def test_put_back_leaves_surplus_places_alone() -> None:
+    restored = torch.zeros(1, 4, 1)
+    out = put_back(restored, torch.tensor([[[5.0], [7.0]]]), torch.tensor([[2, 1]]), torch.tensor([[True, False]]))
+    assert out.flatten().tolist() == [0, 0, 5, 0]
+
+
+def test_restoring_at_full_length_gives_the_plain_models_states(model: LengthAdaptiveClassifier) -> None:
+    ids, mask, segments = batch(16, 9)
+    plain = model.model.bert(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
+    found = model.encode(ids, mask, segments, torch.tensor([L] * 3))
+    torch.testing.assert_close(found[mask.bool()], plain[mask.bool()], atol=1e-5, rtol=0)
+
+
+def test_a_skipped_layer_does_nothing(model: LengthAdaptiveClassifier) -> None:
+    ids, mask, segments = batch(16, 9)
+    without = select_layers(model.model, [0, 2]).eval()
+    plain = without(input_ids=ids, attention_mask=mask, token_type_ids=segments).logits
+    torch.testing.assert_close(model.without_layers({1}, ids, mask, segments), plain, atol=1e-5, rtol=0)
+
+
+def test_select_layers_copies_the_named_layers_and_the_head(model: LengthAdaptiveClassifier) -> None:
+    student = select_layers(model.model, [2, 0])
+    assert student.config.num_hidden_layers == 2
+    for ours, theirs in ((0, 2), (1, 0)):
+        torch.testing.assert_close(student.bert.encoder.layer[ours].state_dict(), model.model.bert.encoder.layer[theirs].state_dict())
+    torch.testing.assert_close(student.classifier.weight, model.model.classifier.weight)
+    with pytest.raises(RecipeError, match="5 is out of range; the teacher has layers 0 to 2"):
+        select_layers(model.model, [0, 5])
+
+
+def test_captured_relations_are_the_layers_queries_keys_and_values(model: LengthAdaptiveClassifier) -> None:
+    ids, mask, segments = batch(16)
+    with captured_relations(model.model, -1) as seen:
+        states = model.model.bert(input_ids=ids, attention_mask=mask, token_type_ids=segments, output_hidden_states=True).hidden_states
+    attention = model.model.bert.encoder.layer[-1].attention.self
+    for tensor, part in zip(seen, (attention.query, attention.key, attention.value), strict=True):
+        torch.testing.assert_close(tensor, part(states[-2]))
+    assert not attention.query._forward_hooks
+    with pytest.raises(RecipeError, match="out of range"), captured_relations(model.model, 7):
+        pass
+
+
+def test_an_unsupported_family_is_refused_as_a_length_adaptive_student() -> None:
+    config = DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    with pytest.raises(RecipeError, match="must be a BERT encoder, not distilbert"):
+        LengthAdaptiveClassifier(DistilBertForSequenceClassification(config), L)
+
+
+def test_the_tiny_model_loads_as_a_classifier(tiny_model: Path) -> None:
+    assert AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=4).num_labels == 4

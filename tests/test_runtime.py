@@ -1,0 +1,145 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressor.data import Example
+from compressor.errors import BundleError
+from compressor.runtime import Graph, Runtime, seal
+from compressor.tasks import TASKS
+from tests.conftest import compress, sentences
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(built / "artifacts/dist/tiny", tmp_path / "bundle"))
+
+
+TEXTS = [text for text, _ in sentences(30, 7)]
+
+
+def test_the_runtime_imports_neither_torch_nor_transformers(bundle: Path) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['onnx'] = sys.modules['pydantic'] = None\n"
+        "from compressor.runtime import Runtime\n"
+        f"print(Runtime({str(bundle)!r}).predict(['a good film'])[0].label)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("negative", "positive")
+
+
+@pytest.mark.parametrize("point", ["full", "fast", "min"])
+def test_a_prediction_does_not_depend_on_its_batch(bundle: Path, point: str) -> None:
+    runtime = Runtime(bundle, threads=2)
+    together = runtime.predict(TEXTS, point)
+    assert [runtime.predict([text], point)[0] for text in TEXTS] == together
+    assert runtime.predict(TEXTS[::-1], point)[::-1] == together
+
+
+def test_a_float_graph_is_batched_by_length_and_no_answer_depends_on_it(built: Path, bundle: Path) -> None:
+    graph = Graph(next(built.glob("artifacts/export-*")) / "model.onnx", threads=2, single=False)
+    runs: list[tuple[int, ...]] = []
+    session_run = graph.run
+    graph.run = lambda e, lengths=None: (runs.append(tuple(len(x.ids) for x in e)), session_run(e, lengths))[1]  # type: ignore[method-assign]
+    encodings = TASKS["text-classification"].encode(Runtime(bundle)._tokenizer, [Example(t) for t, _ in sentences(70, 8)], 32)
+    together = graph.logits(encodings)
+    assert len(runs) == 3
+    assert [n for lengths in runs for n in lengths] == sorted(len(e.ids) for e in encodings)
+    np.testing.assert_allclose(together, np.concatenate([session_run([e]) for e in encodings]), atol=1e-5)
+
+
+def test_answers_keep_the_order_of_the_texts_and_are_probabilities(bundle: Path) -> None:
+    runtime = Runtime(bundle)
+    answers = runtime.predict(TEXTS)
+    assert len(answers) == len(TEXTS)
+    for answer in answers:
+        assert answer.score == max(answer.probabilities.values()) == answer.probabilities[answer.label]
+        assert sum(answer.probabilities.values()) == pytest.approx(1)
+    assert runtime.predict([]) == []
+
+
+def test_a_stream_of_any_length_is_answered_lazily(bundle: Path) -> None:
+    def endless() -> object:
+        while True:
+            yield "a good film"
+
+    stream = Runtime(bundle).stream(endless())  # type: ignore[arg-type]
+    assert next(stream) == next(stream)
+
+
+def test_texts_of_any_size_and_script_are_answered(bundle: Path) -> None:
+    assert len(Runtime(bundle).predict(["", "x" * 100_000, "good " * 20_000, "日本語 \U0001f600", "\n\t", ("a film", "it was good")])) == 6
+
+
+def test_within_returns_the_most_accurate_point_that_is_fast_enough(bundle: Path) -> None:
+    runtime = Runtime(bundle)
+    slowest = max(p.latency_ms for p in runtime.points.values())
+    best = runtime.within(latency_ms=slowest)
+    assert best.score == max(p.score for p in runtime.points.values())
+    assert runtime.predict(TEXTS[:2], best) == runtime.predict(TEXTS[:2], best.name)
+    with pytest.raises(BundleError, match=r"no operating point within 1e-06 ms; the fastest is \w+ at"):
+        runtime.within(latency_ms=1e-6)
+
+
+def test_an_unknown_point_is_refused_by_naming_the_known_ones(bundle: Path) -> None:
+    with pytest.raises(BundleError, match="no operating point 'slow'; this bundle has full, accurate, balanced, fast, min"):
+        Runtime(bundle).predict(["a"], point="slow")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "report.html", "metrics.json"])
+def test_a_changed_file_is_refused(bundle: Path, name: str) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{name} does not match manifest.json \(sha256 .* ≠ .*\); copy the bundle again"):
+        Runtime(bundle)
+
+
+def test_a_missing_file_is_refused(bundle: Path) -> None:
+    (bundle / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match=r"tokenizer.json is missing"):
+        Runtime(bundle)
+
+
+def test_an_edited_manifest_is_refused(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["labels"].reverse()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="manifest.json was changed after the build"):
+        Runtime(bundle)
+
+
+@pytest.mark.parametrize(("key", "value"), [("format", 99), ("task", "image-classification")])
+def test_an_unknown_format_or_task_is_refused(bundle: Path, key: str, value: object) -> None:
+    manifest = {**json.loads((bundle / "manifest.json").read_text()), key: value}
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "self": seal(manifest)}))
+    with pytest.raises(BundleError, match=f"{value}.* is unknown to this version"):
+        Runtime(bundle)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null", "\x00"])
+def test_a_damaged_manifest_is_refused(bundle: Path, content: str) -> None:
+    (bundle / "manifest.json").write_text(content)
+    with pytest.raises(BundleError, match=r"manifest.json is damaged"):
+        Runtime(bundle)
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle here"):
+        Runtime(tmp_path)
+
+
+def test_predict_and_eval_on_the_command_line_agree_with_the_runtime(built: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    done = compress("predict", str(bundle), "texts.txt", "--point", "fast", cwd=tmp_path)
+    runtime = Runtime(bundle)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [a.label for a in runtime.predict(TEXTS, "fast")]
+    scored = json.loads(compress("eval", str(bundle), "--data", str(built / "test.csv"), "--format", "json", cwd=tmp_path).stdout)
+    metrics = json.loads((bundle / "metrics.json").read_text())
+    assert scored["score"] == next(v["score"] for v in metrics["variants"] if v["name"] == "INT8 fast")
+    assert scored["low"] <= scored["score"] <= scored["high"]
