@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 COMPRESS = (sys.executable, "-c", "from compressor.cli import main; main()")
 """The command line, found by this interpreter whatever PATH says."""
@@ -44,6 +45,6 @@ def run(command: Sequence[str], allowed: Collection[int] = (0,)) -> Ended:
         return Ended(seconds, usage.ru_maxrss * kilobyte, _content(out), process.returncode)
 
 
-def _content(file: tempfile._TemporaryFileWrapper) -> str:  # type: ignore[type-arg]
+def _content(file: IO[bytes]) -> str:
     file.seek(0)
-    return str(file.read().decode("utf-8", errors="replace"))
+    return file.read().decode("utf-8", errors="replace")

@@ -105,9 +105,10 @@ def probe(data: Path) -> dict[str, Any]:
 
     process, splits = psutil.Process(), Splits.of(Artifact(data))
     tokenizer = tokenizer_of(sources.model_folder(MODEL, Path()))
-    held, marks = [], {}  # type: ignore[var-annotated]
+    held: list[Any] = []
+    marks: dict[str, int] = {}
 
-    def hold(name: str, thing: Any) -> Any:  # noqa: ANN401
+    def hold(name: str, thing: Any) -> Any:
         held.append(thing)
         gc.collect()
         marks[name] = process.memory_info().rss

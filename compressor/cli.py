@@ -1,7 +1,6 @@
 """The command line: one function a verb. stdout carries the result, stderr everything else."""
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,9 +17,12 @@ from compressor.output import Format, show
 from compressor.progress import Progress
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="Compile BERT-class encoders into small, fast, measured INT8 bundles for CPUs. `compress recipe.yaml` builds.",
-)  # fmt: skip
+)
 cache = typer.Typer(no_args_is_help=True, help="What lies in the artifacts folder, and what may go.")
 app.add_typer(cache, name="cache")
 
@@ -35,60 +37,76 @@ Profile = Annotated[
 Force = Annotated[list[str], typer.Option("--force", envvar="COMPRESS_FORCE", help="Run this stage though it is cached. Repeatable.")]
 Threads = Annotated[int | None, typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads (default: the bundle's target).")]
 Point = Annotated[str | None, typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point (default: the bundle's own).")]
+Until = Annotated[str | None, typer.Option("--until", envvar="COMPRESS_UNTIL", help="Stop after this stage.")]
+LatencyBudget = Annotated[
+    float | None, typer.Option("--latency-ms", envvar="COMPRESS_LATENCY_MS", help="The most accurate point within this.")
+]
+Texts = Annotated[Path | None, typer.Argument(help="One text a line; stdin when absent.", show_default=False)]
+Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help="Labelled examples: csv, tsv, jsonl, parquet.")]
+TextColumn = Annotated[str, typer.Option("--text", envvar="COMPRESS_TEXT", help="Column of the text.")]
+PairColumn = Annotated[str | None, typer.Option("--text-pair", envvar="COMPRESS_TEXT_PAIR", help="Column of the second text.")]
+LabelColumn = Annotated[str, typer.Option("--label", envvar="COMPRESS_LABEL", help="Column of the label.")]
 ARTIFACTS = Path("artifacts")
+BROKEN_PIPE = 128 + 13
+"""Exit code of what SIGPIPE ends, as shells tell it; not 0, because gates may not have been judged yet."""
 
 
 def main() -> None:
     """Run the command line; `compress recipe.yaml` means `compress run recipe.yaml`."""
-    arguments = sys.argv[1:]
+    debug = "--debug" in sys.argv[1:]
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
     verbs = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} | {"cache"}
     if arguments and arguments[0] not in verbs and not arguments[0].startswith("-"):
         arguments.insert(0, "run")
     interrupts.install()
-    debug = "--debug" in arguments
     with _exits(debug):
-        app(args=[a for a in arguments if a != "--debug"], prog_name="compress")
+        app(args=arguments, prog_name="compress")
 
 
 @contextmanager
 def _exits(debug: bool) -> Iterator[None]:
     """Turn what can end a command into one line and the documented exit code."""
-    err = Console(stderr=True, highlight=False, soft_wrap=True)
+    stdout = sys.stdout
+    err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)  # emoji: recipe.yaml:100:1 holds :100:
     try:
         yield
     except CompressorError as error:
         if debug:
             traceback.print_exc()
-        err.print(f"error: {error}", markup=False)
+        err.print(f"error: {error}")
         sys.exit(error.exit_code)
     except interrupts.Interrupted as stop:
-        err.print(f"{stop}; the same command goes on from here", markup=False)
+        err.print(f"{stop}; the same command goes on from here")
         sys.exit(stop.exit_code)
-    except BrokenPipeError:  # the reader of stdout has gone: nothing left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except SystemExit as leaving:
+        # typer replaces stdout when its reader has gone (`compress … | head`), and leaves with 1, our code for a bug.
+        sys.exit(leaving.code if sys.stdout is stdout else BROKEN_PIPE)
     except Exception as error:
         if debug:
             traceback.print_exc()
-        err.print(
-            f"bug: {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report what it prints",
-            markup=False,
-        )
+        err.print(f"bug: {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report what it prints")
         sys.exit(1)
 
 
-def _recipe(path: Path, changes: Sequence[str], profile: str) -> Any:  # noqa: ANN401
+def _recipe(path: Path, changes: Sequence[str], profile: str) -> Any:
     from compressor.loader import load_recipe
+    from compressor.plan import check_sources
 
     recipe = load_recipe(path, changes)
+    check_sources(recipe)  # now, and not after hours of the stages before the one that reads it
     return recipe.smoke() if profile == "smoke" else recipe
 
 
 @app.command()
 def run(
-    recipe: RecipePath, set_: Changes = [], artifacts: Artifacts = ARTIFACTS, until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,  # noqa: B006
-    force: Force = [], profile: Profile = "full", format: OutputFormat = "text",  # noqa: B006
-) -> None:  # fmt: skip
+    recipe: RecipePath,
+    set_: Changes = [],
+    artifacts: Artifacts = ARTIFACTS,
+    until: Until = None,
+    force: Force = [],
+    profile: Profile = "full",
+    format: OutputFormat = "text",
+) -> None:
     """Build what is out of date, measure, judge by the gates, and write the bundle."""
     from compressor import pipeline
     from compressor.publish import publish
@@ -119,20 +137,22 @@ def _known_stages(names: Sequence[str]) -> None:
 
 
 @app.command()
-def validate(recipe: RecipePath, set_: Changes = [], format: OutputFormat = "text") -> None:  # noqa: B006
+def validate(recipe: RecipePath, set_: Changes = [], format: OutputFormat = "text") -> None:
     """Check a recipe: keys, values, and that the files it names are there."""
-    from compressor.plan import check_sources
-
     chosen = _recipe(recipe, set_, "full")
-    check_sources(chosen)
     show(format, {"recipe": str(recipe), "name": chosen.name, "valid": True})
 
 
 @app.command()
 def plan(
-    recipe: RecipePath, set_: Changes = [], artifacts: Artifacts = ARTIFACTS, force: Force = [], profile: Profile = "full", format: OutputFormat = "text",  # noqa: B006
+    recipe: RecipePath,
+    set_: Changes = [],
+    artifacts: Artifacts = ARTIFACTS,
+    force: Force = [],
+    profile: Profile = "full",
+    format: OutputFormat = "text",
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 10 when a stage would run.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show each stage: cached, or why it would run, and how long it took last time."""
     from compressor import pipeline
 
@@ -151,8 +171,8 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the bundle.")] = "my-model",
     model: Annotated[str, typer.Option(help="The teacher: folder, package:NAME/FOLDER or Hub id.")] = "google-bert/bert-base-uncased",
     train: Annotated[str, typer.Option(help="Labelled examples: csv, tsv, jsonl, parquet, Hub data set id.")] = "train.csv",
-    text: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    label: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    text: TextColumn = "text",
+    label: LabelColumn = "label",
     student_layers: Annotated[int, typer.Option(min=1, help="Layers of the student.")] = 3,
     teacher_layers: Annotated[int, typer.Option(min=1, help="Layers of the teacher.")] = 12,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one inference.")] = 1,
@@ -176,10 +196,13 @@ def init(
 
 @app.command()
 def predict(
-    bundle: BundlePath, texts: Annotated[Path | None, typer.Argument(help="One text a line; stdin when absent.", show_default=False)] = None,
-    point: Point = None, latency_ms: Annotated[float | None, typer.Option("--latency-ms", envvar="COMPRESS_LATENCY_MS", help="The most accurate point within this.")] = None,
-    threads: Threads = None, format: OutputFormat = "text",
-) -> None:  # fmt: skip
+    bundle: BundlePath,
+    texts: Texts = None,
+    point: Point = None,
+    latency_ms: LatencyBudget = None,
+    threads: Threads = None,
+    format: OutputFormat = "text",
+) -> None:
     """Answer each line (a pair: two texts with a tab between), one answer a line."""
     from compressor.runtime import Runtime
 
@@ -210,10 +233,15 @@ def _lines(path: Path | None) -> Iterator[str | tuple[str, str]]:
 
 @app.command(name="eval")
 def evaluate(
-    bundle: BundlePath, data: Annotated[str, typer.Option(envvar="COMPRESS_DATA", help="Labelled examples: csv, tsv, jsonl, parquet.")],
-    text: Annotated[str, typer.Option(help="Column of the text.")] = "text", text_pair: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
-    label: Annotated[str, typer.Option(help="Column of the label.")] = "label", point: Point = None, threads: Threads = None, format: OutputFormat = "text",
-) -> None:  # fmt: skip
+    bundle: BundlePath,
+    data: Labelled,
+    text: TextColumn = "text",
+    text_pair: PairColumn = None,
+    label: LabelColumn = "label",
+    point: Point = None,
+    threads: Threads = None,
+    format: OutputFormat = "text",
+) -> None:
     """Score a bundle on labelled data, with a 95 % interval."""
     from compressor.data import Columns, read_examples
     from compressor.evaluation import evaluate as score
@@ -252,8 +280,10 @@ def cache_ls(artifacts: Artifacts = ARTIFACTS, format: OutputFormat = "text") ->
 
 @cache.command(name="gc")
 def cache_gc(
-    artifacts: Artifacts = ARTIFACTS, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False, format: OutputFormat = "text"
-) -> None:  # fmt: skip
+    artifacts: Artifacts = ARTIFACTS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    format: OutputFormat = "text",
+) -> None:
     """Remove artifacts that no newest bundle was made from, and leftovers of interrupted builds."""
     from compressor.housekeeping import collect
 

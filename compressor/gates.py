@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from compressor.recipe import AnyGate, DropGate, LatencyGate, SizeGate, SpeedGate
@@ -54,6 +55,11 @@ def _judge(gate: AnyGate, chosen: Variant, references: Mapping[str, Variant]) ->
 def gains(chain: Sequence[tuple[str, Variant]], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return what each link of the chain gave over the one before: factor of speed, change of score, seconds it took to build."""
     return [
-        {"stage": name, "speedup_factor": before.p50_ms / after.p50_ms, "score_change": after.score - before.score, "seconds": seconds.get(name.split(":")[0], 0.0)}
-        for (_, before), (name, after) in zip(chain[:-1], chain[1:], strict=True)
-    ]  # fmt: skip
+        {
+            "stage": name,
+            "speedup_factor": before.p50_ms / after.p50_ms,
+            "score_change": after.score - before.score,
+            "seconds": seconds.get(name.split(":")[0], 0.0),
+        }
+        for (_, before), (name, after) in pairwise(chain)
+    ]

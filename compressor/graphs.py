@@ -53,8 +53,15 @@ def export_graph(model: PlainClassifier | LengthAdaptiveClassifier, path: Path, 
     with warnings.catch_warnings():  # the TorchScript exporter is deprecated, and best supported by what reads its graphs
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model, tuple(arguments), str(path), input_names=names, output_names=["logits"], dynamic_axes=axes, opset_version=opset, dynamo=False
-        )  # fmt: skip
+            model,
+            tuple(arguments),
+            str(path),
+            input_names=names,
+            output_names=["logits"],
+            dynamic_axes=axes,
+            opset_version=opset,
+            dynamo=False,
+        )
     graph = onnx.load(path)
     for node in graph.graph.node:
         node.doc_string = ""
@@ -76,9 +83,13 @@ def takes_lengths(path: Path) -> bool:
 
 
 def parity(
-    model: PlainClassifier | LengthAdaptiveClassifier, path: Path, texts: Sequence[Encoding], configurations: Sequence[Sequence[int] | None], pad_id: int,
+    model: PlainClassifier | LengthAdaptiveClassifier,
+    path: Path,
+    texts: Sequence[Encoding],
+    configurations: Sequence[Sequence[int] | None],
+    pad_id: int,
     tolerance: float,
-) -> float:  # fmt: skip
+) -> float:
     """Return the largest difference of a logit between torch and the graph, over configurations, batches and paddings.
 
     Raises:

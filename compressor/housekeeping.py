@@ -1,12 +1,13 @@
 """What lies in the artifacts folder, and what may go."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import MANIFEST, Artifact
+from compressor.artifact import Artifact
 from compressor.errors import UnfitError
 from compressor.pipeline import STAGES
 
@@ -37,36 +38,68 @@ def collect(artifacts: Path, *, dry_run: bool = False) -> list[Entry]:
     """Remove what is old, damaged or unfinished and return it.
 
     Raises:
-        UnfitError: a folder could not be removed.
+        UnfitError: a build is running, or a folder could not be removed.
     """
-    gone = [e for e in entries(artifacts) if e.status != "in use"]
-    for entry in [] if dry_run else gone:
-        try:
-            shutil.rmtree(entry.path)
-        except OSError as error:
-            raise UnfitError(f"{entry.path}: {error.strerror}; mend its permissions and run again") from error
+    if dry_run:
+        return _unused(artifacts)
+    with _no_build(artifacts):
+        gone = _unused(artifacts)
+        for entry in gone:
+            try:
+                shutil.rmtree(entry.path)
+            except OSError as error:
+                raise UnfitError(f"{entry.path}: {error.strerror}; mend its permissions and run again") from error
     return gone
+
+
+def _unused(artifacts: Path) -> list[Entry]:
+    return [e for e in entries(artifacts) if e.status != "in use"]
+
+
+@contextmanager
+def _no_build(artifacts: Path) -> Iterator[None]:
+    """Hold the lock of every recipe that was built here: what a running build has not finished is no leftover."""
+    with ExitStack() as held:
+        for path in sorted(artifacts.glob(".*.lock")):
+            from filelock import FileLock, Timeout  # where builds run it is installed; a deployed bundle does without
+
+            try:
+                held.enter_context(FileLock(path, timeout=0))
+            except Timeout:
+                raise UnfitError(f"a build of {path.name[1:-5]} is running in {artifacts}; wait for it, then run again") from None
+            except OSError as error:
+                raise UnfitError(f"{path}: {error.strerror}; mend its permissions and run again") from None
+        yield
 
 
 def _status(folder: Path, used: frozenset[str]) -> str:
     if folder.name.startswith("."):
         return "unfinished"
-    if not (folder / MANIFEST).exists():
+    if not _readable(folder):
         return "damaged"
     return "in use" if folder.name in used else "old"
+
+
+def _readable(folder: Path) -> bool:
+    """Return whether the manifest is whole; that every file is as it was made is for a build to check."""
+    try:
+        manifest = Artifact(folder).manifest
+        return manifest.keys() >= {"stage", "settings", "inputs", "files", "digest"}
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _used(artifacts: Path) -> frozenset[str]:
     """Return the names of all artifacts that the newest bundle of each recipe was made from, and of these bundles."""
     newest: dict[str, Path] = {}
     for folder in sorted(artifacts.glob("bundle-*"), key=lambda f: f.stat().st_mtime):
-        if (folder / MANIFEST).exists():
+        if _readable(folder):
             newest[str(Artifact(folder).manifest["settings"]["name"])] = folder
     used: set[str] = set()
     waiting = list(newest.values())
     while waiting:
         folder = waiting.pop()
-        if folder.name not in used and (folder / MANIFEST).exists():
+        if folder.name not in used and _readable(folder):
             used.add(folder.name)
             waiting += [artifacts / link["path"] for link in Artifact(folder).manifest["inputs"].values()]
     return frozenset(used)

@@ -22,6 +22,7 @@ LONGEST_SHOWN = 80
 """Characters of a user's own value that an error repeats."""
 WORDS = {
     "string_type": "write a text; in quotes, where YAML reads a number or a date",
+    "string_pattern_mismatch": "use letters, digits, dots, dashes and underscores, with a letter or digit first",
     "tuple_type": "write a list, [a, b]",
     "model_type": "write keys and values, {key: value}",
     "model_attributes_type": "write keys and values, {key: value}",
@@ -48,7 +49,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _read(path: Path) -> Any:  # noqa: ANN401
+def _read(path: Path) -> Any:
     try:
         document = _yaml().load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -76,7 +77,7 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _plain(node: Any) -> Any:  # noqa: ANN401
+def _plain(node: Any) -> Any:
     """Return ruamel's marked values as Python's own types."""
     if isinstance(node, dict):
         return {str(key): _plain(value) for key, value in node.items()}
@@ -90,7 +91,7 @@ def _plain(node: Any) -> Any:  # noqa: ANN401
     return node
 
 
-def _apply(document: Any, change: str) -> None:  # noqa: ANN401
+def _apply(document: Any, change: str) -> None:
     """Apply `a.b=value`; a path in it is meant from where the user stands, not from where the recipe lies."""
     key, equals, text = change.partition("=")
     if not equals or not all(key.split(".")):
@@ -115,7 +116,7 @@ def _apply(document: Any, change: str) -> None:  # noqa: ANN401
     node[last] = os.path.abspath(value) if names_files and isinstance(value, str) and os.path.exists(value) else value
 
 
-def _first_error(path: Path, document: Any, error: ValidationError) -> str:  # noqa: ANN401
+def _first_error(path: Path, document: Any, error: ValidationError) -> str:
     details = error.errors(include_url=False)
     first = min(details, key=lambda d: (d["type"] != "extra_forbidden", d["type"] == "missing"))
     keys = _real_keys(document, first)
@@ -125,7 +126,7 @@ def _first_error(path: Path, document: Any, error: ValidationError) -> str:  # n
     return f"{path}:{line}:{column}: {_words(dotted, keys, first)}{more}"
 
 
-def _words(dotted: str, keys: list[str | int], detail: Any) -> str:  # noqa: ANN401
+def _words(dotted: str, keys: list[str | int], detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         known = _fields_at(Recipe, keys[:-1])
         near = difflib.get_close_matches(str(keys[-1]), known, 1, cutoff=0.5)
@@ -156,7 +157,7 @@ def _shortened(text: str, longest: int) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def _real_keys(document: Any, detail: Any) -> list[str | int]:  # noqa: ANN401
+def _real_keys(document: Any, detail: Any) -> list[str | int]:
     """Drop what pydantic adds to a location (the tag of a union) and the document does not hold; keep a missing last key."""
     location: Location = detail["loc"]
     if detail["type"].startswith("union_tag"):
@@ -164,7 +165,9 @@ def _real_keys(document: Any, detail: Any) -> list[str | int]:  # noqa: ANN401
     keys: list[str | int] = []
     node = document
     for position, key in enumerate(location):
-        held = {str(k): k for k in node} if isinstance(node, dict) else dict(enumerate(node)) if isinstance(node, list) else {}
+        held: dict[Any, Any] = {}
+        if isinstance(node, dict | list):
+            held = {str(k): k for k in node} if isinstance(node, dict) else {k: k for k in range(len(node))}
         if key in held:
             keys.append(held[key])
             node = node[held[key]]
@@ -173,7 +176,7 @@ def _real_keys(document: Any, detail: Any) -> list[str | int]:  # noqa: ANN401
     return keys
 
 
-def _place(document: Any, keys: list[str | int]) -> tuple[int, int]:  # noqa: ANN401
+def _place(document: Any, keys: list[str | int]) -> tuple[int, int]:
     line, column, node = 0, 0, document
     for key in keys:
         marks = getattr(node, "lc", None)

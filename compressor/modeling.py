@@ -11,6 +11,7 @@ Limits:   BERT layers; other families need an entry that says where a layer keep
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +43,16 @@ def load_classifier(folder: Path, labels: Sequence[str]) -> PreTrainedModel:
     names = dict(enumerate(labels))
     try:
         return AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=len(labels), id2label=names, label2id={v: k for k, v in names.items()}, ignore_mismatched_sizes=True, dtype=torch.float32,
-            use_safetensors=True, trust_remote_code=False, local_files_only=True,
-        )  # fmt: skip
+            folder,
+            num_labels=len(labels),
+            id2label=names,
+            label2id={v: k for k, v in names.items()},
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise RecipeError(f"{folder}: {' '.join(str(error).split())[:300]}; name a folder of a transformers encoder") from error
 
@@ -128,12 +136,18 @@ class LengthAdaptiveClassifier(nn.Module):
     ) -> Tensor:
         """Return logits of the sub-model in which the `skipped` layers do nothing (LayerDrop)."""
         hidden = self.encode(input_ids, attention_mask, token_type_ids, lengths, skipped, restore=False)
-        return self.model.classifier(self.model.dropout(self.model.bert.pooler(hidden)))
+        logits: Tensor = self.model.classifier(self.model.dropout(self.model.bert.pooler(hidden)))
+        return logits
 
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, lengths: Tensor | None = None, skipped: Set[int] = frozenset(),
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        lengths: Tensor | None = None,
+        skipped: Set[int] = frozenset(),
         restore: bool = True,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Return the last state of every token (batch, seq, hidden), or of [CLS] alone (batch, 1, hidden) without `restore`."""
         bert = self.model.bert
         hidden = bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
@@ -153,26 +167,30 @@ class LengthAdaptiveClassifier(nn.Module):
             hidden = layer.output(layer.intermediate(hidden), hidden)
             if restore:
                 restored = put_back(restored, hidden, rows, real)
-        return restored if restore else hidden
+        states: Tensor = restored if restore else hidden
+        return states
 
-    def _attend(self, layer: nn.Module, hidden: Tensor, real: Tensor, only_cls: bool) -> tuple[Tensor, Tensor]:
+    def _attend(self, layer: Any, hidden: Tensor, real: Tensor, only_cls: bool) -> tuple[Tensor, Tensor]:
         """Return the attention block's output (batch, queries, hidden) and the significance of each key (batch, seq)."""
         attention, block = layer.attention.self, layer.attention
         queries = hidden[:, :1] if only_cls else hidden
 
         def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)  # (batch, heads, seq, head_dim)
+            split: Tensor = x.view(*x.shape[:2], attention.num_attention_heads, -1).transpose(1, 2)
+            return split  # (batch, heads, seq, head_dim)
 
         q, k, v = heads(attention.query(queries)), heads(attention.key(hidden)), heads(attention.value(hidden))
         scores = q @ k.transpose(-1, -2) * attention.attention_head_size**-0.5
         bias = torch.where(real, 0.0, -1e4)[:, None, None, :].to(scores.dtype)
         probabilities = (scores + bias).softmax(-1)  # (batch, heads, queries, seq)
         context = (attention.dropout(probabilities) @ v).transpose(1, 2).flatten(2)
-        return block.output(context, queries), self._significance(probabilities, real, only_cls)
+        output: Tensor = block.output(context, queries)
+        return output, self._significance(probabilities, real, only_cls)
 
     def _significance(self, probabilities: Tensor, real: Tensor, only_cls: bool) -> Tensor:
         if only_cls or self.significance == "cls":
-            return probabilities[:, :, 0].sum(1)
+            row: Tensor = probabilities[:, :, 0].sum(1)
+            return row
         # Two reductions, not sum((1, 2)): onnxruntime is 14x slower on the joint one. Padding queries have no vote.
         return (probabilities * real[:, None, :, None]).sum(2).sum(1)
 
@@ -185,7 +203,7 @@ def drop(hidden: Tensor, significance: Tensor, real: Tensor, keep: Tensor) -> tu
     batch, seq, width = hidden.shape
     ranks = significance.detach().float().masked_fill(~real, -1.0)
     first = torch.arange(seq, device=hidden.device) == 0
-    kept = ranks.masked_fill(first, torch.inf).topk(keep.max(), dim=1).indices  # (batch, kept), most significant first
+    kept = ranks.masked_fill(first, torch.inf).topk(keep.max(), dim=1).indices  # type: ignore[arg-type]  # (batch, kept), most significant first
     # Rows of a flattened table, not gather() on an expanded index: the graph's Gather then copies whole rows.
     flat = (kept + torch.arange(batch, device=hidden.device)[:, None] * seq).flatten()
     chosen = hidden.reshape(-1, width).index_select(0, flat).view(batch, -1, width)

@@ -38,9 +38,11 @@ def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, relation_heads
     """KL divergence between teacher and student self-attention relations (MiniLMv2, arXiv:2012.15828)."""
 
     def relations(x: Tensor) -> Tensor:
-        x = x.float().unflatten(-1, (relation_heads, -1)).transpose(1, 2)  # (batch, heads, seq, head_dim)
+        x = x.float().view(*x.shape[:2], relation_heads, -1).transpose(1, 2)  # (batch, heads, seq, head_dim)
         scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5  # (batch, heads, seq, seq)
-        return scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)
+        scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
+        logs: Tensor = scores.log_softmax(-1)
+        return logs
 
     kl = F.kl_div(relations(student), relations(teacher), log_target=True, reduction="none").sum(-1)
     return kl.transpose(1, 2)[mask].mean()  # padding queries do not count
@@ -59,7 +61,8 @@ def label_loss(logits: Tensor, labels: Tensor, class_axis: int) -> Tensor:
 
 
 def _minilmv2(settings: MiniLMv2, views: Views) -> Tensor:
-    assert views.student_relations is not None and views.teacher_relations is not None
+    assert views.student_relations is not None
+    assert views.teacher_relations is not None
     pairs = zip(views.student_relations, views.teacher_relations, strict=True)
     return torch.stack([relation_loss(s, t, views.mask, settings.relation_heads) for s, t in pairs]).sum()
 

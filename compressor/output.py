@@ -1,6 +1,7 @@
 """What a command answers on stdout: tables and lines for people, JSON for programs."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,31 +11,36 @@ from rich.table import Table
 Format = Literal["text", "json"]
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich would leave with exit code 1; the command line knows a better one
+
+
 def show(format: Format, result: Mapping[str, Any]) -> None:
     """Print a result: lists of rows as tables, single values as lines."""
     if format == "json":
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)  # here, where a reader that has gone is handled
         return
-    console = Console(highlight=False, soft_wrap=True)
+    # rich keeps bold under NO_COLOR; without a colour system it writes no escape codes at all.
+    colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    console = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=colors)
     for key, value in result.items():
         if key == "variants":
             console.print(variants_table(value))
         elif key == "gates":
             for gate in value:
-                console.print(
-                    f"{'passed' if gate['passed'] else 'BROKEN'}  {gate['gate']}: {gate['value']} ({gate['limit']})", markup=False
-                )
+                console.print(f"{'passed' if gate['passed'] else 'BROKEN'}  {gate['gate']}: {gate['value']} ({gate['limit']})")
         elif key == "findings":
             for finding in value:
-                console.print(f"finding: {finding}", markup=False)
+                console.print(f"finding: {finding}")
         elif isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(row, Mapping) for row in value):
             console.print(rows_table(value) if value else f"{key}: none")
         elif isinstance(value, Sequence) and not isinstance(value, str):
-            console.print(f"{key}: {', '.join(map(str, value)) or 'none'}", markup=False)
+            console.print(f"{key}: {', '.join(map(str, value)) or 'none'}")
         elif not isinstance(value, Mapping):
-            console.print(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}", markup=False)
+            console.print(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}")
         else:
-            console.print(f"{key}: {json.dumps(value, ensure_ascii=False)}", markup=False)
+            console.print(f"{key}: {json.dumps(value, ensure_ascii=False)}")
 
 
 def variants_table(variants: Sequence[Mapping[str, Any]]) -> Table:
@@ -46,8 +52,14 @@ def variants_table(variants: Sequence[Mapping[str, Any]]) -> Table:
     for v in variants:
         low, high = v["score_interval"]
         table.add_row(
-            v["name"], f"{v['score']:.2%}", f"{low:.1%} – {high:.1%}", f"{v['p50_ms']:.2f}", f"{v['p90_ms']:.2f}", f"{v['speedup']:.2f}x", f"{v['size_mb']:.1f}"
-        )  # fmt: skip
+            v["name"],
+            f"{v['score']:.2%}",
+            f"{low:.1%} – {high:.1%}",
+            f"{v['p50_ms']:.2f}",
+            f"{v['p90_ms']:.2f}",
+            f"{v['speedup']:.2f}x",
+            f"{v['size_mb']:.1f}",
+        )
     return table
 
 

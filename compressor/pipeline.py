@@ -214,7 +214,8 @@ def _last_seconds(stage: Stage, artifacts: Path) -> float | None:
 
 def _source_hash(module: str) -> str:
     spec = util.find_spec(module)
-    assert spec is not None and spec.origin is not None, module
+    assert spec is not None, module
+    assert spec.origin is not None, module
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 
 

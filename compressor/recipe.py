@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from compressor import sources
 from compressor.units import Megabytes, Milliseconds, Percent
@@ -16,24 +16,17 @@ SPLITS = ("train", "validation", "search", "test")
 CONTENT = "content"
 """Marks a key that names files: the cache hashes what they hold, not how they are called."""
 
+LARGEST = 2**63 - 1
+"""Integer that torch, numpy and Python's own slices still take."""
+
 Source = Annotated[str, Field(min_length=1), CONTENT]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of the recipe: frozen, and strict about unknown keys."""
+    """A part of the recipe: frozen, and strict about unknown keys and types: `true` and `'1'` are no numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _in_bounds(cls, value: Any) -> Any:  # noqa: ANN401
-        """Refuse what pydantic would read as 0 or 1, and integers that torch and numpy cannot take."""
-        if isinstance(value, bool):
-            raise ValueError("no key takes true or false; write a number, or put a text in quotes")
-        if isinstance(value, int) and value.bit_length() > 63:
-            raise ValueError("the number is too large; write a smaller one")
-        return value
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True, allow_inf_nan=False)
 
 
 class Task(Section):
@@ -46,12 +39,12 @@ class Task(Section):
 class Split(Section):
     path: Source
     """csv, tsv, jsonl or parquet (also .gz), package:NAME/FILE, or a Hub data set id."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Read only the first so many examples."""
 
     @model_validator(mode="before")
     @classmethod
-    def _from_path(cls, value: Any) -> Any:  # noqa: ANN401
+    def _from_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
 
@@ -79,17 +72,19 @@ class Data(Section):
 class Training(Section):
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the training split."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Stop after so many optimizer steps."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1, le=LARGEST)] = 32
+    """Examples of one optimizer step."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Peak of a linear schedule."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decay of AdamW; biases and LayerNorms have none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the processor has AMX or AVX512-bf16 (or on a GPU), else float32."""
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    checkpoint_every: Annotated[int, Field(ge=1, le=LARGEST)] = 100
     """Steps between two checkpoints that an interrupted build goes on from."""
 
 
@@ -103,7 +98,7 @@ class Teacher(Section):
 class Student(Section):
     model: Source | None = None
     """A smaller encoder: a local folder, package:NAME/FOLDER, or a Hub model id."""
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1, strict=False)] | None = None
     """Or: these layers of the teacher, counted from 0."""
 
     @model_validator(mode="after")
@@ -131,7 +126,7 @@ class Objective(Section):
 class MiniLMv2(Objective):
     type: Literal["minilmv2"]
     """Self-attention relations of one teacher layer (arXiv:2012.15828)."""
-    relation_heads: Annotated[int, Field(ge=1)] = 12
+    relation_heads: Annotated[int, Field(ge=1, le=LARGEST)] = 12
     """Heads that queries, keys and values are split into; divides both hidden sizes."""
     teacher_layer: int = -1
     """Layer of the teacher, counted from 0, negative from the end."""
@@ -141,6 +136,7 @@ class SoftLabels(Objective):
     type: Literal["soft_labels"]
     """The teacher's class probabilities (arXiv:1503.02531)."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Divides both models' logits: the higher, the more the unlikely classes count."""
 
 
 class Labels(Objective):
@@ -153,7 +149,8 @@ AnyObjective = Annotated[MiniLMv2 | SoftLabels | Labels, Field(discriminator="ty
 
 class Distill(Training):
     student: Student
-    objectives: Annotated[tuple[AnyObjective, ...], Field(min_length=1)]
+    """What the student starts as."""
+    objectives: Annotated[tuple[AnyObjective, ...], Field(min_length=1, strict=False)]
     """Losses that are added; `start` and `end` put them one after another."""
 
     @model_validator(mode="after")
@@ -166,7 +163,7 @@ class Distill(Training):
 
 
 class LengthAdapt(Training):
-    sandwiches: Annotated[int, Field(ge=0)] = 2
+    sandwiches: Annotated[int, Field(ge=0, le=LARGEST)] = 2
     """Random sub-models per step, beside the full and the smallest one."""
     bound: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """LengthDrop: a layer keeps at least 1 - bound of what the layer before it passed on."""
@@ -180,6 +177,7 @@ class LengthAdapt(Training):
 
 class Export(Section):
     opset: Annotated[int, Field(ge=14, le=20)] = 17
+    """Version of the ONNX operators."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-3
     """Largest difference between a logit of the graph and of torch, over lengths, batches and paddings."""
 
@@ -190,17 +188,18 @@ class Quantize(Section):
 
 
 class Search(Section):
-    evaluations: Annotated[int, Field(ge=4)] = 48
+    evaluations: Annotated[int, Field(ge=4, le=LARGEST)] = 48
     """Length configurations that are measured at most."""
-    population: Annotated[int, Field(ge=4, multiple_of=4)] = 12
+    population: Annotated[int, Field(ge=4, multiple_of=4, le=LARGEST)] = 12
+    """Length configurations of one generation, a multiple of 4."""
     latency: Literal["measured", "macs"] = "measured"
     """What the front trades the score against: milliseconds on the deployed graph, or multiply-accumulates."""
-    texts: Annotated[int, Field(ge=8)] = 64
+    texts: Annotated[int, Field(ge=8, le=LARGEST)] = 64
     """Texts of the search split that a latency is measured on."""
 
 
 class Target(Section):
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=LARGEST)] = 1
     """Threads of one inference."""
     batch: Literal[1] = 1
     """Texts per inference."""
@@ -208,26 +207,32 @@ class Target(Section):
 
 class DropGate(Section):
     metric: Literal["accuracy", "macro_f1"]
+    """Judges the score; it is the one of task.metric."""
     against: Literal["teacher", "student"] = "teacher"
+    """Float model that the default operating point is held against."""
     max_drop: Percent
     """Score that the default operating point may lose, in points."""
 
 
 class SpeedGate(Section):
     metric: Literal["speedup"]
+    """Judges how many times faster the bundle is."""
     against: Literal["teacher", "student"] = "teacher"
+    """Float model that the default operating point is held against."""
     min: Annotated[float, Field(gt=0)]
     """Least ratio of the median latencies, both measured in one interleaved run."""
 
 
 class LatencyGate(Section):
     metric: Literal["latency"]
+    """Judges the milliseconds of one inference at the default operating point."""
     max: Milliseconds
     """Largest median latency."""
 
 
 class SizeGate(Section):
     metric: Literal["size"]
+    """Judges the megabytes of the graph."""
     max: Megabytes
     """Largest model.onnx."""
 
@@ -239,25 +244,32 @@ class Recipe(Section):
     """What to compile, from which data, for which machine, and what the result must hold."""
 
     version: Literal[1]
+    """Version of the recipe's format."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Folder of the bundle."""
-    seed: Annotated[int, Field(ge=0)] = 17
+    seed: Annotated[int, Field(ge=0, le=LARGEST)] = 17
+    """Same seed, package versions and thread count: same bundle."""
     task: Task = Task()
+    """What the model answers, and how its answers are scored."""
     data: Data
+    """Labelled texts, and what they are called in their files."""
     teacher: Teacher
+    """The encoder to compress."""
     distill: Distill | None = None
     """Train a smaller student from the teacher."""
     length_adapt: LengthAdapt | None = None
     """Train the student to answer at any length configuration."""
     export: Export = Export()
+    """How the ONNX graph is made and checked against torch."""
     quantize: Quantize | None = None
     """Make the graph INT8."""
     search: Search | None = None
     """Find the length configurations worth deploying."""
     target: Target = Target()
+    """What the bundle is measured for: set it as it will be served."""
     default_point: Literal["full", "accurate", "balanced", "fast", "min"] | None = None
     """Operating point that gates judge and that a client gets who names none; absent: balanced, or full without a search."""
-    gates: tuple[AnyGate, ...] = ()
+    gates: Annotated[tuple[AnyGate, ...], Field(strict=False)] = ()
     """What must hold; a bundle that breaks one is rejected."""
     _root: Path = PrivateAttr(default=Path())
 
@@ -296,7 +308,7 @@ class Recipe(Section):
         return {name: _key_value(getattr(self, name), self.root) for name in sections}
 
 
-def _key_value(value: Any, root: Path) -> Any:  # noqa: ANN401
+def _key_value(value: Any, root: Path) -> Any:
     if isinstance(value, Section):
         fields = type(value).model_fields
         return {

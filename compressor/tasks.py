@@ -95,7 +95,8 @@ TASKS: Mapping[str, Task] = {"text-classification": TextClassification()}
 def softmax(logits: Floats) -> Floats:
     """Return probabilities over the last axis."""
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    return shifted / shifted.sum(-1, keepdims=True)
+    probabilities: Floats = shifted / shifted.sum(-1, keepdims=True)
+    return probabilities
 
 
 def interval(task: Task, logits: Floats, gold: Ints, metric: str, resamples: int = 500) -> tuple[float, float]:

@@ -80,7 +80,8 @@ def fit(model: nn.Module, losses: Losses, train: Encoded, settings: Training, se
         StageError: a loss is not finite; the step is named and the last checkpoint kept.
         Interrupted: a signal came; the state is saved.
     """
-    accelerator = accelerator_for(settings.precision)
+    accelerator = Accelerator()
+    precision = autocast(settings.precision, accelerator.device)
     model.to(accelerator.device).train()
     plan = schedule(train.lengths, settings, seed)
     optimizer = torch.optim.AdamW(_decayed(model, settings.weight_decay), lr=settings.learning_rate, fused=True)
@@ -94,7 +95,7 @@ def fit(model: nn.Module, losses: Losses, train: Encoded, settings: Training, se
         for number, rows in enumerate(plan[first:], first):
             batch = train.batch(rows, accelerator.device)
             with held_back():
-                loss = _step(accelerator, model, optimizer, losses(batch, Step(number, number / len(plan))), number)
+                loss = _step(accelerator, precision, model, optimizer, losses(batch, Step(number, number / len(plan))), number)
                 scheduler.step()
                 smooth = loss if number == 0 else 0.95 * smooth + 0.05 * loss
                 done, texts = number + 1, texts + len(rows)
@@ -110,11 +111,10 @@ def fit(model: nn.Module, losses: Losses, train: Encoded, settings: Training, se
     return Fitted(len(plan), smooth, seconds, texts / max(seconds, 1e-9))
 
 
-def accelerator_for(precision: str) -> Accelerator:
-    """Return accelerate's device and autocast for a precision; `auto` asks the machine."""
-    fast = torch.cuda.is_available() or {"amx_bf16", "avx512_bf16"} & set(describe()["isa"])
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and fast)
-    return Accelerator(mixed_precision="bf16" if bfloat16 else "no")
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context that runs matrix products in bfloat16 where the precision asks for it; `auto` asks the machine."""
+    fast = device.type == "cuda" or bool({"amx_bf16", "avx512_bf16"} & set(describe()["isa"]))
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and fast))
 
 
 def schedule(lengths: Sequence[int], settings: Training, seed: int) -> list[list[int]]:
@@ -129,20 +129,26 @@ def schedule(lengths: Sequence[int], settings: Training, seed: int) -> list[list
 @torch.inference_mode()
 def predict(forward: Callable[[dict[str, Tensor]], Tensor], data: Encoded, batch_size: int = 64, precision: str = "auto") -> Floats:
     """Return the logits (examples, ...) of a model in evaluation mode, in the order of the data."""
-    accelerator = accelerator_for(precision)
-    rows_of = length_batches(data.lengths, batch_size)
+    device = Accelerator().device
     results: dict[int, Floats] = {}
-    for rows in rows_of:
-        with accelerator.autocast():
-            logits = forward(data.batch(rows, accelerator.device)).float().cpu().numpy()
+    for rows in length_batches(data.lengths, batch_size):
+        with autocast(precision, device):
+            logits = forward(data.batch(rows, device)).float().cpu().numpy()
         results |= dict(zip(rows, logits, strict=True))
     return np.stack([results[row] for row in range(len(data))])
 
 
-def _step(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor], number: int) -> float:
+def _step(
+    accelerator: Accelerator,
+    precision: torch.autocast,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Iterable[Tensor],
+    number: int,
+) -> float:
     value, pending = 0.0, iter(losses)
     while True:
-        with accelerator.autocast():
+        with precision:
             loss = next(pending, None)
         if loss is None:
             break
@@ -181,11 +187,15 @@ def _save(
     partial = state / "fit.partial"
     torch.save(
         {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
-            "rng": torch.get_rng_state(), "done": done, "smooth": smooth,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "done": done,
+            "smooth": smooth,
         },
         partial,
-    )  # fmt: skip
+    )
     os.replace(partial, state / "fit.pt")
 
 

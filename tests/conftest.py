@@ -39,11 +39,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ends = [("[SEP]", 3), ("[CLS]", 2)]
     tokenizer.post_processor = processors.BertProcessing(*ends)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64
-    )  # fmt: skip
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes)
     BertModel(config).save_pretrained(folder)
     return folder
 
@@ -54,10 +55,10 @@ name: tiny
 data: {{train: train.csv, test: test.csv, max_length: 32}}
 teacher:
   model: {model}
-  finetune: {{epochs: 3, batch_size: 16, learning_rate: 2e-3, precision: float32, checkpoint_every: 5}}
+  finetune: {{epochs: 8, batch_size: 16, learning_rate: 3e-3, precision: float32, checkpoint_every: 5}}
 distill:
   student: {{layers: [0, 2]}}
-  epochs: 2
+  epochs: 3
   batch_size: 16
   learning_rate: 1e-3
   precision: float32
@@ -81,7 +82,7 @@ def make_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
     """Write a whole recipe with its data; `replace` changes parts of its text."""
 
     def make(**replace: str) -> Path:
-        for name, count, seed in (("train", 240, 1), ("test", 40, 2)):
+        for name, count, seed in (("train", 400, 1), ("test", 40, 2)):
             with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([("text", "label"), *sentences(count, seed)])
         text = RECIPE.format(model=tiny_model)
@@ -99,7 +100,7 @@ def make_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """One whole build, made once: the folder that holds recipe, data and artifacts."""
     folder = tmp_path_factory.mktemp("built")
-    for name, count, seed in (("train", 240, 1), ("test", 40, 2)):
+    for name, count, seed in (("train", 400, 1), ("test", 40, 2)):
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "label"), *sentences(count, seed)])
     (folder / "tiny.yaml").write_text(RECIPE.format(model=tiny_model), encoding="utf-8")

@@ -27,7 +27,12 @@ def test_the_pareto_front_is_what_brute_force_finds(values: list[tuple[int, int]
 
 def analytic(genomes: Sequence[Genome]) -> list[Candidate]:
     """A score that grows with the lengths, and a cost that does too: early layers cost most, late layers matter most."""
-    return [candidate(1 - sum((1 - g / 64) * (i + 1) for i, g in enumerate(genome)) / 20, sum(g * (5 - i) for i, g in enumerate(genome)), genome) for genome in genomes]
+    return [
+        candidate(
+            1 - sum((1 - g / 64) * (i + 1) for i, g in enumerate(genome)) / 20, sum(g * (5 - i) for i, g in enumerate(genome)), genome
+        )
+        for genome in genomes
+    ]
 
 
 def search(seed: int, evaluations: int = 40) -> list[Candidate]:
@@ -59,7 +64,7 @@ def test_evolution_leaves_the_global_generator_as_it_was() -> None:
 
 def test_evolution_improves_on_its_start() -> None:
     found = search(seed=3, evaluations=60)
-    start = set(c.lengths for c in found[:3])
+    start = {c.lengths for c in found[:3]}
     assert any(c.lengths not in start for c in pareto_front(found))
 
 

@@ -20,7 +20,9 @@ CONFIGURATIONS = [None, (32, 32, 32), (20, 10, 1), (16, 16, 16), (1, 1, 1)]
 
 def tiny(seed: int = 1) -> LengthAdaptiveClassifier:
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=28, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32)
+    config = BertConfig(
+        vocab_size=28, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32
+    )
     return LengthAdaptiveClassifier(BertForSequenceClassification(config), 32).eval()
 
 
@@ -51,7 +53,11 @@ def test_a_client_that_knows_no_lengths_gets_the_default(tmp_path: Path) -> None
     export_graph(model, tmp_path / "model.onnx", 17)
     assert takes_lengths(tmp_path / "model.onnx")
     session = ort.InferenceSession(str(tmp_path / "model.onnx"))
-    feed = {"input_ids": np.array([[2, 6, 7, 3]]), "attention_mask": np.ones((1, 4), np.int64), "token_type_ids": np.zeros((1, 4), np.int64)}
+    feed = {
+        "input_ids": np.array([[2, 6, 7, 3]]),
+        "attention_mask": np.ones((1, 4), np.int64),
+        "token_type_ids": np.zeros((1, 4), np.int64),
+    }
     assert "lengths" not in {i.name for i in session.get_inputs()}
     full = session.run(None, {**feed, "lengths": np.array([32, 32, 32])})[0]
     np.testing.assert_array_equal(session.run(None, feed)[0], full)
@@ -78,7 +84,11 @@ def test_export_and_quantization_are_byte_identical_across_processes(tmp_path: P
     contents = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(tmp_path / name)], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(tmp_path / name)],
+            check=True,
+            capture_output=True,
+        )
         contents.append([(tmp_path / name / f).read_bytes() for f in ("model.onnx", "int8.onnx")])
     assert contents[0] == contents[1]
 

@@ -3,7 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
 from compressor.errors import RecipeError
 from compressor.lengths import LengthConfig
@@ -15,7 +21,15 @@ L = 16
 @pytest.fixture(scope="module")
 def model() -> LengthAdaptiveClassifier:
     torch.manual_seed(1)
-    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=L, num_labels=3)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=L,
+        num_labels=3,
+    )
     return LengthAdaptiveClassifier(BertForSequenceClassification(config), L).eval()
 
 

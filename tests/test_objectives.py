@@ -21,7 +21,11 @@ def random_views(seed: int = 0, same: bool = False, padding: float = 0.0) -> Vie
     return Views(MASK, torch.tensor([0, 2]), -1, goal if same else draw(2, 3), goal, student, teacher)  # type: ignore[arg-type]
 
 
-SETTINGS = {MiniLMv2: MiniLMv2(type="minilmv2", relation_heads=4), SoftLabels: SoftLabels(type="soft_labels"), Labels: Labels(type="labels")}
+SETTINGS = {
+    MiniLMv2: MiniLMv2(type="minilmv2", relation_heads=4),
+    SoftLabels: SoftLabels(type="soft_labels"),
+    Labels: Labels(type="labels"),
+}
 
 
 def test_every_objective_is_listed_and_covered_here() -> None:
@@ -35,7 +39,9 @@ def test_distilling_a_model_into_itself_costs_nothing() -> None:
 
 def test_padding_does_not_change_a_loss() -> None:
     for kind, settings in SETTINGS.items():
-        torch.testing.assert_close(total((settings,), random_views(padding=0.0)), total((settings,), random_views(padding=3.0)), msg=kind.__name__)
+        torch.testing.assert_close(
+            total((settings,), random_views(padding=0.0)), total((settings,), random_views(padding=3.0)), msg=kind.__name__
+        )
 
 
 def test_relation_loss_equals_a_naive_loop() -> None:

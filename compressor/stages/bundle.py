@@ -75,15 +75,24 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
     points = _points(inputs)
     default = recipe.default_point or ("balanced" if "frontier" in inputs else "full")
     graph = onnx.load(_graph(inputs).path / "model.onnx")
-    if points[default] is not None:
-        set_default_lengths(graph, points[default])
+    lengths = points[default]
+    if lengths is not None:
+        set_default_lengths(graph, lengths)
     onnx.save(graph, folder / "model.onnx")
     manifest = {
-        "format": FORMAT, "name": recipe.name, "task": recipe.task.type, "metric": recipe.task.metric, "labels": list(splits.labels),
-        "max_length": splits.max_length, "pad_id": checkpoint.pad_id_of(model), "single": "int8_graph" in inputs,
+        "format": FORMAT,
+        "name": recipe.name,
+        "task": recipe.task.type,
+        "metric": recipe.task.metric,
+        "labels": list(splits.labels),
+        "max_length": splits.max_length,
+        "pad_id": checkpoint.pad_id_of(model),
+        "single": "int8_graph" in inputs,
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},
-        "default_point": default, "target": recipe.target.model_dump(), "versions": machine.versions("onnxruntime", "tokenizers", "numpy"),
-    }  # fmt: skip
+        "default_point": default,
+        "target": recipe.target.model_dump(),
+        "versions": machine.versions("onnxruntime", "tokenizers", "numpy"),
+    }
     _seal(folder, manifest)
     return manifest
 
@@ -132,11 +141,16 @@ def _measure(recipe: Recipe, inputs: Inputs, folder: Path, manifest: Mapping[str
     gold = data["checkpoint"].labels
     return {
         name: Variant(
-            name, task.score(found, gold, recipe.task.metric), interval(task, found, gold, recipe.task.metric), times[name].p50_ms, times[name].p90_ms,
-            sizes.get(name, sizes["bundle"]), lengths[name],
+            name,
+            task.score(found, gold, recipe.task.metric),
+            interval(task, found, gold, recipe.task.metric),
+            times[name].p50_ms,
+            times[name].p90_ms,
+            sizes.get(name, sizes["bundle"]),
+            lengths[name],
         )
         for name, found in logits.items()
-    }  # fmt: skip
+    }
 
 
 def _files(inputs: Inputs, folder: Path) -> list[tuple[str, Path, str]]:
@@ -172,15 +186,26 @@ def _metrics(
     chain = [("finetune", teacher), ("distill", student), ("quantize", full), (f"search: {manifest['default_point']}", default)]
     asked = {s["name"] for s in stages}
     return {
-        "name": recipe.name, "task": recipe.task.type, "metric": recipe.task.metric, "labels": manifest["labels"], "seed": recipe.seed,
-        "max_length": manifest["max_length"], "default_point": manifest["default_point"], "data": _data_facts(inputs), "target": recipe.target.model_dump(),
-        "machine": machine.describe(), "versions": machine.versions("torch", "transformers", "onnx", "onnxruntime", "tokenizers"),
+        "name": recipe.name,
+        "task": recipe.task.type,
+        "metric": recipe.task.metric,
+        "labels": manifest["labels"],
+        "seed": recipe.seed,
+        "max_length": manifest["max_length"],
+        "default_point": manifest["default_point"],
+        "data": _data_facts(inputs),
+        "target": recipe.target.model_dump(),
+        "machine": machine.describe(),
+        "versions": machine.versions("torch", "transformers", "onnx", "onnxruntime", "tokenizers"),
         "variants": [{**dataclasses.asdict(v), "speedup": teacher.p50_ms / v.p50_ms} for v in variants],
-        "front": frontier.get("front", []), "evaluated": frontier.get("evaluated", []),
+        "front": frontier.get("front", []),
+        "evaluated": frontier.get("evaluated", []),
         "points": {name: {**p, **_found(rows[_row(name, inputs)])} for name, p in manifest["points"].items()},
-        "stages": stages, "gates": verdicts, "findings": list(_findings(inputs, rows, stages)),
+        "stages": stages,
+        "gates": verdicts,
+        "findings": list(_findings(inputs, rows, stages)),
         "stage_gains": gains([link for link in chain if link[0].split(":")[0] in asked], {s["name"]: s["seconds"] for s in stages}),
-    }  # fmt: skip
+    }
 
 
 def _ancestors(inputs: Inputs) -> list[dict[str, Any]]:
@@ -238,10 +263,9 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
     for stage in stages:
         if "before" in stage["metrics"]:
             before, after = stage["metrics"]["before"], stage["metrics"]["after"]
-            found.append(
-                f"LengthDrop training moved the full length by {(after['full'] - before['full']) * 100:+.1f} points and the smallest sub-model by "
-                f"{(after['smallest'] - before['smallest']) * 100:+.1f} (validation split), for {stage['seconds']:.0f} s."
-            )
+            whole, smallest = ((after[k] - before[k]) * 100 for k in ("full", "smallest"))
+            gained = f"full length by {whole:+.1f} points and the smallest sub-model by {smallest:+.1f}"
+            found.append(f"LengthDrop training moved {gained} (validation split), for {stage['seconds']:.0f} s.")
     low, high = full.score_interval
     found.append(f"A score on this test split is uncertain by about ±{(high - low) * 50:.1f} points; smaller differences may be chance.")
     return found

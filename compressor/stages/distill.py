@@ -50,9 +50,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     logits = predict(lambda b: student(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
     checkpoint.save(student.model, tokenizer_from, out)
     return {
-        "steps": fitted.steps, "loss": fitted.loss, "texts_per_second": fitted.texts_per_second,
-        "validation_score": task.score(logits, validation.labels, recipe.task.metric), "parameters": sum(p.numel() for p in student.parameters()),
-    }  # fmt: skip
+        "steps": fitted.steps,
+        "loss": fitted.loss,
+        "texts_per_second": fitted.texts_per_second,
+        "validation_score": task.score(logits, validation.labels, recipe.task.metric),
+        "parameters": sum(p.numel() for p in student.parameters()),
+    }
 
 
 def _student(
@@ -73,7 +76,8 @@ def _check(settings: Distill, student: PreTrainedModel, teacher: PreTrainedModel
         for name, model in (("teacher", teacher), ("student", student)):
             if model.config.hidden_size % objective.relation_heads:
                 raise RecipeError(
-                    f"distill.objectives: relation_heads {objective.relation_heads} does not divide the {name}'s hidden size {model.config.hidden_size}"
+                    f"distill.objectives: relation_heads {objective.relation_heads} does not divide "
+                    f"the {name}'s hidden size {model.config.hidden_size}"
                 )
         if any(a.ids != b.ids for a, b in zip(train.encodings, teacher_train.encodings, strict=True)):
             raise RecipeError(

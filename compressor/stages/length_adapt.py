@@ -2,7 +2,7 @@
 
 What:     at each step the full model, the smallest and a few random sub-models (LengthDrop, LayerDrop) learn together (sandwich rule).
 Papers:   Length-Adaptive Transformer (arXiv:2010.07003), Universally Slimmable Networks (arXiv:1903.05134), LayerDrop (arXiv:1909.11556).
-Formula:  full: (1 - a) · cross-entropy + a · KL(teacher ‖ full); every sub-model: KL(full, detached ‖ sub) (inplace distillation, forward KL).
+Formula:  full: (1 - a) · cross-entropy + a · KL(teacher ‖ full); each sub-model: KL(full, detached ‖ sub) (inplace distillation).
 Defaults: 2 sandwiches, bound 0.2, layer_drop 0, a = `soft_labels` 0.5.
 Limits:   a step costs 2 + sandwiches passes; short texts gain little (the report says how much).
 """
@@ -55,9 +55,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     after = scores()
     checkpoint.save(model.model, source, out, {"max_length": model.max_length, "significance": settings.significance})
     return {
-        "steps": fitted.steps, "loss": fitted.loss, "texts_per_second": fitted.texts_per_second, "validation_score": after["full"],
-        "before": before, "after": after, "smallest": smallest.tolist(),
-    }  # fmt: skip
+        "steps": fitted.steps,
+        "loss": fitted.loss,
+        "texts_per_second": fitted.texts_per_second,
+        "validation_score": after["full"],
+        "before": before,
+        "after": after,
+        "smallest": smallest.tolist(),
+    }
 
 
 def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, goals: Tensor, class_axis: int, seed: int) -> Losses:

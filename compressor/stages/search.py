@@ -2,7 +2,7 @@
 
 What:     evolution over score and cost of the deployed graph, on a split that is neither trained on nor reported.
 Papers:   see compressor/evolution.py.
-Formula:  cost = the candidate's median latency relative to full length, both timed in one interleaved run, times full length's latency; or MACs.
+Formula:  cost = the candidate's median latency over full length's in one interleaved run, times full length's latency; or MACs.
 Defaults: 48 evaluations, population 12, latency on 64 texts of the split's own lengths.
 Limits:   latencies hold for this machine; `search.latency: macs` holds anywhere but is no time.
 """
@@ -47,7 +47,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     start = starting_points(bench.layers, bench.max_length, bench.fixed, settings.population, recipe.seed)
     known = evolve(
         start, measure, max_length=bench.max_length, fixed=bench.fixed, evaluations=total, population=settings.population, seed=recipe.seed
-    )  # fmt: skip
+    )
     full = next(c for c in known if c.lengths == start[0])
     points = operating_points(known, full)
     front = pareto_front(known)

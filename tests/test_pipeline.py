@@ -1,0 +1,218 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compressor.artifact import Artifact, commit
+from compressor.gates import Variant, judge
+from compressor.recipe import DropGate, LatencyGate, SizeGate, SpeedGate
+from tests.conftest import command, compress
+
+
+@pytest.fixture
+def project(built: Path, tmp_path: Path) -> Path:
+    """A copy of the whole build, with its artifacts, that a test may change."""
+    return Path(shutil.copytree(built, tmp_path / "project"))
+
+
+def reasons(project: Path, *arguments: str) -> dict[str, bool]:
+    done = compress("plan", "tiny.yaml", "--format", "json", *arguments, cwd=project)
+    assert done.returncode == 0, done.stderr
+    return {row["stage"]: row["cached"] for row in json.loads(done.stdout)["stages"]}
+
+
+def stale(project: Path, *arguments: str) -> list[str]:
+    return [stage for stage, cached in reasons(project, *arguments).items() if not cached]
+
+
+def test_the_bundle_is_complete_and_its_report_needs_nothing_else(built: Path) -> None:
+    bundle = built / "artifacts/dist/tiny"
+    files = {p.name for p in bundle.iterdir()}
+    assert files >= {
+        "model.onnx",
+        "tokenizer.json",
+        "config.json",
+        "manifest.json",
+        "metrics.json",
+        "gates.json",
+        "report.html",
+        "README.md",
+    }
+    assert not any(p.suffix in (".safetensors", ".bin", ".pt") for p in bundle.iterdir())
+    metrics = json.loads((bundle / "metrics.json").read_text())
+    assert [s["name"] for s in metrics["stages"]] == ["data", "finetune", "distill", "length_adapt", "export", "quantize", "search"]
+    assert [v["name"] for v in metrics["variants"]][:3] == ["teacher fp32", "student fp32", "INT8 full"]
+    assert metrics["stages"][5]["metrics"]["products"]["int8"] >= 12
+
+
+def test_the_stages_learn(built: Path) -> None:
+    """The words give the label away, so a pipeline that works gets nearly everything right."""
+    rows = json.loads((built / "artifacts/dist/tiny/metrics.json").read_text())["variants"]
+    assert all(row["score"] >= 0.9 for row in rows if row["name"] in ("teacher fp32", "student fp32", "INT8 full"))
+
+
+def test_a_second_run_does_nothing_and_gives_the_same_digest(project: Path) -> None:
+    first = json.loads((project / "artifacts/dist/tiny/manifest.json").read_text())["digest"]
+    done = compress("tiny.yaml", "--format", "json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cached") == 8
+    assert json.loads(done.stdout)["digest"] == first
+
+
+def test_changing_search_reruns_only_search_and_bundle(project: Path) -> None:
+    assert stale(project) == []
+    assert stale(project, "--set", "search.evaluations=9") == ["search", "bundle"]
+
+
+def test_changing_a_section_reruns_what_depends_on_it(project: Path) -> None:
+    assert stale(project, "--set", "target.threads=2") == ["search", "bundle"]
+    assert stale(project, "--set", "quantize.backend=onnxruntime") == []
+    assert stale(project, "--set", "length_adapt.bound=0.3") == ["length_adapt", "export", "quantize", "search", "bundle"]
+    assert stale(project, "--set", "gates=[]") == ["bundle"]
+
+
+def test_changed_data_reruns_everything_and_renamed_data_nothing(project: Path) -> None:
+    (project / "train.csv").rename(project / "other.csv")
+    assert stale(project, "--set", "data.train=other.csv") == []
+    (project / "other.csv").write_text((project / "other.csv").read_text() + "the film was quite lovely indeed,positive\n")
+    assert len(stale(project, "--set", "data.train=other.csv")) == 8
+
+
+def test_a_corrupted_artifact_is_a_miss_with_a_warning(project: Path) -> None:
+    victim = next(project.glob("artifacts/quantize-*/model.onnx"))
+    content = bytearray(victim.read_bytes())
+    content[-5] ^= 1
+    victim.write_bytes(content)
+    done = compress("tiny.yaml", "--format", "json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "model.onnx has changed; building it again" in done.stderr
+    assert done.stderr.count("cached") >= 5
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "nonsense", None])
+def test_an_artifact_without_a_readable_manifest_is_a_miss(project: Path, damage: str | None) -> None:
+    manifest = next(project.glob("artifacts/distill-*/manifest.json"))
+    manifest.unlink() if damage is None else manifest.write_text(damage)
+    assert stale(project)[0] == "distill"
+
+
+def test_force_runs_a_cached_stage_again(project: Path) -> None:
+    done = compress("tiny.yaml", "--force", "export", "--until", "export", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "export  done" in done.stderr
+
+
+def test_a_crash_leaves_no_artifact(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = make_recipe(**{"learning_rate: 3e-3": "learning_rate: 1e30"})
+    done = compress(str(recipe), cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "the loss is" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("artifacts/finetune-*"))
+    assert not (tmp_path / "artifacts/dist").exists()
+
+
+def test_a_broken_gate_exits_5_and_the_bundle_is_rejected(project: Path) -> None:
+    shutil.rmtree(project / "artifacts/dist")
+    done = compress("tiny.yaml", "--set", "gates=[{metric: size, max: 1kB}]", cwd=project)
+    assert done.returncode == 5, done.stderr
+    assert (project / "artifacts/rejected/tiny/model.onnx").exists()
+    assert not (project / "artifacts/dist/tiny").exists()
+    assert done.stderr.splitlines()[-1].startswith("error: size of model.onnx is ")
+    again = compress("tiny.yaml", "--set", "gates=[{metric: size, max: 1kB}]", cwd=project)
+    assert again.returncode == 5
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [("search",), ("search", "quantize"), ("search", "quantize", "length_adapt"), ("search", "quantize", "length_adapt", "distill")],
+)
+def test_every_prefix_of_the_pipeline_makes_a_working_bundle(project: Path, sections: tuple[str, ...]) -> None:
+    changes = [part for s in (*sections, "default_point") for part in ("--set", f"{s}=null")]
+    done = compress("tiny.yaml", *changes, cwd=project)
+    assert done.returncode == 0, done.stderr
+    answered = compress("predict", "artifacts/dist/tiny", cwd=project)
+    assert answered.returncode == 0, answered.stderr
+
+
+def test_a_second_build_of_the_same_recipe_is_refused(project: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(project / "artifacts/.tiny.lock"):
+        done = compress("tiny.yaml", cwd=project)
+    assert done.returncode == 6
+    assert "another build of tiny is running" in done.stderr
+
+
+def digest_after_interruptions(recipe: Path, signum: signal.Signals, marks: list[str]) -> str:
+    """Interrupt a build at each mark that shows on stderr, then let it finish; return the bundle's digest."""
+    for mark in marks:
+        with subprocess.Popen(command(str(recipe)), cwd=recipe.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if mark in line:
+                    process.send_signal(signum)
+                    break
+            process.stderr.read()
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[signum], mark
+    done = compress(str(recipe), "--format", "json", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["digest"])
+
+
+STAGE_STARTS = ["2/8 finetune", "3/8 distill", "4/8 length_adapt", "5/8 export", "6/8 quantize", "7/8 search", "8/8 bundle"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_build_interrupted_in_every_stage_ends_with_the_same_digest(
+    make_recipe: Callable[..., Path], built: Path, signum: signal.Signals
+) -> None:
+    expected = json.loads((built / "artifacts/dist/tiny/manifest.json").read_text())["digest"]
+    assert digest_after_interruptions(make_recipe(), signum, STAGE_STARTS) == expected
+
+
+def test_fit_resumes_inside_an_epoch_with_the_same_result(make_recipe: Callable[..., Path], built: Path) -> None:
+    """Killed once the first checkpoint is there, which is written inside the first epoch."""
+    recipe = make_recipe()
+    process = subprocess.Popen(command(str(recipe)), cwd=recipe.parent, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(recipe.parent.glob("artifacts/.finetune-*/.state/fit.pt")) and process.poll() is None:
+        assert time.monotonic() < deadline
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = compress(str(recipe), "--until", "finetune", cwd=recipe.parent)
+    assert "going on after step" in done.stderr
+    ours, theirs = (next(p.glob("artifacts/finetune-*")) for p in (recipe.parent, built))
+    assert Artifact(ours).digest == Artifact(theirs).digest
+
+
+def test_commit_leaves_measured_files_out_of_the_digest(tmp_path: Path) -> None:
+    digests = []
+    for seconds in ("1", "2"):
+        (tmp_path / "scratch").mkdir()
+        (tmp_path / "scratch/model").write_text("same")
+        (tmp_path / "scratch/times").write_text(seconds)
+        digests.append(commit(tmp_path / "scratch", tmp_path / seconds, {}, frozenset({"times"})).digest)
+    assert digests[0] == digests[1]
+
+
+def test_gates_judge_the_arithmetic() -> None:
+    teacher, student = Variant("t", 0.9, (0.8, 1), 10, 12, 400), Variant("s", 0.88, (0.8, 1), 4, 5, 90)
+    chosen = Variant("c", 0.89, (0.8, 1), 2, 3, 20)
+    gates = [
+        DropGate(metric="accuracy", max_drop="1.0%"),
+        DropGate(metric="accuracy", max_drop="0.5%"),
+        DropGate(metric="accuracy", against="student", max_drop="0%"),
+        SpeedGate(metric="speedup", min=5),
+        SpeedGate(metric="speedup", against="student", min=2.5),
+        LatencyGate(metric="latency", max="2ms"),
+        SizeGate(metric="size", max="19MB"),
+    ]
+    verdicts = judge(gates, chosen, {"teacher": teacher, "student": student})
+    assert [v.passed for v in verdicts] == [True, False, True, True, False, True, False]

@@ -1,0 +1,177 @@
+"""The shipped recipes load and say what they are for; the schema documents every key; the cache sees contents, not names."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor import recipe as declared
+from compressor.loader import load_recipe
+from compressor.recipe import Section, schema
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+SECTIONS = [c for c in vars(declared).values() if isinstance(c, type) and issubclass(c, Section) and c not in (Section, declared.Objective)]
+SMALL = """\
+version: 1
+name: small
+data: {train: data/train.csv, test: data/test.csv}
+teacher: {model: encoder}
+distill:
+  student: {model: little}
+  objectives: [{type: soft_labels}]
+export: {}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A recipe with the files that it names; what they hold plays no part here but in a hash."""
+    for name, content in {"data/train.csv": "train", "data/test.csv": "test", "recipe.yaml": SMALL}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for name in ("encoder", "little"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(f'{{"model_type": "bert", "name": "{name}"}}')
+    return tmp_path
+
+
+def keys(folder: Path, *changes: str) -> dict[str, Any]:
+    """What the cache sees of every section that these recipes have."""
+    recipe = load_recipe(folder / "recipe.yaml", changes)
+    return recipe.key_settings(["name", "data", "teacher", "distill", "export", "quantize", "seed"])
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    return {name for name in one if one[name] != other[name]}
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_a_shipped_recipe_loads_under_the_name_of_its_file(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_a_shipped_recipe_opens_with_purpose_needs_command_and_time(path: Path) -> None:
+    header = path.read_text(encoding="utf-8").split("version:")[0]
+    told = re.findall(r"^# (\w+): +(\S.*)$", header, re.MULTILINE)
+    assert [name for name, _ in told] == ["Purpose", "Needs", "Command", "Time"]
+    assert dict(told)["Command"] == f"compress recipes/{path.name}"
+    assert all(line.startswith("#") for line in header.splitlines())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_a_shipped_recipe_has_gates_and_a_smoke_profile_without_them(path: Path) -> None:
+    recipe = load_recipe(path)
+    smoke = recipe.smoke()
+    assert recipe.gates
+    assert smoke.gates == ()
+    assert smoke.name != recipe.name  # so that it never takes the place of the real bundle
+    assert [s for s in type(recipe).model_fields if getattr(recipe, s) is None] == [
+        s for s in type(smoke).model_fields if getattr(smoke, s) is None
+    ]
+    assert smoke.data.train.limit is not None
+
+
+def test_a_smoke_profile_never_reads_more_than_the_recipe_does(folder: Path) -> None:
+    splits = load_recipe(folder / "recipe.yaml", ["data.train.limit=10"]).smoke().data
+    assert splits.train.limit == 10
+    assert splits.test is not None
+    assert splits.test.limit == 48
+
+
+def definitions() -> Iterator[tuple[str, dict[str, Any]]]:
+    whole = schema()
+    yield "Recipe", dict(whole)
+    yield from whole["$defs"].items()
+
+
+def test_the_schema_is_json_and_knows_every_section() -> None:
+    assert json.loads(json.dumps(schema())) == schema()
+    # Split has two forms, a path or keys, and Training only lends its keys where nothing has it as its own type.
+    assert {c.__name__ for c in SECTIONS} == {name for name, _ in definitions()}
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.__name__)
+def test_the_schema_documents_every_key_and_refuses_others(section: type[Section]) -> None:
+    definition = dict(definitions())[section.__name__]
+    assert definition["title"] == section.__name__
+    assert definition["additionalProperties"] is False
+    assert set(definition["properties"]) == set(section.model_fields)
+    undocumented = [key for key, value in definition["properties"].items() if not value.get("description", "").endswith((".", ")"))]
+    assert undocumented == []
+
+
+def test_the_schema_names_required_keys_kinds_and_bounds() -> None:
+    found = dict(definitions())
+    assert found["Recipe"]["required"] == ["version", "name", "data", "teacher"]
+    kinds = found["Distill"]["properties"]["objectives"]["items"]["discriminator"]["mapping"]
+    assert set(kinds) == {"minilmv2", "soft_labels", "labels"}
+    assert set(found["Recipe"]["properties"]["gates"]["items"]["discriminator"]["mapping"]) >= {"speedup", "latency", "size"}
+    assert found["Data"]["properties"]["max_length"] | {"minimum": 8, "maximum": 8192} == found["Data"]["properties"]["max_length"]
+
+
+def test_the_schema_wants_quantities_as_text_with_a_unit() -> None:
+    found = dict(definitions())
+    assert found["SizeGate"]["properties"]["max"]["type"] == "string"
+    assert found["DropGate"]["properties"]["max_drop"]["type"] == "string"
+
+
+@pytest.mark.parametrize(("old", "new", "key"), [("data/train.csv", "data/other.csv", "data.train"), ("encoder", "bert", "teacher.model")])
+def test_a_renamed_file_or_folder_changes_no_key(folder: Path, old: str, new: str, key: str) -> None:
+    before = keys(folder)
+    (folder / old).rename(folder / new)
+    text = (folder / "recipe.yaml").read_text().replace(old, new)
+    (folder / "recipe.yaml").write_text(text)
+    assert keys(folder) == before
+
+
+def test_a_recipe_that_is_moved_with_its_files_changes_no_key(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved, ignore=shutil.ignore_patterns("moved"))
+    assert keys(moved) == keys(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "section"),
+    [("data/train.csv", "data"), ("data/test.csv", "data"), ("encoder/config.json", "teacher"), ("little/config.json", "distill")],
+)
+def test_changed_content_changes_the_key_of_its_section_only(folder: Path, file: str, section: str) -> None:
+    before = keys(folder)
+    (folder / file).write_text("changed")
+    assert differing(before, keys(folder)) == {section}
+
+
+@pytest.mark.parametrize(
+    ("change", "section"),
+    [
+        ("data.max_length=64", "data"),
+        ("data.train.limit=5", "data"),
+        ("teacher.finetune={}", "teacher"),
+        ("distill.epochs=1", "distill"),
+        ("distill.objectives=[{type: soft_labels, temperature: 3}]", "distill"),
+        ("export.opset=18", "export"),
+        ("quantize={}", "quantize"),
+        ("seed=1", "seed"),
+        ("name=other", "name"),
+    ],
+)
+def test_a_changed_value_changes_the_key_of_its_section_only(folder: Path, change: str, section: str) -> None:
+    assert differing(keys(folder), keys(folder, change)) == {section}
+
+
+@pytest.mark.parametrize("change", ["export.opset=17", "distill.epochs=3", "distill.epochs=3.0", "data.text=text", "data.holdout=10%"])
+def test_a_default_that_is_written_out_changes_no_key(folder: Path, change: str) -> None:
+    assert keys(folder, change) == keys(folder)
+
+
+def test_a_key_holds_hashes_instead_of_the_names_of_files(folder: Path) -> None:
+    text = json.dumps(keys(folder))
+    assert not any(name in text for name in ("train.csv", "test.csv", "encoder", "little"))
