@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from compressor import sources
 from compressor.units import Megabytes, Milliseconds, Percent
@@ -42,20 +42,22 @@ class Split(Section):
     limit: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Read only the first so many examples."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+
+def _from_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+PathOrSplit = Annotated[Split, BeforeValidator(_from_path, json_schema_input_type=str | Split)]
 
 
 class Data(Section):
-    train: Split
+    train: PathOrSplit
     """What the teacher and the student learn from."""
-    validation: Split | None = None
+    validation: PathOrSplit | None = None
     """What training is watched on; cut from train when absent."""
-    search: Split | None = None
+    search: PathOrSplit | None = None
     """What length configurations are chosen on; cut from train when absent, never the test split."""
-    test: Split | None = None
+    test: PathOrSplit | None = None
     """What the report's figures are measured on, once; cut from train when absent."""
     holdout: Percent = 0.1
     """Share of train that each absent split takes, chosen by a hash of the text."""

@@ -153,7 +153,9 @@ def test_a_second_build_of_the_same_recipe_is_refused(project: Path) -> None:
 def digest_after_interruptions(recipe: Path, signum: signal.Signals, marks: list[str]) -> str:
     """Interrupt a build at each mark that shows on stderr, then let it finish; return the bundle's digest."""
     for mark in marks:
-        with subprocess.Popen(command(str(recipe)), cwd=recipe.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen(
+            command(str(recipe)), cwd=recipe.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as process:
             assert process.stderr is not None
             for line in process.stderr:
                 if mark in line:
