@@ -3,68 +3,18 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from compressor.artifact import Artifact, write_json
-from compressor.data import Example
 from compressor.errors import RecipeError
-from compressor.graphs import PlainClassifier
-from compressor.modeling import LengthAdaptiveClassifier, load_classifier
-from compressor.recipe import Recipe
-from compressor.tasks import TASKS, Task
-from compressor.training import Encoded
+from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier, load_classifier
+from compressor.splits import MODEL
 
-MODEL = "model"
 ADAPTIVE = "length_adaptive.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The data artifact, read back."""
-
-    folder: Path
-    labels: tuple[str, ...]
-    max_length: int
-
-    @classmethod
-    def of(cls, artifact: Artifact) -> "Splits":
-        """Open a data artifact."""
-        meta = json.loads((artifact.path / "meta.json").read_text(encoding="utf-8"))
-        return cls(artifact.path, tuple(meta["labels"]), meta["max_length"])
-
-    def examples(self, split: str) -> list[Example]:
-        """Return the examples of train, validation, search or test."""
-        with (self.folder / f"{split}.jsonl").open(encoding="utf-8") as file:
-            return [Example(**json.loads(line)) for line in file]
-
-    def encoded(self, split: str, task: Task, model: Path) -> Encoded:
-        """Return a split as token ids of a model's tokenizer, with label ids."""
-        examples = self.examples(split)
-        ids = {label: i for i, label in enumerate(self.labels)}
-        gold = np.asarray([ids[e.label] for e in examples if e.label is not None], dtype=np.int64)
-        return Encoded(task.encode(tokenizer_of(model), examples, self.max_length), gold, pad_id_of(model))
-
-
-def tokenizer_of(model: Path) -> Tokenizer:
-    """Return the fast tokenizer of a model's folder."""
-    return Tokenizer.from_file(str(model / "tokenizer.json"))
-
-
-def pad_id_of(model: Path) -> int:
-    """Return the id that pads, from the model's configuration."""
-    return int(json.loads((model / "config.json").read_text(encoding="utf-8")).get("pad_token_id") or 0)
-
-
-def task_of(recipe: Recipe) -> Task:
-    """Return the task that the recipe names."""
-    return TASKS[recipe.task.type]
 
 
 def check_positions(model: PreTrainedModel, max_length: int) -> None:

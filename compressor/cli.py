@@ -46,6 +46,10 @@ Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help="L
 TextColumn = Annotated[str, typer.Option("--text", envvar="COMPRESS_TEXT", help="Column of the text.")]
 PairColumn = Annotated[str | None, typer.Option("--text-pair", envvar="COMPRESS_TEXT_PAIR", help="Column of the second text.")]
 LabelColumn = Annotated[str, typer.Option("--label", envvar="COMPRESS_LABEL", help="Column of the label.")]
+TeacherModel = Annotated[str, typer.Option("--model", envvar="COMPRESS_MODEL", help="The teacher: folder, package:NAME/FOLDER or Hub id.")]
+TrainData = Annotated[
+    str, typer.Option("--train", envvar="COMPRESS_TRAIN", help="Labelled examples: csv, tsv, jsonl, parquet, Hub data set id.")
+]
 ARTIFACTS = Path("artifacts")
 BROKEN_PIPE = 128 + 13
 """Exit code of what SIGPIPE ends, as shells tell it; not 0, because gates may not have been judged yet."""
@@ -120,7 +124,8 @@ def run(
         show(format, {"artifact": str(artifact.path), "metrics": dict(artifact.metrics)})
         return
     place = publish(artifact, artifacts, chosen.name)
-    show(format, {"bundle": str(place), "report": str(place / "report.html"), **artifact.metrics})
+    last = {"variants": artifact.metrics["variants"], "bundle": str(place), "report": str(place / "report.html")}
+    show(format, {key: value for key, value in artifact.metrics.items() if key not in last} | last)
     broken = [g for g in artifact.metrics["gates"] if not g["passed"]]
     if broken:
         told = "; ".join(f"{g['gate']} is {g['value']}, must be {g['limit']}" for g in broken)
@@ -151,7 +156,7 @@ def plan(
     force: Force = [],
     profile: Profile = "full",
     format: OutputFormat = "text",
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 10 when a stage would run.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", envvar="COMPRESS_EXIT_CODE", help="Exit 10 when a stage would run.")] = False,
 ) -> None:
     """Show each stage: cached, or why it would run, and how long it took last time."""
     from compressor import pipeline
@@ -168,14 +173,18 @@ def plan(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
-    name: Annotated[str, typer.Option(help="Name of the bundle.")] = "my-model",
-    model: Annotated[str, typer.Option(help="The teacher: folder, package:NAME/FOLDER or Hub id.")] = "google-bert/bert-base-uncased",
-    train: Annotated[str, typer.Option(help="Labelled examples: csv, tsv, jsonl, parquet, Hub data set id.")] = "train.csv",
+    name: Annotated[str, typer.Option("--name", envvar="COMPRESS_NAME", help="Name of the bundle.")] = "my-model",
+    model: TeacherModel = "google-bert/bert-base-uncased",
+    train: TrainData = "train.csv",
     text: TextColumn = "text",
     label: LabelColumn = "label",
-    student_layers: Annotated[int, typer.Option(min=1, help="Layers of the student.")] = 3,
-    teacher_layers: Annotated[int, typer.Option(min=1, help="Layers of the teacher.")] = 12,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of one inference.")] = 1,
+    student_layers: Annotated[
+        int, typer.Option("--student-layers", envvar="COMPRESS_STUDENT_LAYERS", min=1, help="Layers of the student.")
+    ] = 3,
+    teacher_layers: Annotated[
+        int, typer.Option("--teacher-layers", envvar="COMPRESS_TEACHER_LAYERS", min=1, help="Layers of the teacher.")
+    ] = 12,
+    threads: Annotated[int, typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads of one inference.")] = 1,
 ) -> None:
     """Write a commented recipe to start from."""
     from compressor.init import write_recipe
@@ -247,7 +256,7 @@ def evaluate(
     from compressor.evaluation import evaluate as score
     from compressor.runtime import Runtime
 
-    examples = read_examples(data, Columns(text, text_pair, label), root=Path.cwd(), split="test")
+    examples = list(read_examples(data, Columns(text, text_pair, label), root=Path.cwd(), split="test"))
     show(format, score(Runtime(bundle, threads), examples, point))
 
 
@@ -281,7 +290,7 @@ def cache_ls(artifacts: Artifacts = ARTIFACTS, format: OutputFormat = "text") ->
 @cache.command(name="gc")
 def cache_gc(
     artifacts: Artifacts = ARTIFACTS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", envvar="COMPRESS_DRY_RUN", help="Only say what would go.")] = False,
     format: OutputFormat = "text",
 ) -> None:
     """Remove artifacts that no newest bundle was made from, and leftovers of interrupted builds."""

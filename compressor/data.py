@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-import random
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,8 +49,8 @@ class Columns:
         return {key: column for key, column in named.items() if column is not None}
 
 
-def read_examples(source: str, columns: Columns, *, root: Path, split: str, limit: int | None = None) -> list[Example]:
-    """Return the examples of a csv, tsv, jsonl or parquet file (also .gz), or of a Hub data set's split.
+def read_examples(source: str, columns: Columns, *, root: Path, split: str, limit: int | None = None) -> Iterator[Example]:
+    """Yield the examples of a csv, tsv, jsonl or parquet file (also .gz), or of a Hub data set's split.
 
     Raises:
         RecipeError: what is wrong, with file and row.
@@ -60,10 +59,12 @@ def read_examples(source: str, columns: Columns, *, root: Path, split: str, limi
     path = sources.resolve(source, root)
     name = source if path is None else str(path)
     rows = _hub_rows(source, split, columns) if path is None else _file_rows(path, columns)
-    examples = [_example(name, number, row, columns) for number, row in islice(rows, limit)]
-    if not examples:
+    empty = True
+    for number, row in islice(rows, limit):
+        yield _example(name, number, row, columns)
+        empty = False
+    if empty:
         raise RecipeError(f"{name}: no examples; add rows, or name another file for {split}")
-    return examples
 
 
 def _check_columns(where: str, present: Sequence[str], columns: Columns) -> None:
@@ -232,26 +233,12 @@ def _class_name(names: Sequence[str], value: int | None) -> str | None:
     return None if value is None or value < 0 else names[value]
 
 
-def split_by_hash(examples: Sequence[Example], share: float, salt: str) -> tuple[list[Example], list[Example]]:
-    """Return (kept, held out): a text goes by its own hash, so equal texts stay together and files may be reordered."""
-    kept: list[Example] = []
-    held: list[Example] = []
-    for example in examples:
-        key = hashlib.sha256(f"{salt}\0{example.text}\0{example.text_pair or ''}".encode()).digest()
-        (held if int.from_bytes(key[:8], "big") < share * 2**64 else kept).append(example)
-    return kept, held
+def text_hash(example: Example, salt: str = "") -> int:
+    """Return 64 bits that stand for the text, or the pair of texts."""
+    key = hashlib.sha256(f"{salt}\0{example.text}\0{example.text_pair or ''}".encode()).digest()
+    return int.from_bytes(key[:8], "big")
 
 
-def length_batches(lengths: Sequence[int], batch_size: int, seed: int | None = None) -> list[list[int]]:
-    """Return batches of rows of like length: sorted throughout without a seed, else shuffled and sorted in windows of 50 batches."""
-    rows = list(range(len(lengths)))
-    if seed is None:
-        rows.sort(key=lambda row: lengths[row])
-        return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    rng = random.Random(seed)
-    rng.shuffle(rows)
-    window = 50 * batch_size
-    ordered = [row for i in range(0, len(rows), window) for row in sorted(rows[i : i + window], key=lambda row: lengths[row])]
-    batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-    rng.shuffle(batches)
-    return batches
+def held_out(example: Example, share: float, salt: str) -> bool:
+    """Say whether a text is of the held-out share: it goes by its own hash, so equal texts stay together and files may be reordered."""
+    return text_hash(example, salt) < share * 2**64

@@ -12,30 +12,14 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from tokenizers import Encoding
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from compressor.errors import StageError
-from compressor.modeling import LengthAdaptiveClassifier
+from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
 from compressor.runtime import Graph
-from compressor.tasks import Floats, pad
+from compressor.tokens import Floats, Tokens
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
-
-
-class PlainClassifier(nn.Module):
-    """A Hugging Face classifier that takes positional inputs and returns logits (batch, labels)."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.segments = getattr(model.config, "type_vocab_size", 0) > 1  # families without segments take no token_type_ids
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        segments = {"token_type_ids": token_type_ids} if self.segments else {}
-        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
-        return logits
 
 
 def export_graph(model: PlainClassifier | LengthAdaptiveClassifier, path: Path, opset: int) -> None:
@@ -85,7 +69,7 @@ def takes_lengths(path: Path) -> bool:
 def parity(
     model: PlainClassifier | LengthAdaptiveClassifier,
     path: Path,
-    texts: Sequence[Encoding],
+    texts: Tokens,
     configurations: Sequence[Sequence[int] | None],
     pad_id: int,
     tolerance: float,
@@ -96,8 +80,9 @@ def parity(
         StageError: it exceeds the tolerance.
     """
     graph, worst = Graph(path, single=False, pad_id=pad_id), 0.0
-    by_length = sorted(texts, key=lambda e: len(e.ids))
-    batches = [texts[:1], by_length[:1], by_length[-1:], by_length[:2] + by_length[-2:], texts]
+    by_length = texts.lengths.argsort(kind="stable").tolist()
+    rows = [[0], by_length[:1], by_length[-1:], by_length[:2] + by_length[-2:], range(len(texts))]
+    batches = [texts.rows(chosen) for chosen in rows]
     for lengths in configurations:
         for batch in batches:
             difference = float(np.abs(torch_logits(model, batch, lengths, pad_id) - graph.run(batch, lengths)).max())
@@ -111,11 +96,9 @@ def parity(
 
 
 @torch.inference_mode()
-def torch_logits(
-    model: PlainClassifier | LengthAdaptiveClassifier, batch: Sequence[Encoding], lengths: Sequence[int] | None, pad_id: int
-) -> Floats:
+def torch_logits(model: PlainClassifier | LengthAdaptiveClassifier, batch: Tokens, lengths: Sequence[int] | None, pad_id: int) -> Floats:
     """Return torch's float32 logits for one padded batch."""
-    arrays = pad(batch, pad_id)
+    arrays = batch.padded(pad_id)
     inputs = [torch.from_numpy(arrays[name]) for name in NAMES]
     extra = [] if lengths is None or isinstance(model, PlainClassifier) else [torch.tensor(lengths)]
     logits: Floats = model.eval()(*inputs, *extra).float().numpy()

@@ -19,7 +19,6 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 from transformers.utils import logging
 
 from compressor.errors import RecipeError
-from compressor.objectives import Relations
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
 logging.disable_progress_bar()
@@ -105,10 +104,24 @@ def captured_relations(model: PreTrainedModel, layer: int) -> Iterator[list[Tens
             handle.remove()
 
 
-def as_relations(seen: Sequence[Tensor]) -> Relations:
+def as_relations(seen: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the three tensors of one captured forward pass."""
     queries, keys, values = seen
     return queries, keys, values
+
+
+class PlainClassifier(nn.Module):
+    """A Hugging Face classifier that takes positional inputs and returns logits (batch, labels)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.segments = getattr(model.config, "type_vocab_size", 0) > 1  # families without segments take no token_type_ids
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        segments = {"token_type_ids": token_type_ids} if self.segments else {}
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
+        return logits
 
 
 class LengthAdaptiveClassifier(nn.Module):

@@ -38,7 +38,7 @@ class Stage:
     settings: tuple[str, ...]
     """Recipe sections that its result depends on."""
     sources: tuple[str, ...] = ()
-    """Shared modules whose text is part of the cache key."""
+    """Shared modules whose text is part of the cache key: those that compute what its module imports; a test holds the table to it."""
     packages: tuple[str, ...] = ()
     """Packages whose versions are part of the cache key."""
     section: str | None = None
@@ -48,12 +48,15 @@ class Stage:
 
 
 _TORCH = ("torch", "transformers", "tokenizers")
-_TRAIN = ("training", "modeling", "tasks", "objectives", "lengths", "checkpoint", "data")
 _ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
 _GRAPHS: tuple[Kind, ...] = ("data", "checkpoint", "float_graph", "int8_graph")
-_GRAPH = ("graphs", "runtime", "modeling", "lengths", "tasks", "checkpoint")
-_SEARCH = ("evolution", "latency", "lengths", "runtime", "tasks")
-_BUNDLE = ("gates", "latency", "report", "runtime", "graphs", "tasks")
+_TEXT = ("data", "splits", "tasks", "tokens")
+_MODEL = (*_TEXT, "checkpoint", "modeling")
+_TRAIN = (*_MODEL, "objectives", "training")
+_EXPORT = (*_MODEL, "graphs", "lengths", "runtime")
+_INT8 = (*_TEXT, "runtime")
+_SEARCH = (*_INT8, "evolution", "latency", "lengths")
+_BUNDLE = (*_INT8, "formats", "gates", "graphs", "latency", "measure", "modeling", "plot", "report", "summary")
 _BUNDLE_SETTINGS = ("name", "task", "target", "default_point", "gates", "seed")
 
 STAGES: tuple[Stage, ...] = (
@@ -61,10 +64,16 @@ STAGES: tuple[Stage, ...] = (
     Stage("finetune", ("data",), ("teacher", "checkpoint"), ("teacher", "task", "seed"), _TRAIN, _TORCH),
     Stage("distill", ("data", "teacher"), ("checkpoint",), ("distill", "task", "seed"), _TRAIN, _TORCH, "distill"),
     Stage(
-        "length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TRAIN, _TORCH, "length_adapt"
+        "length_adapt",
+        ("data", "teacher", "checkpoint"),
+        ("checkpoint",),
+        ("length_adapt", "task", "seed"),
+        (*_TRAIN, "lengths"),
+        _TORCH,
+        "length_adapt",
     ),
-    Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), _GRAPH, (*_TORCH, *_ORT)),
-    Stage("quantize", ("data", "checkpoint", "float_graph"), ("int8_graph",), ("quantize", "task"), _GRAPH, _ORT, "quantize"),
+    Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), _EXPORT, (*_TORCH, *_ORT)),
+    Stage("quantize", ("data", "checkpoint", "float_graph"), ("int8_graph",), ("quantize", "task"), _INT8, _ORT, "quantize"),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), _SEARCH, ("deap", *_ORT), "search", times=True),
     Stage("bundle", (*_GRAPHS, "teacher", "frontier"), ("bundle",), _BUNDLE_SETTINGS, _BUNDLE, _ORT, times=True),
 )

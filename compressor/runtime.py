@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from compressor.data import Example
 from compressor.errors import BundleError
-from compressor.tasks import TASKS, Floats, Prediction, pad
+from compressor.tasks import TASKS, Prediction
+from compressor.tokens import Floats, Tokens
 
 FORMAT = 1
 TOKENS_PER_RUN = 8192
@@ -56,20 +57,20 @@ class Graph:
         self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
         self.single, self.pad_id = single, pad_id
 
-    def run(self, encodings: Sequence[Encoding], lengths: Sequence[int] | None = None) -> Floats:
+    def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of one padded batch."""
-        feed = {name: array for name, array in pad(encodings, self.pad_id).items() if name in self.inputs}
+        feed = {name: array for name, array in tokens.padded(self.pad_id).items() if name in self.inputs}
         if lengths is not None:
             feed["lengths"] = np.asarray(lengths, dtype=np.int64)
         logits: Floats = self.session.run(["logits"], feed)[0]
         return logits
 
-    def logits(self, encodings: Sequence[Encoding], lengths: Sequence[int] | None = None) -> Floats:
+    def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of any number of texts, in their order."""
-        batches = list(_batches([len(e.ids) for e in encodings], 1 if self.single else 32))
+        batches = list(_batches(tokens.lengths.tolist(), 1 if self.single else 32))
 
         def run(rows: list[int]) -> Floats:
-            return self.run([encodings[row] for row in rows], lengths)
+            return self.run(tokens.rows(rows), lengths)
 
         if self.workers > 1 and len(batches) > 1:
             with ThreadPoolExecutor(self.workers) as pool:

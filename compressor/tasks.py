@@ -6,16 +6,14 @@ To add a task: one class and one entry in TASKS.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from compressor.data import Example
+from compressor.tokens import Floats, Ints, Tokens
 
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.int64]
 Metric = Callable[[Ints, Ints, int], float]
 
 
@@ -51,8 +49,8 @@ class Task(Protocol):
     per_token: bool
     """Whether the head reads every token, so that dropped tokens must be restored."""
 
-    def encode(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> list[Encoding]:
-        """Return one encoding a text (or a window of it), at most `max_length` tokens long."""
+    def encode(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> Tokens:
+        """Return the tokens of each text (or window of it), at most `max_length` tokens long."""
         ...
 
     def decode(self, logits: Floats, labels: Sequence[str]) -> list[Prediction]:
@@ -70,11 +68,11 @@ class TextClassification:
     class_axis = -1
     per_token = False
 
-    def encode(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> list[Encoding]:
+    def encode(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> Tokens:
         """Encode each text, or pair of texts, cutting the longer side first."""
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
-        return list(tokenizer.encode_batch([e.text if e.text_pair is None else (e.text, e.text_pair) for e in examples]))
+        return Tokens.of(tokenizer.encode_batch([e.text if e.text_pair is None else (e.text, e.text_pair) for e in examples]))
 
     def decode(self, logits: Floats, labels: Sequence[str]) -> list[Prediction]:
         """Return for each row its most probable label and all probabilities."""
@@ -105,18 +103,3 @@ def interval(task: Task, logits: Floats, gold: Ints, metric: str, resamples: int
     draws = (rng.integers(0, len(gold), len(gold)) for _ in range(resamples))
     low, high = np.percentile([task.score(logits[d], gold[d], metric) for d in draws], [2.5, 97.5])
     return float(low), float(high)
-
-
-def pad(encodings: Sequence[Encoding], pad_id: int) -> dict[str, Ints]:
-    """Return input_ids, attention_mask and token_type_ids, each (batch, longest) int64."""
-    longest = max(len(e.ids) for e in encodings)
-    batch = {
-        name: np.full((len(encodings), longest), value, dtype=np.int64)
-        for name, value in (("input_ids", pad_id), ("attention_mask", 0), ("token_type_ids", 0))
-    }
-    for row, encoding in enumerate(encodings):
-        n = len(encoding.ids)
-        batch["input_ids"][row, :n] = encoding.ids
-        batch["attention_mask"][row, :n] = 1
-        batch["token_type_ids"][row, :n] = encoding.type_ids
-    return batch

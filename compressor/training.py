@@ -9,7 +9,7 @@ Limits:   one process; `precision: auto` on a GPU or another processor gives oth
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,38 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tokenizers import Encoding
 from torch import Tensor, nn
 
-from compressor.data import length_batches
 from compressor.errors import StageError
 from compressor.interrupts import Interrupted, held_back
 from compressor.machine import describe
 from compressor.progress import Progress
 from compressor.recipe import Training
-from compressor.tasks import Floats, Ints, pad
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A split ready for a model: one encoding and one label id an example."""
-
-    encodings: Sequence[Encoding]
-    labels: Ints
-    pad_id: int
-
-    def __len__(self) -> int:
-        return len(self.encodings)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each text."""
-        return [len(e.ids) for e in self.encodings]
-
-    def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Return input_ids, attention_mask, token_type_ids (batch, longest), labels and rows (batch,)."""
-        arrays = pad([self.encodings[row] for row in rows], self.pad_id) | {"labels": self.labels[list(rows)], "rows": np.asarray(rows)}
-        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+from compressor.splits import Encoded
+from compressor.tokens import Floats, Ints, length_batches
 
 
 @dataclass(frozen=True)
@@ -83,32 +60,32 @@ def fit(model: nn.Module, losses: Losses, train: Encoded, settings: Training, se
     accelerator = Accelerator()
     precision = autocast(settings.precision, accelerator.device)
     model.to(accelerator.device).train()
-    plan = schedule(train.lengths, settings, seed)
+    steps = count_steps(len(train), settings)
     optimizer = torch.optim.AdamW(_decayed(model, settings.weight_decay), lr=settings.learning_rate, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, len(plan), settings.warmup))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps, settings.warmup))
     torch.manual_seed(seed)
     done, smooth = _resume(state, model, optimizer, scheduler)
     if done:
-        log.note(f"going on after step {done} of {len(plan)}")
+        log.note(f"going on after step {done} of {steps}")
     first, started, texts = done, time.perf_counter(), 0
     try:
-        for number, rows in enumerate(plan[first:], first):
-            batch = train.batch(rows, accelerator.device)
+        for number, rows in batches(train.tokens.lengths, settings, seed, first, steps):
+            batch = _on(accelerator.device, train.batch(rows))
             with held_back():
-                loss = _step(accelerator, precision, model, optimizer, losses(batch, Step(number, number / len(plan))), number)
+                loss = _step(accelerator, precision, model, optimizer, losses(batch, Step(number, number / steps)), number)
                 scheduler.step()
                 smooth = loss if number == 0 else 0.95 * smooth + 0.05 * loss
                 done, texts = number + 1, texts + len(rows)
-                if done % settings.checkpoint_every == 0 and done < len(plan):
+                if done % settings.checkpoint_every == 0 and done < steps:
                     _save(state, model, optimizer, scheduler, done, smooth)
-            if done % 5 == 0 or done == len(plan):
-                log.steps(done, len(plan), loss=smooth, rate=f"{texts / (time.perf_counter() - started):.0f} texts/s")
+            if done % 5 == 0 or done == steps:
+                log.steps(done, steps, loss=smooth, rate=f"{texts / (time.perf_counter() - started):.0f} texts/s")
     except Interrupted:
         _save(state, model, optimizer, scheduler, done, smooth)
         raise
     seconds = time.perf_counter() - started
     model.eval()
-    return Fitted(len(plan), smooth, seconds, texts / max(seconds, 1e-9))
+    return Fitted(steps, smooth, seconds, texts / max(seconds, 1e-9))
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -117,25 +94,38 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and fast))
 
 
-def schedule(lengths: Sequence[int], settings: Training, seed: int) -> list[list[int]]:
-    """Return the rows of every batch of the whole training, in order."""
+def count_steps(examples: int, settings: Training) -> int:
+    """Return the optimizer steps of the whole training."""
+    steps = max(1, round(math.ceil(examples / settings.batch_size) * settings.epochs))
+    return min(steps, settings.max_steps or steps)
+
+
+def batches(lengths: Ints, settings: Training, seed: int, first: int, steps: int) -> Iterator[tuple[int, Ints]]:
+    """Yield (step, rows of its batch) from step `first` on; an epoch's order is drawn when it begins."""
     per_epoch = math.ceil(len(lengths) / settings.batch_size)
-    steps = max(1, round(per_epoch * settings.epochs))
-    steps = min(steps, settings.max_steps or steps)
-    epochs = math.ceil(steps / per_epoch)
-    return [rows for epoch in range(epochs) for rows in length_batches(lengths, settings.batch_size, seed + epoch)][:steps]
+    for epoch in range(first // per_epoch, math.ceil(steps / per_epoch)):
+        for number, rows in enumerate(length_batches(lengths, settings.batch_size, seed + epoch), epoch * per_epoch):
+            if first <= number < steps:
+                yield number, rows
 
 
 @torch.inference_mode()
 def predict(forward: Callable[[dict[str, Tensor]], Tensor], data: Encoded, batch_size: int = 64, precision: str = "auto") -> Floats:
     """Return the logits (examples, ...) of a model in evaluation mode, in the order of the data."""
     device = Accelerator().device
-    results: dict[int, Floats] = {}
-    for rows in length_batches(data.lengths, batch_size):
+    ordered: Floats | None = None
+    for rows in length_batches(data.tokens.lengths, batch_size):
         with autocast(precision, device):
-            logits = forward(data.batch(rows, device)).float().cpu().numpy()
-        results |= dict(zip(rows, logits, strict=True))
-    return np.stack([results[row] for row in range(len(data))])
+            logits = forward(_on(device, data.batch(rows))).float().cpu().numpy()
+        if ordered is None:
+            ordered = np.empty((len(data), *logits.shape[1:]), np.float32)
+        ordered[rows] = logits
+    assert ordered is not None
+    return ordered
+
+
+def _on(device: torch.device, batch: Mapping[str, Ints]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
 def _step(

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.data import Columns, Example, length_batches, read_examples, split_by_hash
+from compressor.data import Columns, Example, held_out, read_examples
 from compressor.errors import RecipeError, UnfitError
 
 ROWS = [("a fine film", "1"), ('she said "no", twice', "0"), ("größer 🙂", "1")]
@@ -26,7 +26,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 def read(path: Path, columns: Columns | None = None, **options: int) -> list[Example]:
     """Read a file as the recipe beside it would."""
-    return read_examples(path.name, columns or Columns(), root=path.parent, split="train", limit=options.get("limit"))
+    return list(read_examples(path.name, columns or Columns(), root=path.parent, split="train", limit=options.get("limit")))
 
 
 def refused(path: Path, columns: Columns | None = None) -> str:
@@ -144,7 +144,7 @@ def test_examples_come_from_an_installed_package(tmp_path: Path, monkeypatch: py
     (tmp_path / "reviews_package").mkdir()
     write_csv(tmp_path / "reviews_package" / "train.csv", ROWS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert len(read_examples("package:reviews_package/train.csv", Columns(), root=Path("/"), split="train")) == 3
+    assert len(list(read_examples("package:reviews_package/train.csv", Columns(), root=Path("/"), split="train"))) == 3
 
 
 def test_a_missing_file_names_its_neighbours(file: File) -> None:
@@ -319,7 +319,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
 def test_hub_ids_name_configuration_revision_and_split(hub: list[tuple[object, ...]], tmp_path: Path) -> None:
     for source in ("owner/set", "owner/set:sst2@refs/pr/1#validation", "owner/set@abc"):
-        read_examples(source, Columns(), root=tmp_path, split="test", limit=1)
+        list(read_examples(source, Columns(), root=tmp_path, split="test", limit=1))
     assert hub == [("owner/set", None, "test", None), ("owner/set", "sst2", "validation", "refs/pr/1"), ("owner/set", None, "test", "abc")]
 
 
@@ -327,53 +327,31 @@ def test_hub_ids_name_configuration_revision_and_split(hub: list[tuple[object, .
 def test_hub_class_labels_become_their_names(tmp_path: Path) -> None:
     assert [e.label for e in read_examples("owner/set", Columns(), root=tmp_path, split="train", limit=2)] == ["pos", "neg"]
     with pytest.raises(RecipeError, match="owner/set: row 3: column 'label' has no label"):
-        read_examples("owner/set", Columns(), root=tmp_path, split="train")
+        list(read_examples("owner/set", Columns(), root=tmp_path, split="train"))
 
 
 @pytest.mark.usefixtures("hub")
 def test_hub_failures_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UnfitError, match=r"no/such: .*ConnectionError.*\./folder.*package:NAME/FOLDER"):
-        read_examples("no/such", Columns(), root=tmp_path, split="train")
+        list(read_examples("no/such", Columns(), root=tmp_path, split="train"))
     with pytest.raises(RecipeError, match=r"owner/set#nope: Unknown split 'nope'\. Should be one of \['train'\]"):
-        read_examples("owner/set#nope", Columns(), root=tmp_path, split="train")
+        list(read_examples("owner/set#nope", Columns(), root=tmp_path, split="train"))
     with pytest.raises(RecipeError, match="owner/set has no column 'txt', only 'text', 'label'; did you mean 'text'"):
-        read_examples("owner/set", Columns("txt"), root=tmp_path, split="train")
+        list(read_examples("owner/set", Columns("txt"), root=tmp_path, split="train"))
 
 
 def test_split_is_decided_by_the_text_alone() -> None:
     examples = [Example(f"text {i}", None, str(i % 2)) for i in range(4000)]
-    kept, held = split_by_hash(examples, 0.25, "validation")
+    held = {e.text for e in examples if held_out(e, 0.25, "validation")}
     assert 900 < len(held) < 1100
-    assert sorted(kept + held, key=lambda e: e.text) == sorted(examples, key=lambda e: e.text)
-    again = split_by_hash([dataclasses.replace(e, label="x") for e in reversed(examples)], 0.25, "validation")[1]
-    assert {e.text for e in again} == {e.text for e in held}
-    assert {e.text for e in split_by_hash(examples, 0.25, "test")[1]} != {e.text for e in held}
+    assert {e.text for e in examples if held_out(dataclasses.replace(e, label="x"), 0.25, "validation")} == held
+    assert {e.text for e in examples if held_out(e, 0.25, "test")} != held
 
 
 def test_split_of_nothing_and_of_all() -> None:
     examples = [Example(f"text {i}", f"pair {i}") for i in range(50)]
-    assert split_by_hash(examples, 0.0, "test") == (examples, [])
-    assert split_by_hash(examples, 1.0, "test") == ([], examples)
-
-
-@given(lengths=st.lists(st.integers(1, 512), max_size=300), batch_size=st.integers(1, 16), seed=st.none() | st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
-def test_length_batches_hold_every_row_once(lengths: list[int], batch_size: int, seed: int | None) -> None:
-    batches = length_batches(lengths, batch_size, seed)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    assert sum(len(batch) < batch_size for batch in batches) <= 1
-    assert batches == length_batches(lengths, batch_size, seed)
-
-
-def test_length_batches_pad_little_and_differ_by_seed() -> None:
-    lengths = [1 + (i * 7919) % 128 for i in range(6400)]
-
-    def padding(batches: list[list[int]]) -> float:
-        return sum(len(b) * max(lengths[i] for i in b) for b in batches) / sum(lengths)
-
-    assert padding(length_batches(lengths, 32)) < 1.01
-    assert padding(length_batches(lengths, 32, seed=1)) < 1.05
-    assert length_batches(lengths, 32, seed=1) != length_batches(lengths, 32, seed=2)
+    assert not any(held_out(e, 0.0, "test") for e in examples)
+    assert all(held_out(e, 1.0, "test") for e in examples)
 
 
 def test_reading_files_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -381,6 +359,6 @@ def test_reading_files_imports_nothing_heavy(tmp_path: Path) -> None:
     heavy = ["torch", "transformers", "datasets", "pyarrow", "huggingface_hub", "tokenizers"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({heavy})); from pathlib import Path; from compressor.data import *\n"
-        f"assert len(read_examples('train.csv', Columns(), root=Path({str(tmp_path)!r}), split='train')) == 3"
+        f"assert len(list(read_examples('train.csv', Columns(), root=Path({str(tmp_path)!r}), split='train'))) == 3"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

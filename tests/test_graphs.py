@@ -14,6 +14,7 @@ from compressor.errors import StageError
 from compressor.graphs import PlainClassifier, export_graph, parity, takes_lengths
 from compressor.modeling import LengthAdaptiveClassifier
 from compressor.tasks import TASKS
+from compressor.tokens import Tokens
 
 CONFIGURATIONS = [None, (32, 32, 32), (20, 10, 1), (16, 16, 16), (1, 1, 1)]
 
@@ -26,8 +27,8 @@ def tiny(seed: int = 1) -> LengthAdaptiveClassifier:
     return LengthAdaptiveClassifier(BertForSequenceClassification(config), 32).eval()
 
 
-def encodings(tiny_model: Path, *texts: str) -> list:  # type: ignore[type-arg]
-    from compressor.checkpoint import tokenizer_of
+def tokens(tiny_model: Path, *texts: str) -> Tokens:
+    from compressor.splits import tokenizer_of
 
     return TASKS["text-classification"].encode(tokenizer_of(tiny_model), [Example(t) for t in texts], 32)
 
@@ -39,13 +40,13 @@ TEXTS = ("film", "the story was very good", "a dull plot and the music is weak a
 def test_the_graph_equals_torch_at_all_lengths_batches_and_paddings(tmp_path: Path, tiny_model: Path, significance: str) -> None:
     model = LengthAdaptiveClassifier(tiny().model, 32, significance).eval()
     export_graph(model, tmp_path / "model.onnx", 17)
-    assert parity(model, tmp_path / "model.onnx", encodings(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4) < 1e-4
+    assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4) < 1e-4
 
 
 def test_a_graph_of_other_weights_fails_the_parity_check(tmp_path: Path, tiny_model: Path) -> None:
     export_graph(tiny(seed=2), tmp_path / "model.onnx", 17)
     with pytest.raises(StageError, match="differs by"):
-        parity(tiny(seed=1), tmp_path / "model.onnx", encodings(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4)
+        parity(tiny(seed=1), tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4)
 
 
 def test_a_client_that_knows_no_lengths_gets_the_default(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_model_without_lengths_exports_without_the_input(tmp_path: Path, tiny_
     model = PlainClassifier(tiny().model).eval()
     export_graph(model, tmp_path / "model.onnx", 17)
     assert not takes_lengths(tmp_path / "model.onnx")
-    assert parity(model, tmp_path / "model.onnx", encodings(tiny_model, *TEXTS), [None], 0, 1e-4) < 1e-4
+    assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), [None], 0, 1e-4) < 1e-4
 
 
 SCRIPT = """

@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 from compressor.artifact import Artifact, commit
 from compressor.gates import Variant, judge
+from compressor.pipeline import STAGES, Stage
 from compressor.recipe import DropGate, LatencyGate, SizeGate, SpeedGate
 from tests.conftest import command, compress
 
@@ -218,3 +220,23 @@ def test_gates_judge_the_arithmetic() -> None:
     ]
     verdicts = judge(gates, chosen, {"teacher": teacher, "student": student})
     assert [v.passed for v in verdicts] == [True, False, True, True, False, True, False]
+
+
+CARRIERS = {"artifact", "errors", "interrupts", "machine", "pipeline", "progress", "recipe", "sources", "units"}
+"""Modules that carry values about and compute none of a stage's results."""
+
+
+def imported(module: str) -> set[str]:
+    """Return the modules of this package that a module imports, one way or the other, without the carriers."""
+    tree = ast.parse(Path("compressor", *module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("compressor")]
+    names = {
+        name for n in nodes for name in ([a.name for a in n.names] if n.module == "compressor" else [n.module.removeprefix("compressor.")])
+    }
+    direct = {name for name in names if name not in CARRIERS and Path(f"compressor/{name}.py").exists()}
+    return direct.union(*map(imported, direct))
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stages_key_covers_every_module_that_computes_its_result(stage: Stage) -> None:
+    assert set(stage.sources) == imported(f"stages.{stage.name}")

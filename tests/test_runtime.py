@@ -45,12 +45,12 @@ def test_a_float_graph_is_batched_by_length_and_no_answer_depends_on_it(built: P
     graph = Graph(next(built.glob("artifacts/export-*")) / "model.onnx", threads=2, single=False)
     runs: list[tuple[int, ...]] = []
     session_run = graph.run
-    graph.run = lambda e, lengths=None: (runs.append(tuple(len(x.ids) for x in e)), session_run(e, lengths))[1]  # type: ignore[method-assign]
-    encodings = TASKS["text-classification"].encode(Runtime(bundle)._tokenizer, [Example(t) for t, _ in sentences(70, 8)], 32)
-    together = graph.logits(encodings)
+    graph.run = lambda e, lengths=None: (runs.append(tuple(e.lengths.tolist())), session_run(e, lengths))[1]  # type: ignore[method-assign]
+    tokens = TASKS["text-classification"].encode(Runtime(bundle)._tokenizer, [Example(t) for t, _ in sentences(70, 8)], 32)
+    together = graph.logits(tokens)
     assert len(runs) == 3
-    assert [n for lengths in runs for n in lengths] == sorted(len(e.ids) for e in encodings)
-    np.testing.assert_allclose(together, np.concatenate([session_run([e]) for e in encodings]), atol=1e-5)
+    assert [n for lengths in runs for n in lengths] == sorted(tokens.lengths.tolist())
+    np.testing.assert_allclose(together, np.concatenate([session_run(text) for text in tokens]), atol=1e-5)
 
 
 def test_answers_keep_the_order_of_the_texts_and_are_probabilities(bundle: Path) -> None:

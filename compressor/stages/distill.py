@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,19 +20,19 @@ from transformers import PreTrainedModel
 from compressor import checkpoint, sources
 from compressor.artifact import STATE, Artifact
 from compressor.errors import RecipeError
-from compressor.graphs import PlainClassifier
-from compressor.modeling import as_relations, captured_relations, load_classifier, select_layers
+from compressor.modeling import PlainClassifier, as_relations, captured_relations, load_classifier, select_layers
 from compressor.objectives import Views, active, total
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Distill, MiniLMv2, Recipe
-from compressor.training import Encoded, Losses, Step, fit, predict
+from compressor.splits import MODEL, Encoded, Splits, task_of
+from compressor.training import Losses, Step, fit, predict
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the student and return its score on the validation split."""
     assert recipe.distill is not None
-    splits, task = checkpoint.Splits.of(inputs["data"]), checkpoint.task_of(recipe)
+    splits, task = Splits.of(inputs["data"]), task_of(recipe)
     teacher = PlainClassifier(checkpoint.load_plain(inputs["teacher"], splits.labels)).eval()
     torch.manual_seed(recipe.seed)
     student_model, tokenizer_from = _student(recipe, recipe.distill, inputs["teacher"], teacher.model, splits.labels)
@@ -39,7 +40,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     student = PlainClassifier(student_model)
     train, teacher_train = (
         splits.encoded("train", task, tokenizer_from),
-        splits.encoded("train", task, inputs["teacher"].path / checkpoint.MODEL),
+        splits.encoded("train", task, inputs["teacher"].path / MODEL),
     )
     _check(recipe.distill, student_model, teacher.model, train, teacher_train)
     log.note("teacher's logits, once for every text")
@@ -62,7 +63,7 @@ def _student(
     recipe: Recipe, settings: Distill, artifact: Artifact, teacher: PreTrainedModel, labels: tuple[str, ...]
 ) -> tuple[PreTrainedModel, Path]:
     if settings.student.layers is not None:
-        return select_layers(teacher, settings.student.layers), artifact.path / checkpoint.MODEL
+        return select_layers(teacher, settings.student.layers), artifact.path / MODEL
     assert settings.student.model is not None
     folder = sources.model_folder(settings.student.model, recipe.root)
     return load_classifier(folder, labels), folder
@@ -79,7 +80,7 @@ def _check(settings: Distill, student: PreTrainedModel, teacher: PreTrainedModel
                     f"distill.objectives: relation_heads {objective.relation_heads} does not divide "
                     f"the {name}'s hidden size {model.config.hidden_size}"
                 )
-        if any(a.ids != b.ids for a, b in zip(train.encodings, teacher_train.encodings, strict=True)):
+        if not np.array_equal(train.tokens.ids, teacher_train.tokens.ids):
             raise RecipeError(
                 "distill.objectives: minilmv2 needs equal token ids, but teacher and student tokenize differently; use soft_labels"
             )

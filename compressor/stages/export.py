@@ -6,6 +6,7 @@ Defaults: opset 17, tolerance 1e-3 on a logit.
 Limits:   the TorchScript exporter; the last layer of a sentence task computes only [CLS], whatever its length says.
 """
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,22 @@ from compressor.modeling import LengthAdaptiveClassifier
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.splits import MODEL, Splits, pad_id_of, task_of, tokenizer_of
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write model.onnx and teacher.onnx and return the largest differences from torch."""
-    splits, task = checkpoint.Splits.of(inputs["data"]), checkpoint.task_of(recipe)
+    splits, task = Splits.of(inputs["data"]), task_of(recipe)
     found: dict[str, Any] = {}
     for name, kind in (("model", "checkpoint"), ("teacher", "teacher")):
         log.note(f"{name}.onnx, and its parity with torch")
         artifact = inputs[kind]  # type: ignore[index]
         model = checkpoint.load_forward(artifact, splits.labels)
-        path, folder = out / f"{name}.onnx", artifact.path / checkpoint.MODEL
+        path, folder = out / f"{name}.onnx", artifact.path / MODEL
         export_graph(model, path, recipe.export.opset)
-        texts = task.encode(checkpoint.tokenizer_of(folder), splits.examples("validation")[:8], splits.max_length)
+        texts = task.encode(tokenizer_of(folder), list(islice(splits.examples("validation"), 8)), splits.max_length)
         configurations = _configurations(model) if isinstance(model, LengthAdaptiveClassifier) else [None]
-        worst = parity(model, path, texts, configurations, checkpoint.pad_id_of(folder), recipe.export.tolerance)
+        worst = parity(model, path, texts, configurations, pad_id_of(folder), recipe.export.tolerance)
         found[name] = {"largest_difference": worst, "megabytes": path.stat().st_size / 1e6}
     return found
 

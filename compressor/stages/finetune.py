@@ -16,18 +16,18 @@ from torch import Tensor
 
 from compressor import checkpoint, sources
 from compressor.artifact import STATE
-from compressor.graphs import PlainClassifier
-from compressor.modeling import load_classifier
+from compressor.modeling import PlainClassifier, load_classifier
 from compressor.objectives import label_loss
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.splits import Splits, task_of
 from compressor.training import Step, fit, predict
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the teacher and return its score on the validation split."""
-    splits, task = checkpoint.Splits.of(inputs["data"]), checkpoint.task_of(recipe)
+    splits, task = Splits.of(inputs["data"]), task_of(recipe)
     folder = sources.model_folder(recipe.teacher.model, recipe.root)
     torch.manual_seed(recipe.seed)  # the new head's weights
     model = PlainClassifier(load_classifier(folder, splits.labels))

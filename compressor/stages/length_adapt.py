@@ -23,6 +23,7 @@ from compressor.objectives import label_loss, soft_label_loss
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import LengthAdapt, Recipe
+from compressor.splits import MODEL, Splits, task_of
 from compressor.training import Losses, Step, fit, predict
 
 Forward = Callable[[LengthConfig | None, frozenset[int]], Tensor]
@@ -33,8 +34,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     """Write the length-adaptive student; report its score at full length and at the smallest, before and after."""
     assert recipe.length_adapt is not None
     settings = recipe.length_adapt
-    splits, task = checkpoint.Splits.of(inputs["data"]), checkpoint.task_of(recipe)
-    source = inputs["checkpoint"].path / checkpoint.MODEL
+    splits, task = Splits.of(inputs["data"]), task_of(recipe)
+    source = inputs["checkpoint"].path / MODEL
     model = LengthAdaptiveClassifier(checkpoint.load_plain(inputs["checkpoint"], splits.labels), splits.max_length, settings.significance)
     train, validation = splits.encoded("train", task, source), splits.encoded("validation", task, source)
     smallest = torch.tensor(LengthConfig.smallest(model.layers, model.max_length, settings.bound).lengths)
@@ -48,7 +49,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
 
     before = scores()
     teacher = checkpoint.load_forward(inputs["teacher"], splits.labels).eval()
-    teacher_train = splits.encoded("train", task, inputs["teacher"].path / checkpoint.MODEL)
+    teacher_train = splits.encoded("train", task, inputs["teacher"].path / MODEL)
     log.note("teacher's logits, once for every text")
     goals = torch.from_numpy(predict(lambda b: teacher(b["input_ids"], b["attention_mask"], b["token_type_ids"]), teacher_train))
     fitted = fit(model, _losses(settings, model, goals, task.class_axis, recipe.seed), train, settings, recipe.seed, out / STATE, log)

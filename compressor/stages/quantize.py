@@ -15,19 +15,19 @@ from typing import Any
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from compressor import checkpoint
 from compressor.errors import StageError
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Graph
+from compressor.splits import MODEL, Splits, task_of
 
 EIGHT_BIT = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul"}
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the INT8 model.onnx; return its score and the float graph's on the validation split."""
-    splits, task = checkpoint.Splits.of(inputs["data"]), checkpoint.task_of(recipe)
+    splits, task = Splits.of(inputs["data"]), task_of(recipe)
     source, target = inputs["float_graph"].path / "model.onnx", out / "model.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -39,11 +39,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     counts = count_products(target)
     if not counts["int8"]:
         raise StageError("quantize: no matrix product became INT8; this graph's products are not MatMul of constant weights")
-    folder = inputs["checkpoint"].path / checkpoint.MODEL
+    folder = inputs["checkpoint"].path / MODEL
     validation = splits.encoded("validation", task, folder)
     scores = {}
     for name, path, single in (("float", source, False), ("int8", target, True)):
-        logits = Graph(path, 2, single=single, pad_id=validation.pad_id).logits(validation.encodings)
+        logits = Graph(path, 2, single=single, pad_id=validation.pad_id).logits(validation.tokens)
         scores[name] = task.score(logits, validation.labels, recipe.task.metric)
     log.note(f"{recipe.task.metric} on validation: float {scores['float']:.4f}, INT8 {scores['int8']:.4f}")
     return {"products": counts, "validation": scores, "validation_score": scores["int8"], "megabytes": target.stat().st_size / 1e6}

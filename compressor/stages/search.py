@@ -15,17 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compressor import checkpoint
 from compressor.artifact import STATE, write_json
 from compressor.evolution import Candidate, Genome, evolve, operating_points, pareto_front, repaired
-from compressor.latency import interleaved, sample
+from compressor.latency import Run, interleaved, sample
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe, Search
 from compressor.runtime import Graph
+from compressor.splits import MODEL, Encoded, Splits, task_of
 from compressor.tasks import Task
-from compressor.training import Encoded
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
@@ -74,13 +73,13 @@ class Bench:
 
     def __init__(self, recipe: Recipe, inputs: Inputs, state: Path) -> None:
         assert recipe.search is not None
-        splits = checkpoint.Splits.of(inputs["data"])
-        folder = inputs["checkpoint"].path / checkpoint.MODEL
+        splits = Splits.of(inputs["data"])
+        folder = inputs["checkpoint"].path / MODEL
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         graph = inputs.get("int8_graph") or inputs["float_graph"]
         self.settings: Search = recipe.search
         self.metric = recipe.task.metric
-        self.task: Task = checkpoint.task_of(recipe)
+        self.task: Task = task_of(recipe)
         self.layers, self.max_length = config["num_hidden_layers"], splits.max_length
         self.sizes = (config["hidden_size"], config["intermediate_size"])
         self.fixed = 0 if self.task.per_token else 1  # a sentence task's last layer computes only [CLS]
@@ -88,7 +87,7 @@ class Bench:
         single = "int8_graph" in inputs
         self.scorer = Graph(graph.path / "model.onnx", os.cpu_count() or 1, single=single, pad_id=self.data.pad_id)
         self.timed = Graph(graph.path / "model.onnx", recipe.target.threads, single=False, pad_id=self.data.pad_id)
-        self.texts = sample(self.data.encodings, self.settings.texts)
+        self.texts = sample(self.data.tokens.lengths.tolist(), self.settings.texts)
         self.log = state / "evaluated.jsonl"
         self.known = self._read()
 
@@ -100,9 +99,9 @@ class Bench:
         return self.known[genome]
 
     def _measure(self, genome: Genome) -> Candidate:
-        tokens = sum(self.data.lengths) // len(self.data)
+        tokens = len(self.data.tokens.ids) // len(self.data)
         share = LengthConfig(genome, self.max_length).macs(*self.sizes, tokens) / self._full.macs(*self.sizes, tokens)
-        score = self.task.score(self.scorer.logits(self.data.encodings, genome), self.data.labels, self.metric)
+        score = self.task.score(self.scorer.logits(self.data.tokens, genome), self.data.labels, self.metric)
         latency = self._latency(genome) if self.settings.latency == "measured" else share
         return Candidate(genome, score, latency, share, latency)
 
@@ -113,7 +112,12 @@ class Bench:
     def _latency(self, genome: Genome) -> float:
         """Return milliseconds, corrected for the machine's drift by full length's time in the same run."""
         full = self._full.lengths
-        found = interleaved({"full": lambda e: self.timed.run([e], full), "this": lambda e: self.timed.run([e], genome)}, self.texts)
+        texts, timed = self.data.tokens, self.timed
+
+        def at(lengths: Genome) -> Run:
+            return lambda row: timed.run(texts.of_text(row), lengths)
+
+        found = interleaved({"full": at(full), "this": at(genome)}, self.texts)
         first = self.known.get(full)
         reference = first.latency_ms if first else found["full"].p50_ms
         return reference * found["this"].p50_ms / found["full"].p50_ms

@@ -1,0 +1,76 @@
+"""The result table: every row scored on the whole test split and timed on the same texts, in one interleaved run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from compressor import machine
+from compressor.gates import Variant
+from compressor.latency import Latency, Run, interleaved, sample
+from compressor.pipeline import Inputs
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+from compressor.runtime import Graph, Runtime
+from compressor.splits import MODEL, Encoded, Splits, task_of
+from compressor.tasks import interval
+from compressor.tokens import Floats
+
+LATENCY_TEXTS = 64
+TEACHER, STUDENT = "teacher fp32", "student fp32"
+
+
+def row_name(point: str, inputs: Inputs) -> str:
+    """Return what the table calls an operating point of the bundle."""
+    return f"{'INT8' if 'int8_graph' in inputs else 'fp32'} {point}"
+
+
+def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict[str, Variant]:
+    """Score and time every row: the teacher and the student in fp32, then each operating point of the bundle."""
+    splits, task = Splits.of(inputs["data"]), task_of(recipe)
+    examples = list(splits.examples("test"))
+    data = {kind: splits.encoded("test", task, inputs[kind].path / MODEL) for kind in ("teacher", "checkpoint")}  # type: ignore[index]
+    cores, floats = machine.describe()["cores"], inputs["float_graph"].path
+    runtime = Runtime(folder, threads=cores)
+    timed = {n: Graph(p, recipe.target.threads, single=False, pad_id=data[k].pad_id) for n, p, k in _files(inputs, folder)}
+    log.note(f"scores of {2 + len(runtime.points)} variants on {len(examples)} test examples")
+    logits: dict[str, Floats] = {
+        name: Graph(floats / file, cores, single=False, pad_id=data[kind].pad_id).logits(data[kind].tokens)
+        for name, file, kind in ((TEACHER, "teacher.onnx", "teacher"), (STUDENT, "model.onnx", "checkpoint"))
+    }
+    lengths: dict[str, tuple[int, ...] | None] = dict.fromkeys(logits)
+    for point in runtime.points.values():
+        logits[row_name(point.name, inputs)] = runtime.logits(examples, point)
+        lengths[row_name(point.name, inputs)] = point.lengths
+    log.note(f"latencies, interleaved, {recipe.target.threads} thread{'s' * (recipe.target.threads > 1)}, batch 1")
+    times = _latencies(timed, data, lengths)
+    sizes = {n: p.stat().st_size / 1e6 for n, p, _ in _files(inputs, folder)}
+    gold = data["checkpoint"].labels
+    return {
+        name: Variant(
+            name,
+            task.score(found, gold, recipe.task.metric),
+            interval(task, found, gold, recipe.task.metric),
+            times[name].p50_ms,
+            times[name].p90_ms,
+            sizes.get(name, sizes["bundle"]),
+            lengths[name],
+        )
+        for name, found in logits.items()
+    }
+
+
+def _files(inputs: Inputs, folder: Path) -> list[tuple[str, Path, str]]:
+    floats = inputs["float_graph"].path
+    rows = ((TEACHER, floats / "teacher.onnx", "teacher"), (STUDENT, floats / "model.onnx", "checkpoint"))
+    return [*rows, ("bundle", folder / "model.onnx", "checkpoint")]
+
+
+def _latencies(
+    graphs: Mapping[str, Graph], data: Mapping[str, Encoded], lengths: Mapping[str, tuple[int, ...] | None]
+) -> dict[str, Latency]:
+    """Time all rows in turn on the same texts; the teacher reads them with its own tokenizer."""
+
+    def runner(name: str) -> Run:
+        graph, texts = graphs.get(name, graphs["bundle"]), data["teacher" if name == TEACHER else "checkpoint"].tokens
+        return lambda row: graph.run(texts.of_text(row), lengths[name])
+
+    return interleaved({name: runner(name) for name in lengths}, sample(data["checkpoint"].tokens.lengths.tolist(), LATENCY_TEXTS))

@@ -1,0 +1,110 @@
+"""metrics.json: all that the report and the model card show, and the findings that a user should know."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from compressor import machine
+from compressor.artifact import Artifact
+from compressor.gates import Variant, gains
+from compressor.measure import STUDENT, row_name
+from compressor.pipeline import Inputs
+from compressor.recipe import SPLITS, Recipe
+from compressor.splits import MODEL, Splits, task_of, tokenizer_of
+
+
+def found_at(variant: Variant) -> dict[str, float]:
+    """Return what a manifest says of an operating point beside its lengths."""
+    return {"score": variant.score, "latency_ms": variant.p50_ms}
+
+
+def summarize(
+    recipe: Recipe, inputs: Inputs, manifest: Mapping[str, Any], variants: list[Variant], verdicts: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return metrics.json: all that the report and the model card show."""
+    teacher, student, rows = variants[0], variants[1], {v.name: v for v in variants}
+    stages = list(_ancestors(inputs))
+    frontier = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8")) if "frontier" in inputs else {}
+    full, default = rows[row_name("full", inputs)], rows[row_name(manifest["default_point"], inputs)]
+    chain = [("finetune", teacher), ("distill", student), ("quantize", full), (f"search: {manifest['default_point']}", default)]
+    asked = {s["name"] for s in stages}
+    return {
+        "name": recipe.name,
+        "task": recipe.task.type,
+        "metric": recipe.task.metric,
+        "labels": manifest["labels"],
+        "seed": recipe.seed,
+        "max_length": manifest["max_length"],
+        "default_point": manifest["default_point"],
+        "data": _data_facts(recipe, inputs),
+        "target": recipe.target.model_dump(),
+        "machine": machine.describe(),
+        "versions": machine.versions("torch", "transformers", "onnx", "onnxruntime", "tokenizers"),
+        "variants": [{**dataclasses.asdict(v), "speedup": teacher.p50_ms / v.p50_ms} for v in variants],
+        "front": frontier.get("front", []),
+        "evaluated": frontier.get("evaluated", []),
+        "points": {name: {**p, **found_at(rows[row_name(name, inputs)])} for name, p in manifest["points"].items()},
+        "stages": stages,
+        "gates": verdicts,
+        "findings": list(_findings(inputs, rows, stages)),
+        "stage_gains": gains([link for link in chain if link[0].split(":")[0] in asked], {s["name"]: s["seconds"] for s in stages}),
+    }
+
+
+def _ancestors(inputs: Inputs) -> list[dict[str, Any]]:
+    """Return every stage that led here, in the order they ran, from the manifests' own links."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def visit(artifact: Artifact) -> None:
+        for link in artifact.manifest["inputs"].values():
+            visit(Artifact(artifact.path.parent / link["path"]))
+        metrics, name = artifact.metrics, artifact.manifest["stage"]
+        summary = f"score {metrics['validation_score']:.4f} on validation" if "validation_score" in metrics else ""
+        found.setdefault(name, {"name": name, "seconds": metrics["seconds"], "summary": summary, "metrics": dict(metrics)})
+
+    for artifact in inputs.values():
+        visit(artifact)
+    return list(found.values())
+
+
+def _data_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """Return each split's examples, and the token lengths of its first 2,000 texts."""
+    splits, folder = Splits.of(inputs["data"]), inputs["checkpoint"].path / MODEL
+    tokenizer, task, counts = tokenizer_of(folder), task_of(recipe), inputs["data"].metrics["examples"]
+    facts = {}
+    for name in SPLITS:
+        lengths = task.encode(tokenizer, list(islice(splits.examples(name), 2000)), splits.max_length).lengths
+        median, p90 = np.percentile(lengths, [50, 90], method="nearest")
+        facts[name] = {"examples": counts[name], "median_tokens": int(median), "p90_tokens": int(p90)}
+    return facts
+
+
+def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str, Any]]) -> list[str]:
+    """Say what a user should know before trusting or repeating this build: what did not pay, what was not certain."""
+    found, full = [], rows[row_name("full", inputs)]
+    student = rows[STUDENT]
+    if "frontier" in inputs:
+        for point in ("balanced", "fast"):
+            ratio, lost = full.p50_ms / rows[row_name(point, inputs)].p50_ms, full.score - rows[row_name(point, inputs)].score
+            verdict = "pays little here" if ratio < 1.15 else "pays"
+            found.append(
+                f"Length adaptation {verdict}: {point} is {ratio:.2f}x full length at {-lost * 100:+.1f} points on the test split."
+            )
+    if full is not student and "int8_graph" in inputs:
+        ratio = student.p50_ms / full.p50_ms
+        found.append(
+            f"INT8 is {ratio:.2f}x fp32 at {(full.score - student.score) * 100:+.1f} points{'' if ratio > 1 else ': it does not pay here'}."
+        )
+    for stage in stages:
+        if "before" in stage["metrics"]:
+            before, after = stage["metrics"]["before"], stage["metrics"]["after"]
+            whole, smallest = ((after[k] - before[k]) * 100 for k in ("full", "smallest"))
+            gained = f"full length by {whole:+.1f} points and the smallest sub-model by {smallest:+.1f}"
+            found.append(f"LengthDrop training moved {gained} (validation split), for {stage['seconds']:.0f} s.")
+    low, high = full.score_interval
+    found.append(f"A score on this test split is uncertain by about ±{(high - low) * 50:.1f} points; smaller differences may be chance.")
+    return found

@@ -1,0 +1,439 @@
+"""The contract of the command line: exit codes, what stdout and stderr carry, environment forms. Each command is a process of its own."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from typer.main import get_command
+
+from compressor import __version__
+from compressor.cli import app
+from compressor.runtime import Runtime
+from tests.conftest import RECIPE, command, compress, sentences
+
+BUNDLE = "artifacts/dist/tiny"
+STAGES = ["data", "finetune", "distill", "length_adapt", "export", "quantize", "search", "bundle"]
+VARIANTS = ["teacher fp32", "student fp32", "INT8 full", "INT8 accurate", "INT8 balanced", "INT8 fast", "INT8 min"]
+SLIVER = ("run", "tiny.yaml", "--profile", "smoke", "--until", "data", "--force", "data")
+COLOR = re.compile(r"\x1b\[(?:\d+;)*[39]\dm")
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings but those of the test."""
+    for name in list(os.environ):
+        if name.startswith("COMPRESS_") or name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+@pytest.fixture
+def project(built: Path, tmp_path: Path) -> Path:
+    """A copy of the whole build, with its artifacts, that a test may change."""
+    return Path(shutil.copytree(built, tmp_path / "project"))
+
+
+@pytest.fixture
+def tampered(project: Path) -> Path:
+    """A project whose bundle had one bit of its model turned after the build."""
+    model = project / BUNDLE / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[-5] ^= 1
+    model.write_bytes(content)
+    return project
+
+
+def refusal(done: Done, exit_code: int) -> str:
+    """What the one line says that the command left with; lines before it tell of a build's progress."""
+    assert done.returncode == exit_code, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if re.match("error|bug", line)] == lines[-1:]
+    assert done.stderr.endswith("\n")
+    return lines[-1].removeprefix("error: ")
+
+
+def answers(bundle: Path, texts: str, *options: str) -> list[str]:
+    done = subprocess.run(command("predict", str(bundle), *options), input=texts, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def on_a_terminal(*arguments: str, cwd: Path) -> str:
+    """Everything that a command shows when stdout and stderr are a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command(*arguments), cwd=cwd, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b"".join(iter(lambda: _read(ours), b""))
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return shown.decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # so Linux says that the other side has closed
+        return b""
+
+
+def leaves(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every verb with its name as it is typed."""
+    for name, verb in group.commands.items():
+        yield from leaves(verb, f"{path}{name} ") if hasattr(verb, "commands") else [(f"{path}{name}", verb)]
+
+
+VERBS = dict(leaves(get_command(app)))
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "tiny.yaml", "--unknown"],
+        ["validate"],
+        ["plan", "tiny.yaml", "--format", "yaml"],
+        ["predict", BUNDLE, "--point", "fast", "--latency-ms", "3"],
+        ["predict", BUNDLE, "--threads", "0"],
+        ["eval", BUNDLE],
+        ["cache", "drop"],
+        ["cache"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_cannot_be_understood_exits_2(arguments: list[str], built: Path) -> None:
+    done = compress(*arguments, cwd=built)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Usage: compress" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["run", "--until"], ["run", "--force"], ["plan", "--force"]], ids=" ".join)
+def test_an_unknown_stage_exits_2_and_names_the_stages(arguments: list[str], built: Path) -> None:
+    verb, option = arguments
+    done = compress(verb, "tiny.yaml", option, "destill", cwd=built)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].endswith(f"no stage 'destill'; the stages are {', '.join(STAGES)}")
+
+
+@pytest.mark.parametrize("verb", ["validate", "plan", "run"])
+def test_an_unknown_key_exits_3_and_names_its_place_and_the_nearest_key(verb: str, make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"distill:": "distil:"})
+    said = refusal(compress(verb, "tiny.yaml", cwd=recipe.parent), 3)
+    assert said == f"tiny.yaml:{RECIPE.splitlines().index('distill:') + 1}:1: unknown key distil; did you mean distill?"
+    assert not (recipe.parent / "artifacts").exists()
+
+
+def test_a_recipe_that_cannot_be_read_exits_3(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_bytes("name: café".encode("latin-1"))
+    assert refusal(compress("validate", "tiny.yaml", cwd=tmp_path), 3).startswith("tiny.yaml: byte 9 is not UTF-8; ")
+    assert refusal(compress("tinny.yaml", cwd=tmp_path), 3) == "tinny.yaml: no such recipe; did you mean tiny.yaml?"
+
+
+def test_a_missing_data_file_exits_3_before_anything_runs(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"test: test.csv": "test: tests.csv"})
+    done = compress("tiny.yaml", cwd=recipe.parent)
+    assert refusal(done, 3).endswith("did you mean test.csv?")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("more.csv", "text,label\n", "more.csv: no examples; add rows, or name another file for validation"),
+        ("more.csv", "text,label\ngood,positive\nbad,odd\n", "more.csv): example 2 has label 'odd', which train lacks; "),
+        (
+            "more.csv",
+            "text,lable\ngood,positive\n",
+            "row 1, the header, has no column 'label', only 'text', 'lable'; did you mean 'lable'?",
+        ),
+        ("more.csv", "text,label\ngood,positive\nbad\n", "more.csv: row 3 has 1 column, the header 2; "),
+        (
+            "more.jsonl",
+            '{"text": "good", "label": "positive"}\n{"text": "bad"}\n',
+            "more.jsonl: row 2 has no column 'label', only 'text'; ",
+        ),
+        ("more.csv", "text,label\ncafé,positive\n", "more.csv: row 2: byte 0xe9 at offset 14 is not UTF-8; "),
+    ],
+)
+def test_data_that_cannot_be_used_exits_3_and_names_the_row(
+    file: str, content: str, message: str, make_recipe: Callable[..., Path]
+) -> None:
+    folder = make_recipe().parent
+    (folder / file).write_text(content, encoding="latin-1")
+    done = compress("tiny.yaml", "--set", f"data.validation={file}", cwd=folder)
+    assert message in refusal(done, 3)
+    assert done.stdout == ""
+    assert [entry.name for entry in (folder / "artifacts").iterdir() if entry.is_dir()] == []
+
+
+def test_a_stage_that_fails_exits_4_and_leaves_no_bundle(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"learning_rate: 3e-3": "learning_rate: 1e30"})
+    done = compress("tiny.yaml", "--format", "json", cwd=recipe.parent)
+    assert "the loss is" in refusal(done, 4)
+    assert done.stdout == ""
+    assert not (recipe.parent / BUNDLE).exists()
+
+
+def test_a_broken_gate_exits_5_and_the_last_good_bundle_stays(project: Path) -> None:
+    before = (project / BUNDLE / "manifest.json").read_bytes()
+    done = compress("tiny.yaml", "--format", "json", "--set", "gates=[{metric: size, max: 1kB}]", cwd=project)
+    assert refusal(done, 5).startswith("size of model.onnx is 0.1 MB, must be ≤ 0.001 MB. The bundle is in artifacts/rejected/tiny; ")
+    result = json.loads(done.stdout)
+    assert (result["passed"], result["bundle"]) == (False, "artifacts/rejected/tiny")
+    assert (project / "artifacts/rejected/tiny/model.onnx").exists()
+    assert (project / BUNDLE / "manifest.json").read_bytes() == before
+
+
+def test_an_artifacts_folder_that_cannot_be_made_exits_6(built: Path) -> None:
+    done = compress("tiny.yaml", "--artifacts", "train.csv/artifacts", cwd=built)
+    assert refusal(done, 6).startswith("train.csv/artifacts: Not a directory; ")
+    looked = compress("doctor", "--artifacts", "train.csv", "--format", "json", cwd=built)
+    assert looked.returncode == 6
+    assert [check["name"] for check in json.loads(looked.stdout)["checks"] if check["status"] == "fail"] == ["artifacts"]
+
+
+@pytest.mark.parametrize("arguments", [["tiny.yaml"], ["cache", "gc"]], ids=" ".join)
+def test_what_a_running_build_forbids_exits_6(arguments: list[str], project: Path) -> None:
+    with FileLock(project / "artifacts/.tiny.lock"):
+        done = compress(*arguments, cwd=project)
+    assert "build of tiny is running in artifacts; wait for it" in refusal(done, 6)
+
+
+@pytest.mark.parametrize("arguments", [["predict", BUNDLE, "test.csv"], ["eval", BUNDLE, "--data", "test.csv"]], ids=" ".join)
+def test_a_bundle_that_was_changed_exits_7(arguments: list[str], tampered: Path) -> None:
+    done = compress(*arguments, cwd=tampered)
+    assert refusal(done, 7).startswith(f"{BUNDLE}: model.onnx does not match manifest.json (sha256 ")
+    assert done.stdout == ""
+
+
+def test_what_a_bundle_does_not_hold_exits_7(built: Path) -> None:
+    assert refusal(compress("predict", ".", cwd=built), 7).startswith(".: no bundle here (manifest.json is missing); ")
+    unknown = compress("predict", BUNDLE, "test.csv", "--point", "slow", cwd=built)
+    assert refusal(unknown, 7) == "no operating point 'slow'; this bundle has full, accurate, balanced, fast, min"
+    assert "no operating point within 1e-06 ms; " in refusal(compress("predict", BUNDLE, "--latency-ms", "1e-6", cwd=built), 7)
+
+
+def test_plan_exits_10_only_when_asked_and_only_with_work_to_do(built: Path) -> None:
+    changed = ("plan", "tiny.yaml", "--set", "search.evaluations=9")
+    assert compress("plan", "tiny.yaml", "--exit-code", cwd=built).returncode == 0
+    assert compress(*changed, cwd=built).returncode == 0
+    assert compress(*changed, "--exit-code", cwd=built).returncode == 10
+
+
+# What goes where
+
+
+def test_a_recipe_alone_is_built(project: Path) -> None:
+    short, long = (compress(*verb, "tiny.yaml", "--format", "json", cwd=project) for verb in ([], ["run"]))
+    assert (short.returncode, short.stdout) == (0, long.stdout)
+    assert json.loads(short.stdout)["bundle"] == BUNDLE
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["validate", "tiny.yaml"],
+        ["plan", "tiny.yaml"],
+        ["eval", BUNDLE, "--data", "test.csv"],
+        ["doctor"],
+        ["cache", "ls"],
+        ["cache", "gc", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_with_json_stdout_is_one_document_and_stderr_is_silent(arguments: list[str], built: Path) -> None:
+    done = compress(*arguments, "--format", "json", cwd=built)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert isinstance(json.loads(done.stdout), dict)
+
+
+def test_with_json_a_build_tells_its_progress_on_stderr(project: Path) -> None:
+    done = compress("tiny.yaml", "--format", "json", cwd=project)
+    assert [v["name"] for v in json.loads(done.stdout)["variants"]] == VARIANTS
+    assert re.findall(r"^\d/8 (\w+)  cached", done.stderr, re.MULTILINE) == STAGES
+    part = compress(*SLIVER, "--format", "json", cwd=project)
+    assert json.loads(part.stdout)["metrics"]["examples"]["test"] == 40
+    assert "1/8 data  done in" in part.stderr
+
+
+def test_a_build_ends_with_its_table_and_the_paths_of_bundle_and_report(project: Path) -> None:
+    done = compress("tiny.yaml", cwd=project)
+    assert done.returncode == 0, done.stderr
+    *table, bundle, report = done.stdout.splitlines()[-10:]
+    assert [re.split("  +", line)[0] for line in table] == ["variant", *VARIANTS]
+    assert (bundle, report) == (f"bundle: {BUNDLE}", f"report: {BUNDLE}/report.html")
+    assert (project / report.removeprefix("report: ")).is_file()
+
+
+def test_without_a_terminal_lines_are_plain(project: Path) -> None:
+    done = compress(*SLIVER, cwd=project)
+    assert "warning: smoke profile" in done.stderr
+    assert not re.search(r"[\x1b\r]", done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize("arguments", [SLIVER, ("plan", "tiny.yaml")], ids=["run", "plan"])
+def test_no_color_is_respected_on_a_terminal(arguments: tuple[str, ...], project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    colors = re.compile(r"\x1b\[1m") if "plan" in arguments else COLOR
+    assert colors.search(on_a_terminal(*arguments, cwd=project))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colors.search(on_a_terminal(*arguments, cwd=project))
+
+
+def test_debug_shows_the_traceback_before_the_one_line(tmp_path: Path) -> None:
+    done = compress("validate", "none.yaml", "--debug", cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.splitlines()[-1].startswith("error: none.yaml: no such recipe; ")
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    done = compress("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
+
+
+# Options and their environment forms
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_an_environment_form_of_its_name(verb: str) -> None:
+    options = [p for p in VERBS[verb].params if p.param_type_name == "option" and p.name != "help"]
+    assert {p.opts[0]: p.envvar for p in options} == {
+        p.opts[0]: f"COMPRESS_{p.opts[0].removeprefix('--').replace('-', '_').upper()}" for p in options
+    }
+
+
+def test_settings_of_the_environment_are_honoured(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "artifacts").rename(project / "elsewhere")
+    settings = {"FORMAT": "json", "ARTIFACTS": "elsewhere", "SET": "seed=17 search.evaluations=9", "EXIT_CODE": "1", "FORCE": "export"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"COMPRESS_{name}", value)
+    done = compress("plan", "tiny.yaml", cwd=project)
+    assert done.returncode == 10, done.stderr
+    assert {row["stage"]: row["reason"] for row in json.loads(done.stdout)["stages"] if not row["cached"]} == {
+        "export": "forced",
+        **dict.fromkeys(["quantize", "search", "bundle"], "export runs before it"),
+    }
+
+
+def test_the_command_line_wins_over_the_environment(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPRESS_FORMAT", "json")
+    assert compress("validate", "tiny.yaml", "--format", "text", cwd=built).stdout.startswith("recipe: tiny.yaml\n")
+
+
+# The verbs
+
+
+@pytest.mark.parametrize("arguments", ["--help", "validate tiny.yaml", "plan tiny.yaml", "schema", "init first.yaml"])
+def test_a_quick_verb_imports_nothing_heavy(arguments: str, project: Path) -> None:
+    heavy = ["torch", "transformers", "onnxruntime", "sklearn", "datasets"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({heavy})); from compressor.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments.split()], cwd=project, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_what_init_writes_is_valid_once_its_data_and_model_are_there(tmp_path: Path, tiny_model: Path) -> None:
+    asked = ("init", "first.yaml", "--model", str(tiny_model), "--student-layers", "2", "--teacher-layers", "3")
+    assert compress(*asked, cwd=tmp_path).stdout.splitlines()[-1] == "next: compress validate first.yaml"
+    assert "train.csv: not found" in refusal(compress("validate", "first.yaml", cwd=tmp_path), 3)
+    (tmp_path / "train.csv").write_text("text,label\ngood,positive\n")
+    assert compress("validate", "first.yaml", cwd=tmp_path).returncode == 0
+    assert "first.yaml exists and is not overwritten" in refusal(compress(*asked, cwd=tmp_path), 3)
+
+
+def test_predict_answers_each_line_in_order_from_a_file_and_from_stdin(built: Path, tmp_path: Path) -> None:
+    texts = [text for text, _ in sentences(20, seed=3)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    forward = compress("predict", str(built / BUNDLE), "texts.txt", cwd=tmp_path).stdout.splitlines()
+    assert forward == answers(built / BUNDLE, "\n".join(reversed(texts)) + "\n")[::-1]
+    assert {line.split("\t")[0] for line in forward} == {"negative", "positive"}
+    assert all(re.fullmatch(r"\w+\t[01]\.\d{4}", line) for line in forward)
+    assert len(forward) == 20
+
+
+def test_predict_answers_in_json_lines_and_reads_pairs_with_a_tab(built: Path) -> None:
+    told = [json.loads(line) for line in answers(built / BUNDLE, "a film\tquite good\na film quite good\n", "--format", "json")]
+    known = Runtime(built / BUNDLE).predict([("a film", "quite good"), "a film quite good"])
+    assert told == [{"label": a.label, "score": a.score, "probabilities": dict(a.probabilities)} for a in known]
+    assert told[0] != told[1]
+
+
+def test_predict_takes_a_byte_order_mark_for_no_part_of_a_text(built: Path) -> None:
+    assert answers(built / BUNDLE, "\ufeffgood\n", "--format", "json") == answers(built / BUNDLE, "good\n", "--format", "json")
+
+
+def test_predict_refuses_texts_that_it_cannot_read(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_bytes("café".encode("latin-1"))
+    for name, message in (
+        ("texts.txt", "is not UTF-8; convert it"),
+        (".", "Is a directory; "),
+        ("none.txt", "No such file or directory; "),
+    ):
+        assert message in refusal(compress("predict", str(built / BUNDLE), name, cwd=tmp_path), 3)
+
+
+def test_predict_ends_in_silence_when_its_reader_leaves(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("good film\n" * 2000)  # their answers are more than a pipe holds
+    arguments = command("predict", str(built / BUNDLE), str(tmp_path / "texts.txt"), "--format", "json")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["label"] == "positive"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + 13
+
+
+def test_eval_prints_the_score_with_its_interval(built: Path) -> None:
+    told = dict(line.split(": ") for line in compress("eval", BUNDLE, "--data", "test.csv", cwd=built).stdout.splitlines())
+    assert list(told) == ["metric", "score", "low", "high", "examples", "point"]
+    assert 0 <= float(told["low"]) <= float(told["score"]) <= float(told["high"]) <= 1
+    assert (told["examples"], told["point"]) == ("40", "fast")
+
+
+def test_eval_names_the_example_whose_label_is_unknown(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text("text,label\ngood,positive\nbad,odd\n")
+    done = compress("eval", str(built / BUNDLE), "--data", "odd.csv", cwd=tmp_path)
+    assert refusal(done, 3) == "example 2 has label 'odd'; this bundle answers negative, positive"
+
+
+def test_cache_ls_lists_every_stage(built: Path) -> None:
+    rows = json.loads(compress("cache", "ls", "--format", "json", cwd=built).stdout)["artifacts"]
+    assert {row["stage"]: row["status"] for row in rows} == dict.fromkeys(STAGES, "in use")
+
+
+def test_cache_gc_removes_what_no_newest_bundle_was_made_from(project: Path) -> None:
+    artifacts = project / "artifacts"
+    for stage in ("export", "bundle"):
+        old = shutil.copytree(next(artifacts.glob(f"{stage}-*")), artifacts / f"{stage}-000000000000")
+        os.utime(old, (0, 0))
+    (artifacts / ".finetune-000000000000" / ".state").mkdir(parents=True)
+    gone = {f"artifacts/{name}-000000000000" for name in (".finetune", "export", "bundle")}
+    before = sorted(artifacts.rglob("*"))
+    looked = json.loads(compress("cache", "gc", "--dry-run", "--format", "json", cwd=project).stdout)
+    assert (set(looked["removed"]), looked["dry_run"]) == (gone, True)
+    assert sorted(artifacts.rglob("*")) == before
+    removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)
+    assert (set(removed["removed"]), removed["dry_run"]) == (gone, False)
+    assert not any((project / name).exists() for name in gone)
+    assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
+
+
+def test_doctor_finds_nothing_broken_here(built: Path) -> None:
+    done = compress("doctor", "--format", "json", cwd=built)
+    assert done.returncode == 0, done.stdout
+    assert {check["status"] for check in json.loads(done.stdout)["checks"]} <= {"ok", "warn"}
