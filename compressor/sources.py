@@ -108,6 +108,7 @@ def _config(source: str, folder: Path) -> dict[str, object]:
 
 def _check_weights(source: str, folder: Path) -> None:
     if (folder / "model.safetensors").is_file():
+        _check_whole(folder / "model.safetensors")
         return
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -129,6 +130,26 @@ def _check_shards(index: Path) -> None:
         raise RecipeError(f"{index}: not an index of shards ({type(error).__name__}: {error}); copy the model again") from None
     if missing or not shards:
         raise RecipeError(f"{index}: names {missing[0] if missing else 'no shard'}, which is not there; copy the model again")
+    for shard in shards:
+        _check_whole(index.parent / shard)
+
+
+def _check_whole(weights: Path) -> None:
+    """Refuse what is called safetensors and is none (a Git LFS pointer), or ends before its last tensor (a broken download)."""
+    try:
+        with weights.open("rb") as file:
+            start = file.read(8)
+            if start == b"version ":
+                raise RecipeError(f"{weights}: a Git LFS pointer, not the weights; run 'git lfs pull' where it was cloned")
+            size = int.from_bytes(start, "little")
+            header = json.loads(file.read(size)) if size < 2**27 else None
+            tensors = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"] if header else []
+    except OSError as error:
+        raise RecipeError(f"{weights}: {error.strerror or error}; mend its permissions") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise RecipeError(f"{weights}: not a safetensors file; copy the model again") from None
+    if not tensors or weights.stat().st_size < 8 + size + max(tensors):
+        raise RecipeError(f"{weights}: cut short or without tensors; copy the model again")
 
 
 def _check_vocabulary(source: str, folder: Path, rows: object) -> None:

