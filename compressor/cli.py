@@ -229,13 +229,16 @@ def predict(
 
 
 def _lines(path: Path | None) -> Iterator[str | tuple[str, str]]:
+    if path is None and sys.stdin is None:  # so Python tells that it was closed
+        raise RecipeError("stdin is closed; name a file with one text a line")
     try:
-        with path.open(encoding="utf-8") if path else open(sys.stdin.fileno(), encoding="utf-8", closefd=False) as file:
+        # utf-8-sig drops a byte order mark; newline: a stray carriage return ends no line, so that answers stay beside their lines.
+        with open(path or sys.stdin.fileno(), encoding="utf-8-sig", newline="\n", closefd=path is not None) as file:
             for line in file:
-                first, tab, second = line.rstrip("\n").partition("\t")
+                first, tab, second = line.rstrip("\r\n").partition("\t")
                 yield (first, second) if tab else first
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; name a file with one text a line") from None
+        raise RecipeError(f"{path or 'stdin'}: {error.strerror}; name a file with one text a line") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path or 'stdin'}: byte {error.start} of a block is not UTF-8; convert it with iconv -t utf-8") from None
 
@@ -256,7 +259,7 @@ def evaluate(
     from compressor.evaluation import evaluate as score
     from compressor.runtime import Runtime
 
-    examples = list(read_examples(data, Columns(text, text_pair, label), root=Path.cwd(), split="test"))
+    examples = list(read_examples(data, Columns(text, text_pair, label, options=True), root=Path.cwd(), split="test"))
     show(format, score(Runtime(bundle, threads), examples, point))
 
 

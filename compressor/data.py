@@ -36,16 +36,18 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns hold what; `label` None reads unlabelled texts."""
+    """Which columns hold what; `label` None reads unlabelled texts. `options`: errors name the command line's options, not recipe keys."""
 
     text: str = "text"
     text_pair: str | None = None
     label: str | None = "label"
+    options: bool = False
 
     @property
     def by_key(self) -> dict[str, str]:
-        """The columns that every row must have, by the recipe's key that names them."""
-        named = {"data.text": self.text, "data.text_pair": self.text_pair, "data.label": self.label}
+        """The columns that every row must have, by the key or option that names them."""
+        keys = ("--text", "--text-pair", "--label") if self.options else ("data.text", "data.text_pair", "data.label")
+        named = dict(zip(keys, (self.text, self.text_pair, self.label), strict=True))
         return {key: column for key, column in named.items() if column is not None}
 
 

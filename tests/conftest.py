@@ -1,6 +1,7 @@
 """Tiny real models and data: a BERT of three layers with its own tokenizer, and a task that can be learned from words."""
 
 import csv
+import os
 import random
 import subprocess
 import sys
@@ -8,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Tiny models gain nothing from threads, and threads that spin for each other are slow on a busy machine; processes inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = ["film", "story", "actor", "scene", "plot", "music", "ending", "the", "a", "is", "was", "very", "quite", "it", "and"]
 GOOD = ["good", "great", "lovely", "witty"]

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tests.conftest import RECIPE, command, compress, sentences
 BUNDLE = "artifacts/dist/tiny"
 STAGES = ["data", "finetune", "distill", "length_adapt", "export", "quantize", "search", "bundle"]
 VARIANTS = ["teacher fp32", "student fp32", "INT8 full", "INT8 accurate", "INT8 balanced", "INT8 fast", "INT8 min"]
+MISUSES = ["run tiny.yaml --unknown", "plan tiny.yaml --format yaml", f"predict {BUNDLE} --point a --latency-ms 3", "eval", "cache", ""]
+READS = ["validate tiny.yaml", "plan tiny.yaml", f"eval {BUNDLE} --data test.csv", "doctor", "cache ls", "cache gc --dry-run"]
 SLIVER = ("run", "tiny.yaml", "--profile", "smoke", "--until", "data", "--force", "data")
 COLOR = re.compile(r"\x1b\[(?:\d+;)*[39]\dm")
 Done = subprocess.CompletedProcess[str]
@@ -43,16 +46,6 @@ def project(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "project"))
 
 
-@pytest.fixture
-def tampered(project: Path) -> Path:
-    """A project whose bundle had one bit of its model turned after the build."""
-    model = project / BUNDLE / "model.onnx"
-    content = bytearray(model.read_bytes())
-    content[-5] ^= 1
-    model.write_bytes(content)
-    return project
-
-
 def refusal(done: Done, exit_code: int) -> str:
     """What the one line says that the command left with; lines before it tell of a build's progress."""
     assert done.returncode == exit_code, done.stderr
@@ -71,20 +64,15 @@ def answers(bundle: Path, texts: str, *options: str) -> list[str]:
 
 def on_a_terminal(*arguments: str, cwd: Path) -> str:
     """Everything that a command shows when stdout and stderr are a terminal."""
-    ours, theirs = pty.openpty()
+    shown, (ours, theirs) = b"", pty.openpty()
     with subprocess.Popen(command(*arguments), cwd=cwd, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
-        shown = b"".join(iter(lambda: _read(ours), b""))
+        with suppress(OSError):  # so Linux says that the other side has closed
+            while chunk := os.read(ours, 65536):
+                shown += chunk
     os.close(ours)
     assert process.returncode == 0, shown
     return shown.decode()
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # so Linux says that the other side has closed
-        return b""
 
 
 def leaves(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -96,37 +84,19 @@ def leaves(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 VERBS = dict(leaves(get_command(app)))
 
 
-# Exit codes
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["run", "tiny.yaml", "--unknown"],
-        ["validate"],
-        ["plan", "tiny.yaml", "--format", "yaml"],
-        ["predict", BUNDLE, "--point", "fast", "--latency-ms", "3"],
-        ["predict", BUNDLE, "--threads", "0"],
-        ["eval", BUNDLE],
-        ["cache", "drop"],
-        ["cache"],
-        [],
-    ],
-    ids=" ".join,
-)
-def test_a_command_that_cannot_be_understood_exits_2(arguments: list[str], built: Path) -> None:
-    done = compress(*arguments, cwd=built)
+@pytest.mark.parametrize("line", MISUSES)
+def test_a_command_that_cannot_be_understood_exits_2(line: str, built: Path) -> None:
+    done = compress(*line.split(), cwd=built)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Usage: compress" in done.stderr
+    assert done.stderr.startswith("Usage: compress")
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["run", "--until"], ["run", "--force"], ["plan", "--force"]], ids=" ".join)
-def test_an_unknown_stage_exits_2_and_names_the_stages(arguments: list[str], built: Path) -> None:
-    verb, option = arguments
-    done = compress(verb, "tiny.yaml", option, "destill", cwd=built)
+@pytest.mark.parametrize("line", ["run tiny.yaml --until", "run tiny.yaml --force", "plan tiny.yaml --force"])
+def test_an_unknown_stage_exits_2_and_names_the_stages(line: str, built: Path) -> None:
+    done = compress(*line.split(), "destill", cwd=built)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].endswith(f"no stage 'destill'; the stages are {', '.join(STAGES)}")
+    assert done.stderr.endswith(f"no stage 'destill'; the stages are {', '.join(STAGES)}\n")
 
 
 @pytest.mark.parametrize("verb", ["validate", "plan", "run"])
@@ -155,23 +125,13 @@ def test_a_missing_data_file_exits_3_before_anything_runs(make_recipe: Callable[
     [
         ("more.csv", "text,label\n", "more.csv: no examples; add rows, or name another file for validation"),
         ("more.csv", "text,label\ngood,positive\nbad,odd\n", "more.csv): example 2 has label 'odd', which train lacks; "),
-        (
-            "more.csv",
-            "text,lable\ngood,positive\n",
-            "row 1, the header, has no column 'label', only 'text', 'lable'; did you mean 'lable'?",
-        ),
+        ("more.csv", "text,lable\ngood,positive\n", "row 1, the header, has no column 'label', only 'text', 'lable'; did you mean"),
         ("more.csv", "text,label\ngood,positive\nbad\n", "more.csv: row 3 has 1 column, the header 2; "),
-        (
-            "more.jsonl",
-            '{"text": "good", "label": "positive"}\n{"text": "bad"}\n',
-            "more.jsonl: row 2 has no column 'label', only 'text'; ",
-        ),
+        ("more.jsonl", '{"text": "good", "label": "positive"}\n{"text": "bad"}', "more.jsonl: row 2 has no column 'label', only 'text'; "),
         ("more.csv", "text,label\ncafé,positive\n", "more.csv: row 2: byte 0xe9 at offset 14 is not UTF-8; "),
     ],
 )
-def test_data_that_cannot_be_used_exits_3_and_names_the_row(
-    file: str, content: str, message: str, make_recipe: Callable[..., Path]
-) -> None:
+def test_unusable_data_exits_3_and_names_the_row(file: str, content: str, message: str, make_recipe: Callable[..., Path]) -> None:
     folder = make_recipe().parent
     (folder / file).write_text(content, encoding="latin-1")
     done = compress("tiny.yaml", "--set", f"data.validation={file}", cwd=folder)
@@ -191,7 +151,7 @@ def test_a_stage_that_fails_exits_4_and_leaves_no_bundle(make_recipe: Callable[.
 def test_a_broken_gate_exits_5_and_the_last_good_bundle_stays(project: Path) -> None:
     before = (project / BUNDLE / "manifest.json").read_bytes()
     done = compress("tiny.yaml", "--format", "json", "--set", "gates=[{metric: size, max: 1kB}]", cwd=project)
-    assert refusal(done, 5).startswith("size of model.onnx is 0.1 MB, must be ≤ 0.001 MB. The bundle is in artifacts/rejected/tiny; ")
+    assert refusal(done, 5).startswith("size of model.onnx is ")
     result = json.loads(done.stdout)
     assert (result["passed"], result["bundle"]) == (False, "artifacts/rejected/tiny")
     assert (project / "artifacts/rejected/tiny/model.onnx").exists()
@@ -206,18 +166,22 @@ def test_an_artifacts_folder_that_cannot_be_made_exits_6(built: Path) -> None:
     assert [check["name"] for check in json.loads(looked.stdout)["checks"] if check["status"] == "fail"] == ["artifacts"]
 
 
-@pytest.mark.parametrize("arguments", [["tiny.yaml"], ["cache", "gc"]], ids=" ".join)
-def test_what_a_running_build_forbids_exits_6(arguments: list[str], project: Path) -> None:
+@pytest.mark.parametrize("line", ["tiny.yaml", "cache gc"])
+def test_what_a_running_build_forbids_exits_6(line: str, project: Path) -> None:
     with FileLock(project / "artifacts/.tiny.lock"):
-        done = compress(*arguments, cwd=project)
+        done = compress(*line.split(), cwd=project)
     assert "build of tiny is running in artifacts; wait for it" in refusal(done, 6)
 
 
-@pytest.mark.parametrize("arguments", [["predict", BUNDLE, "test.csv"], ["eval", BUNDLE, "--data", "test.csv"]], ids=" ".join)
-def test_a_bundle_that_was_changed_exits_7(arguments: list[str], tampered: Path) -> None:
-    done = compress(*arguments, cwd=tampered)
-    assert refusal(done, 7).startswith(f"{BUNDLE}: model.onnx does not match manifest.json (sha256 ")
-    assert done.stdout == ""
+def test_a_bundle_that_was_changed_exits_7(project: Path) -> None:
+    model = project / BUNDLE / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[-5] ^= 1
+    model.write_bytes(content)
+    for line in (f"predict {BUNDLE} test.csv", f"eval {BUNDLE} --data test.csv"):
+        done = compress(*line.split(), cwd=project)
+        assert refusal(done, 7).startswith(f"{BUNDLE}: model.onnx does not match manifest.json (sha256 ")
+        assert done.stdout == ""
 
 
 def test_what_a_bundle_does_not_hold_exits_7(built: Path) -> None:
@@ -234,29 +198,15 @@ def test_plan_exits_10_only_when_asked_and_only_with_work_to_do(built: Path) -> 
     assert compress(*changed, "--exit-code", cwd=built).returncode == 10
 
 
-# What goes where
-
-
 def test_a_recipe_alone_is_built(project: Path) -> None:
     short, long = (compress(*verb, "tiny.yaml", "--format", "json", cwd=project) for verb in ([], ["run"]))
     assert (short.returncode, short.stdout) == (0, long.stdout)
     assert json.loads(short.stdout)["bundle"] == BUNDLE
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["validate", "tiny.yaml"],
-        ["plan", "tiny.yaml"],
-        ["eval", BUNDLE, "--data", "test.csv"],
-        ["doctor"],
-        ["cache", "ls"],
-        ["cache", "gc", "--dry-run"],
-    ],
-    ids=" ".join,
-)
-def test_with_json_stdout_is_one_document_and_stderr_is_silent(arguments: list[str], built: Path) -> None:
-    done = compress(*arguments, "--format", "json", cwd=built)
+@pytest.mark.parametrize("line", READS)
+def test_with_json_stdout_is_one_document_and_stderr_is_silent(line: str, built: Path) -> None:
+    done = compress(*line.split(), "--format", "json", cwd=built)
     assert (done.returncode, done.stderr) == (0, "")
     assert isinstance(json.loads(done.stdout), dict)
 
@@ -305,36 +255,28 @@ def test_the_version_is_told(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
 
 
-# Options and their environment forms
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_has_an_environment_form_of_its_name(verb: str) -> None:
-    options = [p for p in VERBS[verb].params if p.param_type_name == "option" and p.name != "help"]
-    assert {p.opts[0]: p.envvar for p in options} == {
-        p.opts[0]: f"COMPRESS_{p.opts[0].removeprefix('--').replace('-', '_').upper()}" for p in options
-    }
+    options = {p.opts[0].removeprefix("--"): p.envvar for p in VERBS[verb].params if p.param_type_name == "option"}
+    options.pop("help", None)
+    assert options == {name: f"COMPRESS_{name.replace('-', '_').upper()}" for name in options}
 
 
 def test_settings_of_the_environment_are_honoured(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "artifacts").rename(project / "elsewhere")
-    settings = {"FORMAT": "json", "ARTIFACTS": "elsewhere", "SET": "seed=17 search.evaluations=9", "EXIT_CODE": "1", "FORCE": "export"}
+    changes = "search=null quantize=null default_point=null"
+    settings = {"FORMAT": "json", "ARTIFACTS": "elsewhere", "SET": changes, "EXIT_CODE": "1", "FORCE": "export"}
     for name, value in settings.items():
         monkeypatch.setenv(f"COMPRESS_{name}", value)
     done = compress("plan", "tiny.yaml", cwd=project)
     assert done.returncode == 10, done.stderr
-    assert {row["stage"]: row["reason"] for row in json.loads(done.stdout)["stages"] if not row["cached"]} == {
-        "export": "forced",
-        **dict.fromkeys(["quantize", "search", "bundle"], "export runs before it"),
-    }
+    reasons = {row["stage"]: row["reason"] for row in json.loads(done.stdout)["stages"]}
+    assert reasons == dict.fromkeys(STAGES[:4], "cached") | {"export": "forced", "bundle": "export runs before it"}
 
 
 def test_the_command_line_wins_over_the_environment(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPRESS_FORMAT", "json")
     assert compress("validate", "tiny.yaml", "--format", "text", cwd=built).stdout.startswith("recipe: tiny.yaml\n")
-
-
-# The verbs
 
 
 @pytest.mark.parametrize("arguments", ["--help", "validate tiny.yaml", "plan tiny.yaml", "schema", "init first.yaml"])
@@ -372,18 +314,17 @@ def test_predict_answers_in_json_lines_and_reads_pairs_with_a_tab(built: Path) -
     assert told[0] != told[1]
 
 
-def test_predict_takes_a_byte_order_mark_for_no_part_of_a_text(built: Path) -> None:
-    assert answers(built / BUNDLE, "\ufeffgood\n", "--format", "json") == answers(built / BUNDLE, "good\n", "--format", "json")
+def test_predict_is_not_misled_by_byte_order_marks_and_carriage_returns(built: Path) -> None:
+    plain = answers(built / BUNDLE, "good\ndull plot\n", "--format", "json")
+    assert answers(built / BUNDLE, "\ufeffgood\r\ndull\rplot", "--format", "json") == plain
 
 
 def test_predict_refuses_texts_that_it_cannot_read(built: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_bytes("café".encode("latin-1"))
-    for name, message in (
-        ("texts.txt", "is not UTF-8; convert it"),
-        (".", "Is a directory; "),
-        ("none.txt", "No such file or directory; "),
-    ):
+    for name, message in {"texts.txt": "is not UTF-8; convert", ".": "Is a directory; ", "none.txt": "No such file or directory; "}.items():
         assert message in refusal(compress("predict", str(built / BUNDLE), name, cwd=tmp_path), 3)
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *command("predict", str(built / BUNDLE))]
+    assert refusal(subprocess.run(closed, capture_output=True, text=True), 3) == "stdin is closed; name a file with one text a line"
 
 
 def test_predict_ends_in_silence_when_its_reader_leaves(built: Path, tmp_path: Path) -> None:
@@ -431,9 +372,3 @@ def test_cache_gc_removes_what_no_newest_bundle_was_made_from(project: Path) -> 
     assert (set(removed["removed"]), removed["dry_run"]) == (gone, False)
     assert not any((project / name).exists() for name in gone)
     assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
-
-
-def test_doctor_finds_nothing_broken_here(built: Path) -> None:
-    done = compress("doctor", "--format", "json", cwd=built)
-    assert done.returncode == 0, done.stdout
-    assert {check["status"] for check in json.loads(done.stdout)["checks"]} <= {"ok", "warn"}
