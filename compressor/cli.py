@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from compressor import __version__, interrupts
-from compressor.errors import CompressorError, GateError, RecipeError
+from compressor.errors import CompressorError, GateError, RecipeError, UnfitError
 from compressor.output import Format, show
 from compressor.progress import Progress
 
@@ -28,7 +28,10 @@ app.add_typer(cache, name="cache")
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 BundlePath = Annotated[Path, typer.Argument(help="A bundle: a folder that `compress run` wrote.", show_default=False)]
-Changes = Annotated[list[str], typer.Option("--set", envvar="COMPRESS_SET", help="Change a key: section.key=value. Repeatable.")]
+Changes = Annotated[
+    list[str],
+    typer.Option("--set", envvar="COMPRESS_SET", help="Change a key: section.key=value. Repeatable; in the environment, split at spaces."),
+]
 Artifacts = Annotated[Path, typer.Option("--artifacts", envvar="COMPRESS_ARTIFACTS", help="Folder of stage artifacts and bundles.")]
 OutputFormat = Annotated[Format, typer.Option("--format", envvar="COMPRESS_FORMAT", help="text, or json for programs.")]
 Profile = Annotated[
@@ -85,6 +88,11 @@ def _exits(debug: bool) -> Iterator[None]:
     except SystemExit as leaving:
         # typer replaces stdout when its reader has gone (`compress … | head`), and leaves with 1, our code for a bug.
         sys.exit(leaving.code if sys.stdout is stdout else BROKEN_PIPE)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        err.print(f"error: {error.filename or 'output'}: {error.strerror or error}; mend the disk or its permissions and run again")
+        sys.exit(UnfitError.exit_code)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -312,6 +320,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
     with suppress(AttributeError):
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]

@@ -114,7 +114,7 @@ def check_machine(facts: Mapping[str, Any]) -> Iterator[Check]:
 def check_isa(isa: set[str]) -> Iterator[Check]:
     """Check for instructions that multiply 8-bit integers and bfloat16."""
     if not isa:
-        yield Check("instruction set", "warn", "not told by this system", "measure INT8 against float32 here with 'compress bench'")
+        yield Check("instruction set", "warn", "not told by this system", "compare the rows of a bundle's report that was built here")
         return
     if isa & INT8_SETS:
         yield Check("int8", "ok", ", ".join(sorted(isa & INT8_SETS)))

@@ -56,7 +56,7 @@ _TRAIN = (*_MODEL, "objectives", "training")
 _EXPORT = (*_MODEL, "graphs", "lengths", "runtime")
 _INT8 = (*_TEXT, "runtime")
 _SEARCH = (*_INT8, "evolution", "latency", "lengths")
-_BUNDLE = (*_INT8, "gates", "graphs", "latency", "measure", "modeling", "report", "summary")
+_BUNDLE = (*_INT8, "formats", "gates", "graphs", "latency", "measure", "modeling", "plot", "report", "summary")
 _BUNDLE_SETTINGS = ("name", "task", "target", "default_point", "gates", "seed")
 
 STAGES: tuple[Stage, ...] = (

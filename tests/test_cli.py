@@ -243,6 +243,13 @@ def test_no_color_is_respected_on_a_terminal(arguments: tuple[str, ...], project
     assert not colors.search(on_a_terminal(*arguments, cwd=project))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_an_output_that_cannot_be_written_exits_6(built: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command("schema"), stdout=full, stderr=subprocess.PIPE, text=True, cwd=built)
+    assert refusal(done, 6) == "output: No space left on device; mend the disk or its permissions and run again"
+
+
 def test_debug_shows_the_traceback_before_the_one_line(tmp_path: Path) -> None:
     done = compress("validate", "none.yaml", "--debug", cwd=tmp_path)
     assert done.returncode == 3

@@ -1,14 +1,14 @@
 """The contract of the report and the model card: self-contained, escaped, and sensible when a recipe has few stages."""
 
-import math
 import re
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from compressor import report
+from tests.test_plot import candidate, lengths_of
 
 MINIMAL: dict[str, Any] = {
     "name": "tiny",
@@ -20,16 +20,6 @@ MINIMAL: dict[str, Any] = {
         {"name": "INT8 full", "score": 0.865, "p50_ms": 1.44, "speedup": 6.32, "size_mb": 17.2},
     ],
 }
-
-
-def lengths_of(budget: float) -> list[int]:
-    return [round(128 * budget ** (layer / 4)) for layer in range(1, 6)] + [1]
-
-
-def candidate(budget: float, loss: float = 0.0) -> dict[str, Any]:
-    """A made-up search result that behaves like real ones: the score saturates as tokens are kept."""
-    score = 0.868 - 0.05 * math.exp(-5 * budget) - loss
-    return {"lengths": lengths_of(budget), "score": score, "latency_ms": 0.55 + 0.9 * budget, "macs": budget}
 
 
 def variant(name: str, score: float, p50_ms: float, size_mb: float, budget: float | None = None) -> dict[str, Any]:
@@ -55,6 +45,7 @@ def full_metrics() -> dict[str, Any]:
         **MINIMAL,
         "name": "quickstart",
         "seed": 17,
+        "default_point": "balanced",
         "max_length": 128,
         "data": {split: {"examples": n, "median_tokens": 24, "p90_tokens": 40} for split, n in splits.items()},
         "target": {"threads": 1, "batch": 1},
@@ -174,52 +165,16 @@ def test_card_tables_are_whole() -> None:
             assert len(re.findall(r"(?<!\\)\|", above)) == len(re.findall(r"(?<!\\)\|", below))
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.02, 0.1, 1.0])
-def test_names_in_the_plot_never_overlap(spread: float) -> None:
-    names = ["full", "accurate", "balanced", "fast", "min"]
-    points = {name: {"score": 0.86 + 0.002 * spread * i, "latency_ms": 1 + spread * i / 10} for i, name in enumerate(names)}
-    plot = report.front_plot([*points.values(), {"score": 0.9, "latency_ms": 2.0}], [], points)
-    assert plot
-    assert all(label.box.inside(plot.area) for label in plot.labels)
-    assert not any(a.box.overlaps(b.box) for a, b in combinations(plot.labels, 2))
+def test_the_headline_speaks_of_the_default_operating_point() -> None:
+    metrics = full_metrics()
+    for point, speedup in (("fast", 9.1 / (0.6 + 1.1 * 0.25)), ("full", 9.1 / 1.7)):
+        found = report.headline({**metrics, "default_point": point})
+        assert found.row["name"] == f"INT8 {point}"
+        assert found.verdict.startswith(f"{speedup:.1f}× faster than its teacher")
 
 
-def test_points_on_one_configuration_share_a_label() -> None:
-    plot = report.front_plot([candidate(0.2), candidate(0.9)], [], {"fast": candidate(0.2), "min": candidate(0.2)})
-    assert plot
-    assert [label.name for label in plot.labels] == ["fast, min"]
-
-
-def test_a_collapsed_candidate_does_not_flatten_the_front() -> None:
-    front = [candidate(0.2), candidate(0.9)]
-    plot = report.front_plot(front, [*front, {"score": 0.1, "latency_ms": 1.0}], {})
-    assert plot
-    assert plot.hidden == 1
-    assert abs(plot.front[0].y - plot.front[1].y) > 100
-
-
-def test_a_front_of_one_configuration_has_axes() -> None:
-    plot = report.front_plot([candidate(0.5)], [candidate(0.5)], {"full": candidate(0.5)})
-    assert plot
-    assert len(plot.x.ticks) >= 3
-    assert len(plot.y.ticks) >= 3
-
-
-@pytest.mark.parametrize(
-    ("written", "expected"),
-    [
-        (report.percent(0.871), "87.1%"),
-        (report.percent_interval([0.85, 0.89]), "85.0–89.0%"),
-        (report.points_change(-0.006), "−0.6"),
-        (report.points_change(-0.0004), "±0.0"),
-        (report.milliseconds(1.234), "1.23 ms"),
-        (report.times(6.31), "6.3×"),
-        (report.times(1.08), "1.08×"),
-        (report.megabytes(17.23), "17.2 MB"),
-        (report.duration(59.97), "1 min 00 s"),
-        (report.duration(3900), "1 h 05 min"),
-        (report.count(8451), "8,451"),
-    ],
-)
-def test_numbers_are_written_for_people(written: str, expected: str) -> None:
-    assert written == expected
+def test_a_bundle_without_int8_is_reported_and_indexed_too() -> None:
+    metrics = {**MINIMAL, "default_point": "full", "variants": [MINIMAL["variants"][0], {**MINIMAL["variants"][1], "name": "fp32 full"}]}
+    (result,) = front_matter(report.render_card(metrics))["model-index"][0]["results"]
+    assert [metric["name"] for metric in result["metrics"]] == ["accuracy (fp32 full)"]
+    assert "6.3× faster than its teacher" in report.render_report(metrics)
