@@ -8,8 +8,9 @@ Defaults: significance from all real queries (`attention`); `cls` reads only the
 Limits:   BERT layers; other families need an entry that says where a layer keeps its parts.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,31 @@ from compressor.errors import RecipeError
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
 logging.disable_progress_bar()
 
-QKV = {
-    "bert": ("bert.encoder.layer", "attention.self.query", "attention.self.key", "attention.self.value"),
-    "roberta": ("roberta.encoder.layer", "attention.self.query", "attention.self.key", "attention.self.value"),
-    "electra": ("electra.encoder.layer", "attention.self.query", "attention.self.key", "attention.self.value"),
-    "mpnet": ("mpnet.encoder.layer", "attention.attn.q", "attention.attn.k", "attention.attn.v"),
-    "distilbert": ("distilbert.transformer.layer", "attention.q_lin", "attention.k_lin", "attention.v_lin"),
+
+@dataclass(frozen=True)
+class Family:
+    """Where an encoder keeps its parts: paths from the classifier to embeddings and layers, and from a layer to its projections."""
+
+    embeddings: str
+    layers: str
+    query: str
+    key: str
+    value: str
+
+
+def _bert_like(name: str, block: str = "attention.self", parts: tuple[str, str, str] = ("query", "key", "value")) -> Family:
+    return Family(f"{name}.embeddings", f"{name}.encoder.layer", *(f"{block}.{part}" for part in parts))
+
+
+FAMILIES = {
+    "bert": _bert_like("bert"),
+    "roberta": _bert_like("roberta"),
+    "electra": _bert_like("electra"),
+    "mpnet": _bert_like("mpnet", "attention.attn", ("q", "k", "v")),
+    "deberta-v2": _bert_like("deberta", parts=("query_proj", "key_proj", "value_proj")),
+    "distilbert": Family("distilbert.embeddings", "distilbert.transformer.layer", "attention.q_lin", "attention.k_lin", "attention.v_lin"),
 }
-"""Per family: where the layers are, and where a layer computes queries, keys and values."""
+"""Encoders whose insides distillation can read."""
 
 
 def load_classifier(folder: Path, labels: Sequence[str]) -> PreTrainedModel:
@@ -63,7 +81,7 @@ def select_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrained
         RecipeError: a layer is out of range.
     """
     config = teacher.config.__class__.from_dict({**teacher.config.to_dict(), "num_hidden_layers": len(layers)})
-    path = family(teacher)[0]
+    path = family(teacher).layers
     source = teacher.get_submodule(path)
     wrong = [layer for layer in layers if layer >= len(source)]
     if wrong:
@@ -76,27 +94,55 @@ def select_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrained
     return student
 
 
-def family(model: PreTrainedModel) -> tuple[str, str, str, str]:
-    """Return where this family keeps its layers, queries, keys and values.
+def family(model: PreTrainedModel) -> Family:
+    """Return where this model's family keeps its parts.
 
     Raises:
         RecipeError: the family is not known.
     """
-    if model.config.model_type not in QKV:
-        raise RecipeError(f"{model.config.model_type} encoders are not known here; use one of {', '.join(sorted(QKV))}")
-    return QKV[model.config.model_type]
+    if model.config.model_type not in FAMILIES:
+        raise RecipeError(f"{model.config.model_type} encoders are not known here; use one of {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model.config.model_type]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What decides whether an objective fits an encoder: layers, hidden size, attention heads."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+@dataclass
+class Inner:
+    """What a forward pass computed inside, each (batch, seq, width): hidden states, embeddings first, and every layer's projections."""
+
+    hidden: list[Tensor] = field(default_factory=list)
+    queries: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
 
 
 @contextmanager
-def captured_relations(model: PreTrainedModel, layer: int) -> Iterator[list[Tensor]]:
-    """Collect the queries, keys and values that one layer computes, in that order, at each forward pass."""
-    path, *parts = family(model)
-    layers = model.get_submodule(path)
-    if not -len(layers) <= layer < len(layers):
-        raise RecipeError(f"teacher_layer: {layer} is out of range; the model has {len(layers)} layers")
-    seen: list[Tensor] = []
-    block = layers[layer]
-    handles = [block.get_submodule(part).register_forward_hook(lambda _m, _i, out: seen.append(out)) for part in parts]
+def captured(model: PreTrainedModel) -> Iterator[Inner]:
+    """Collect what the next forward pass computes inside."""
+    where, seen = family(model), Inner()
+    projected = f"{where.embeddings}_project"  # ELECTRA's embeddings may be narrower than its layers
+    embeddings = projected if hasattr(model.get_submodule(projected.rpartition(".")[0]), "embeddings_project") else where.embeddings
+    blocks = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
+    wanted: list[tuple[nn.Module, list[Tensor]]] = [(model.get_submodule(embeddings), seen.hidden)]
+    for block in blocks:
+        wanted += [
+            (block.get_submodule(path), to)
+            for path, to in ((where.query, seen.queries), (where.key, seen.keys), (where.value, seen.values))
+        ]
+        wanted.append((block, seen.hidden))
+
+    def keep(to: list[Tensor]) -> Callable[..., None]:
+        return lambda _module, _inputs, output: to.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [module.register_forward_hook(keep(to)) for module, to in wanted]
     try:
         yield seen
     finally:
@@ -104,10 +150,10 @@ def captured_relations(model: PreTrainedModel, layer: int) -> Iterator[list[Tens
             handle.remove()
 
 
-def as_relations(seen: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the three tensors of one captured forward pass."""
-    queries, keys, values = seen
-    return queries, keys, values
+def shape_of(model: PreTrainedModel) -> Shape:
+    """Return what decides whether an objective fits this model."""
+    config = model.config
+    return Shape(config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
 
 
 class PlainClassifier(nn.Module):

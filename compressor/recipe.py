@@ -125,6 +125,13 @@ class Objective(Section):
         return self
 
 
+class MiniLM(Objective):
+    type: Literal["minilm"]
+    """Last layer's attention distributions and value relations (arXiv:2002.10957); head counts must be equal."""
+    teacher_layer: int = -1
+    """Layer of the teacher, counted from 0, negative from the end."""
+
+
 class MiniLMv2(Objective):
     type: Literal["minilmv2"]
     """Self-attention relations of one teacher layer (arXiv:2012.15828)."""
@@ -132,6 +139,25 @@ class MiniLMv2(Objective):
     """Heads that queries, keys and values are split into; divides both hidden sizes."""
     teacher_layer: int = -1
     """Layer of the teacher, counted from 0, negative from the end."""
+
+
+class TinyBERT(Objective):
+    type: Literal["tinybert"]
+    """Embeddings, hidden states (through a learned projection) and attention scores, layer by layer (arXiv:1909.10351)."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1, strict=False)] | None = None
+    """Teacher layer that each student layer learns from, counted from 0; absent: the last of equal blocks of teacher layers."""
+    attention: bool = True
+    """Whether attention scores count; head counts must then be equal."""
+
+
+class HiddenCosine(Objective):
+    type: Literal["hidden_cosine"]
+    """Direction of the last hidden state of every token (arXiv:1910.01108), through a learned projection where the widths differ."""
+
+
+class Logits(Objective):
+    type: Literal["logits"]
+    """Squared distance of the logits (arXiv:1903.12136)."""
 
 
 class SoftLabels(Objective):
@@ -146,7 +172,7 @@ class Labels(Objective):
     """The labels of the data."""
 
 
-AnyObjective = Annotated[MiniLMv2 | SoftLabels | Labels, Field(discriminator="type")]
+AnyObjective = Annotated[MiniLM | MiniLMv2 | TinyBERT | HiddenCosine | Logits | SoftLabels | Labels, Field(discriminator="type")]
 
 
 class Distill(Training):

@@ -1,65 +1,166 @@
+import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from compressor.objectives import OBJECTIVES, Views, active, label_loss, relation_loss, soft_label_loss, total
-from compressor.recipe import Labels, MiniLMv2, SoftLabels
+from compressor.errors import RecipeError
+from compressor.modeling import Inner, Shape
+from compressor.objectives import (
+    OBJECTIVES,
+    Views,
+    check,
+    label_loss,
+    layer_map,
+    learned_modules,
+    look_inside,
+    relation_loss,
+    soft_label_loss,
+    total,
+)
+from compressor.recipe import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
-
-
-def random_views(seed: int = 0, same: bool = False, padding: float = 0.0) -> Views:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    teacher = tuple(draw(2, 4, 24) for _ in range(3))
-    student = teacher if same else tuple(draw(2, 4, 12) for _ in range(3))
-    student, teacher = (tuple(torch.where(MASK[..., None], x, x + padding) for x in side) for side in (student, teacher))
-    goal = draw(2, 3)
-    return Views(MASK, torch.tensor([0, 2]), -1, goal if same else draw(2, 3), goal, student, teacher)  # type: ignore[arg-type]
-
-
-SETTINGS = {
+TEACHER, STUDENT = Shape(4, 24, 4), Shape(2, 12, 4)
+SETTINGS: dict[type[Objective], Objective] = {
+    MiniLM: MiniLM(type="minilm"),
     MiniLMv2: MiniLMv2(type="minilmv2", relation_heads=4),
+    TinyBERT: TinyBERT(type="tinybert"),
+    HiddenCosine: HiddenCosine(type="hidden_cosine"),
+    Logits: Logits(type="logits"),
     SoftLabels: SoftLabels(type="soft_labels"),
     Labels: Labels(type="labels"),
 }
+
+
+def random_inner(shape: Shape, generator: torch.Generator, padding: float) -> Inner:
+    def draw(count: int) -> list[Tensor]:
+        found = [torch.randn(2, 4, shape.width, generator=generator) for _ in range(count)]
+        return [torch.where(MASK[..., None], x, x + padding) for x in found]
+
+    return Inner(draw(shape.layers + 1), draw(shape.layers), draw(shape.layers), draw(shape.layers))
+
+
+def random_views(student: Shape = STUDENT, same: bool = False, padding: float = 0.0) -> Views:
+    generator = torch.Generator().manual_seed(0)
+    logits, goal = torch.randn(2, 3, generator=generator), torch.randn(2, 3, generator=generator)
+    theirs = random_inner(TEACHER, generator, padding)
+    ours = theirs if same else random_inner(student, generator, padding)
+    return Views(MASK, torch.tensor([0, 2]), -1, goal if same else logits, goal, ours, theirs, student.heads, TEACHER.heads)
+
+
+def loss(settings: Objective, views: Views, student: Shape = STUDENT) -> Tensor:
+    torch.manual_seed(0)
+    return total((settings,), views, learned=learned_modules((settings,), student, TEACHER))
 
 
 def test_every_objective_is_listed_and_covered_here() -> None:
     assert set(SETTINGS) == set(OBJECTIVES)
 
 
-def test_distilling_a_model_into_itself_costs_nothing() -> None:
-    for kind in (MiniLMv2, SoftLabels):
-        assert total((SETTINGS[kind],), random_views(same=True)).abs() < 1e-6
+@pytest.mark.parametrize("kind", [k for k in SETTINGS if k is not Labels])
+def test_distilling_a_model_into_itself_costs_nothing(kind: type[Objective]) -> None:
+    learned = learned_modules((SETTINGS[kind],), TEACHER, TEACHER)
+    for module in learned.values():
+        if isinstance(module, nn.Linear):
+            nn.init.eye_(module.weight)
+    assert total((SETTINGS[kind],), random_views(TEACHER, same=True), learned=learned).abs() < 1e-5
 
 
-def test_padding_does_not_change_a_loss() -> None:
-    for kind, settings in SETTINGS.items():
-        torch.testing.assert_close(
-            total((settings,), random_views(padding=0.0)), total((settings,), random_views(padding=3.0)), msg=kind.__name__
-        )
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_padding_does_not_change_a_loss(kind: type[Objective]) -> None:
+    torch.testing.assert_close(loss(SETTINGS[kind], random_views()), loss(SETTINGS[kind], random_views(padding=3.0)))
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_an_objective_moves_the_student_and_never_the_teacher(kind: type[Objective]) -> None:
+    views = random_views()
+    assert views.student is not None
+    assert views.teacher is not None
+    ours = [views.student_logits, *views.student.hidden, *views.student.queries, *views.student.values]
+    for tensor in ours:
+        tensor.requires_grad_()
+    loss(SETTINGS[kind], views).backward()
+    assert any(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in ours)
+
+
+def attention(queries: Tensor, keys: Tensor, text: int, length: int, head: int) -> Tensor:
+    width = queries.shape[-1] // 4
+    part = slice(head * width, (head + 1) * width)
+    return queries[text, :length, part] @ keys[text, :length, part].T / width**0.5
+
+
+def naive_kl(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean over heads and real queries of KL(teacher ‖ student), text by text and head by head."""
+    values = []
+    for text, length in enumerate((4, 2)):
+        for head in range(4):
+            p, q = (attention(*side, text, length, head).softmax(-1) for side in (teacher, student))
+            values += list((p * (p / q).log()).sum(-1))
+    return torch.stack(values).mean()
 
 
 def test_relation_loss_equals_a_naive_loop() -> None:
     views = random_views()
-    assert views.student_relations is not None
-    assert views.teacher_relations is not None
-    student, teacher = views.student_relations[0], views.teacher_relations[0]
-    values = []
-    for text, length in enumerate((4, 2)):
-        for query in range(length):
-            total_kl = torch.tensor(0.0)
-            for head in range(4):
-                s, t = student[text, :length].unflatten(-1, (4, 3))[:, head], teacher[text, :length].unflatten(-1, (4, 6))[:, head]
-                p = (t[query] @ t.T / 6**0.5).softmax(-1)
-                q = (s[query] @ s.T / 3**0.5).softmax(-1)
-                total_kl = total_kl + (p * (p / q).log()).sum()
-            values.append(total_kl)
-    torch.testing.assert_close(relation_loss(student, teacher, MASK, 4), torch.stack(values).mean() / 4)  # mean over heads too
+    assert views.student is not None
+    assert views.teacher is not None
+    student, teacher = views.student.queries[0], views.teacher.queries[0]
+    torch.testing.assert_close(relation_loss(student, teacher, MASK, 4), naive_kl((student, student), (teacher, teacher)))
+
+
+def test_minilm_is_attention_and_value_relations_of_one_layer() -> None:
+    views = random_views()
+    s, t = views.student, views.teacher
+    assert s is not None
+    assert t is not None
+    expected = naive_kl((s.queries[-1], s.keys[-1]), (t.queries[2], t.keys[2])) + naive_kl((s.values[-1],) * 2, (t.values[2],) * 2)
+    torch.testing.assert_close(loss(MiniLM(type="minilm", teacher_layer=2), views), expected)
+
+
+def test_minilmv2_sums_query_key_and_value_relations() -> None:
+    views = random_views()
+    s, t = views.student, views.teacher
+    assert s is not None
+    assert t is not None
+    pairs = zip((s.queries, s.keys, s.values), (t.queries, t.keys, t.values), strict=True)
+    expected = sum(naive_kl((a[-1],) * 2, (b[1],) * 2) for a, b in pairs)
+    torch.testing.assert_close(loss(MiniLMv2(type="minilmv2", relation_heads=4, teacher_layer=1), views), torch.as_tensor(expected))
+
+
+def test_tinybert_equals_a_naive_loop_over_texts() -> None:
+    views, settings = random_views(), TinyBERT(type="tinybert", layers=(0, 3))
+    learned = learned_modules((settings,), STUDENT, TEACHER)
+    s, t = views.student, views.teacher
+    assert s is not None
+    assert t is not None
+    projection = learned["0"]
+    expected = torch.tensor(0.0)
+    for ours, theirs in ((0, 0), (1, 1), (2, 4)):
+        rows = [(projection(s.hidden[ours][i, :n]) - t.hidden[theirs][i, :n]) ** 2 for i, n in enumerate((4, 2))]
+        expected = expected + torch.cat([r.flatten() for r in rows]).mean()
+    for ours, theirs in ((0, 0), (1, 3)):
+        gaps = [
+            attention(s.queries[ours], s.keys[ours], i, n, h) - attention(t.queries[theirs], t.keys[theirs], i, n, h)
+            for i, n in enumerate((4, 2))
+            for h in range(4)
+        ]
+        expected = expected + torch.cat([g.flatten() ** 2 for g in gaps]).mean()
+    torch.testing.assert_close(total((settings,), views, learned=learned), expected)
+
+
+def test_layers_are_mapped_to_the_last_of_equal_blocks() -> None:
+    assert list(layer_map(None, 4, 12)) == [2, 5, 8, 11]
+    assert list(layer_map(None, 6, 12)) == [1, 3, 5, 7, 9, 11]
+    assert layer_map((0, 5), 2, 12) == (0, 5)
+
+
+def test_hidden_cosine_asks_for_directions_not_lengths() -> None:
+    views = random_views(TEACHER)
+    assert views.student is not None
+    assert views.teacher is not None
+    views.student.hidden[-1] = 3 * views.teacher.hidden[-1]
+    assert loss(SETTINGS[HiddenCosine], views, TEACHER).abs() < 1e-6
+    views.student.hidden[-1] = -views.teacher.hidden[-1]
+    torch.testing.assert_close(loss(SETTINGS[HiddenCosine], views, TEACHER), torch.tensor(2.0))
 
 
 def test_soft_labels_are_forward_kl_scaled_by_the_squared_temperature() -> None:
@@ -85,12 +186,35 @@ def test_the_class_axis_chooses_labels_or_positions() -> None:
 def test_weights_multiply_and_losses_add() -> None:
     views = random_views()
     soft, hard = SoftLabels(type="soft_labels", weight=0.25), Labels(type="labels", weight=2.0)
-    parts = 0.25 * total((SETTINGS[SoftLabels],), views) + 2 * total((SETTINGS[Labels],), views)
+    parts = 0.25 * loss(SETTINGS[SoftLabels], views) + 2 * loss(SETTINGS[Labels], views)
     torch.testing.assert_close(total((soft, hard), views), parts)
 
 
-def test_a_schedule_decides_which_objectives_are_active() -> None:
-    first, second = MiniLMv2(type="minilmv2", end=0.4), Labels(type="labels", start=0.4)
-    assert active((first, second), 0.0) == (first,)
-    assert active((first, second), 0.4) == (second,)
-    assert active((first, second), 0.999) == (second,)
+def test_a_schedule_decides_which_objectives_count() -> None:
+    views, both = random_views(), (MiniLMv2(type="minilmv2", relation_heads=4, end=0.4), Labels(type="labels", start=0.4))
+    torch.testing.assert_close(total(both, views, 0.0), loss(SETTINGS[MiniLMv2], views))
+    torch.testing.assert_close(total(both, views, 0.4), loss(SETTINGS[Labels], views))
+    assert [look_inside(both, share) for share in (0.0, 0.4, 0.999)] == [True, False, False]
+    assert look_inside(both, ever=True)
+
+
+@pytest.mark.parametrize(
+    ("objective", "student", "message"),
+    [
+        (MiniLM(type="minilm"), Shape(2, 12, 3), "minilm needs equal head counts, but the student has 3, the teacher 4"),
+        (MiniLM(type="minilm", teacher_layer=4), STUDENT, "teacher_layer 4 is out of range; the teacher has layers 0 to 3"),
+        (MiniLMv2(type="minilmv2", relation_heads=5), STUDENT, "relation_heads 5 does not divide the teacher's hidden size 24"),
+        (MiniLMv2(type="minilmv2", relation_heads=8), STUDENT, "relation_heads 8 does not divide the student's hidden size 12"),
+        (TinyBERT(type="tinybert", layers=(1,)), STUDENT, "tinybert maps 1 layers, but the student has 2; name one for each"),
+        (TinyBERT(type="tinybert", layers=(1, 9)), STUDENT, "teacher_layer 9 is out of range"),
+        (TinyBERT(type="tinybert"), Shape(2, 12, 3), "tinybert with attention needs equal head counts"),
+    ],
+)
+def test_an_objective_that_does_not_fit_is_refused(objective: Objective, student: Shape, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check((objective,), student, TEACHER)
+
+
+def test_objectives_that_fit_pass() -> None:
+    check(list(SETTINGS.values()), STUDENT, TEACHER)
+    check((TinyBERT(type="tinybert", attention=False),), Shape(2, 12, 3), TEACHER)

@@ -1,10 +1,11 @@
 """Distill the teacher into a smaller student.
 
 What:     a student made of some of the teacher's layers, or another encoder, learns the objectives of the recipe, added and scheduled.
-Papers:   MiniLMv2 (arXiv:2012.15828), soft labels (arXiv:1503.02531).
+Papers:   see compressor/objectives.py.
 Formula:  sum over active objectives of weight · loss; see compressor/objectives.py.
 Defaults: relations first (`end`), then soft labels and labels (`start`).
-Limits:   relations need a student that reads the teacher's token ids; the teacher's logits are computed once, its relations at every step.
+Limits:   what looks inside needs a student that reads the teacher's token ids, and computes the teacher's insides at every step;
+          the teacher's logits are computed once.
 """
 
 from collections.abc import Iterable
@@ -14,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor import checkpoint, sources
 from compressor.artifact import STATE, Artifact
 from compressor.errors import RecipeError
-from compressor.modeling import PlainClassifier, as_relations, captured_relations, load_classifier, select_layers
-from compressor.objectives import Views, active, total
+from compressor.modeling import PlainClassifier, captured, load_classifier, select_layers, shape_of
+from compressor.objectives import Views, check, learned_modules, look_inside, total
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.recipe import Distill, MiniLMv2, Recipe
+from compressor.recipe import Distill, Recipe
 from compressor.splits import MODEL, Encoded, Splits, task_of
 from compressor.training import Losses, Step, fit, predict
 
@@ -42,11 +43,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         splits.encoded("train", task, tokenizer_from),
         splits.encoded("train", task, inputs["teacher"].path / MODEL),
     )
-    _check(recipe.distill, student_model, teacher.model, train, teacher_train)
+    shapes = shape_of(student_model), shape_of(teacher.model)
+    check(recipe.distill.objectives, *shapes)
+    _check_tokens(recipe.distill, train, teacher_train)
+    learned = learned_modules(recipe.distill.objectives, *shapes)
     log.note("teacher's logits, once for every text")
     goals = torch.from_numpy(predict(lambda b: teacher(b["input_ids"], b["attention_mask"], b["token_type_ids"]), teacher_train))
-    losses = _losses(recipe.distill, student, teacher, goals, task.class_axis)
-    fitted = fit(student, losses, train, recipe.distill, recipe.seed, out / STATE, log)
+    losses = _losses(recipe.distill, student, teacher, learned, goals, task.class_axis)
+    fitted = fit(nn.ModuleList([student, learned]), losses, train, recipe.distill, recipe.seed, out / STATE, log)
     validation = splits.encoded("validation", task, tokenizer_from)
     logits = predict(lambda b: student(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
     checkpoint.save(student.model, tokenizer_from, out)
@@ -69,37 +73,31 @@ def _student(
     return load_classifier(folder, labels), folder
 
 
-def _check(settings: Distill, student: PreTrainedModel, teacher: PreTrainedModel, train: Encoded, teacher_train: Encoded) -> None:
-    """Refuse relations where they have no meaning."""
-    for objective in settings.objectives:
-        if not isinstance(objective, MiniLMv2):
-            continue
-        for name, model in (("teacher", teacher), ("student", student)):
-            if model.config.hidden_size % objective.relation_heads:
-                raise RecipeError(
-                    f"distill.objectives: relation_heads {objective.relation_heads} does not divide "
-                    f"the {name}'s hidden size {model.config.hidden_size}"
-                )
-        if not np.array_equal(train.tokens.ids, teacher_train.tokens.ids):
-            raise RecipeError(
-                "distill.objectives: minilmv2 needs equal token ids, but teacher and student tokenize differently; use soft_labels"
-            )
+def _check_tokens(settings: Distill, train: Encoded, teacher_train: Encoded) -> None:
+    """Refuse objectives that compare tokens of two different tokenizations."""
+    if look_inside(settings.objectives, ever=True) and not np.array_equal(train.tokens.ids, teacher_train.tokens.ids):
+        raise RecipeError(
+            "distill.objectives: what looks inside the models needs equal token ids, but teacher and student tokenize differently; "
+            "use soft_labels, logits and labels"
+        )
 
 
-def _losses(settings: Distill, student: PlainClassifier, teacher: PlainClassifier, goals: Tensor, class_axis: int) -> Losses:
+def _losses(
+    settings: Distill, student: PlainClassifier, teacher: PlainClassifier, learned: nn.ModuleDict, goals: Tensor, class_axis: int
+) -> Losses:
+    heads = shape_of(student.model).heads, shape_of(teacher.model).heads
+
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
-        objectives = active(settings.objectives, step.share)
-        relational = next((o for o in objectives if isinstance(o, MiniLMv2)), None)
         ids, mask, segments = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
-        student_relations = teacher_relations = None
+        ours = theirs = None
         with ExitStack() as stack:
-            seen = stack.enter_context(captured_relations(student.model, -1)) if relational else []
-            student_logits = student(ids, mask, segments)
-        if relational:
-            with captured_relations(teacher.model, relational.teacher_layer) as known, torch.no_grad():
-                teacher.to(ids.device)(ids, mask, segments)
-            student_relations, teacher_relations = as_relations(seen), as_relations(known)
+            if look_inside(settings.objectives, step.share):
+                with captured(teacher.model) as theirs, torch.no_grad():
+                    teacher.to(ids.device)(ids, mask, segments)
+                ours = stack.enter_context(captured(student.model))
+            logits = student(ids, mask, segments)
         goal = goals[batch["rows"].cpu()].to(ids.device)
-        yield total(objectives, Views(mask.bool(), batch["labels"], class_axis, student_logits, goal, student_relations, teacher_relations))
+        views = Views(mask.bool(), batch["labels"], class_axis, logits, goal, ours, theirs, *heads)
+        yield total(settings.objectives, views, step.share, learned)
 
     return losses
