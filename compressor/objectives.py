@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.errors import RecipeError
-from compressor.modeling import Inner, Shape
+from compressor.families import Inner, Shape
 from compressor.recipe import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
 
 

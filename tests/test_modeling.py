@@ -7,13 +7,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
 )
 
-from compressor.errors import RecipeError
+from compressor.families import select_layers
 from compressor.lengths import LengthConfig
-from compressor.modeling import LengthAdaptiveClassifier, captured_relations, drop, put_back, select_layers
+from compressor.modeling import LengthAdaptiveClassifier, drop, put_back
 
 L = 16
 
@@ -123,34 +121,6 @@ def test_a_skipped_layer_does_nothing(model: LengthAdaptiveClassifier) -> None:
     without = select_layers(model.model, [0, 2]).eval()
     plain = without(input_ids=ids, attention_mask=mask, token_type_ids=segments).logits
     torch.testing.assert_close(model.without_layers({1}, ids, mask, segments), plain, atol=1e-5, rtol=0)
-
-
-def test_select_layers_copies_the_named_layers_and_the_head(model: LengthAdaptiveClassifier) -> None:
-    student = select_layers(model.model, [2, 0])
-    assert student.config.num_hidden_layers == 2
-    for ours, theirs in ((0, 2), (1, 0)):
-        torch.testing.assert_close(student.bert.encoder.layer[ours].state_dict(), model.model.bert.encoder.layer[theirs].state_dict())
-    torch.testing.assert_close(student.classifier.weight, model.model.classifier.weight)
-    with pytest.raises(RecipeError, match="5 is out of range; the teacher has layers 0 to 2"):
-        select_layers(model.model, [0, 5])
-
-
-def test_captured_relations_are_the_layers_queries_keys_and_values(model: LengthAdaptiveClassifier) -> None:
-    ids, mask, segments = batch(16)
-    with captured_relations(model.model, -1) as seen:
-        states = model.model.bert(input_ids=ids, attention_mask=mask, token_type_ids=segments, output_hidden_states=True).hidden_states
-    attention = model.model.bert.encoder.layer[-1].attention.self
-    for tensor, part in zip(seen, (attention.query, attention.key, attention.value), strict=True):
-        torch.testing.assert_close(tensor, part(states[-2]))
-    assert not attention.query._forward_hooks
-    with pytest.raises(RecipeError, match="out of range"), captured_relations(model.model, 7):
-        pass
-
-
-def test_an_unsupported_family_is_refused_as_a_length_adaptive_student() -> None:
-    config = DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
-    with pytest.raises(RecipeError, match="must be a BERT encoder, not distilbert"):
-        LengthAdaptiveClassifier(DistilBertForSequenceClassification(config), L)
 
 
 def test_the_tiny_model_loads_as_a_classifier(tiny_model: Path) -> None:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.errors import RecipeError
-from compressor.modeling import Inner, Shape
+from compressor.families import Inner, Shape
 from compressor.objectives import (
     OBJECTIVES,
     Views,

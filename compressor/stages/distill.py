@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from compressor import checkpoint, sources
 from compressor.artifact import STATE, Artifact
 from compressor.errors import RecipeError
-from compressor.modeling import PlainClassifier, captured, load_classifier, select_layers, shape_of
+from compressor.families import captured, select_layers, shape_of
+from compressor.modeling import PlainClassifier, load_classifier
 from compressor.objectives import Views, check, learned_modules, look_inside, total
 from compressor.pipeline import Inputs
 from compressor.progress import Progress

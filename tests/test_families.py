@@ -1,0 +1,123 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    MPNetConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+from compressor.errors import RecipeError
+from compressor.families import BACKBONES, FAMILIES, Shape, captured, select_layers, shape_of
+from compressor.graphs import export_graph, parity
+from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
+from compressor.tokens import Tokens
+
+L = 16
+SIZES: dict[str, Any] = {"vocab_size": 50, "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
+CONFIGS = {
+    "bert": BertConfig(**SIZES, max_position_embeddings=L),
+    "roberta": RobertaConfig(**SIZES, max_position_embeddings=L + 2, type_vocab_size=1, pad_token_id=0),
+    "electra": ElectraConfig(**SIZES, max_position_embeddings=L, embedding_size=24),
+    "mpnet": MPNetConfig(**SIZES, max_position_embeddings=L + 2),
+    "deberta-v2": DebertaV2Config(**SIZES, max_position_embeddings=L, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "distilbert": DistilBertConfig(vocab_size=50, dim=32, hidden_dim=64, n_layers=3, n_heads=4, max_position_embeddings=L),
+}
+
+
+def model_of(kind: str) -> PreTrainedModel:
+    torch.manual_seed(1)
+    config = CONFIGS[kind]
+    config.num_labels = 3
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def batch(*lengths: int) -> tuple[Tensor, Tensor, Tensor]:
+    ids, mask = torch.zeros(len(lengths), L, dtype=torch.long), torch.zeros(len(lengths), L, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(5, 50, (length,), generator=torch.Generator().manual_seed(length))
+        mask[row, :length] = 1
+    return ids, mask, torch.zeros_like(ids)
+
+
+def test_every_family_is_covered_here() -> None:
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_is_captured_is_what_the_layers_computed(kind: str) -> None:
+    model = model_of(kind)
+    with captured(model) as seen, torch.no_grad():
+        PlainClassifier(model)(*batch(16, 9))
+        states = model.base_model(input_ids=batch(16, 9)[0], attention_mask=batch(16, 9)[1], output_hidden_states=True).hidden_states
+    where = FAMILIES[kind]
+    assert shape_of(model) == Shape(3, 32, 4)
+    for found, expected in zip(seen.hidden, states, strict=False):
+        torch.testing.assert_close(found, expected)
+    layers = model.get_submodule(where.layers)
+    for index in range(3):
+        for path, tensors in ((where.query, seen.queries), (where.key, seen.keys), (where.value, seen.values)):
+            torch.testing.assert_close(tensors[index], layers[index].get_submodule(path)(states[index]))  # type: ignore[index]
+
+
+def test_hooks_are_gone_afterwards() -> None:
+    model = model_of("bert")
+    with captured(model):
+        pass
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_select_layers_copies_the_named_layers_and_all_around_them(kind: str) -> None:
+    model, path = model_of(kind), FAMILIES[kind].layers
+    student = select_layers(model, [2, 0])
+    assert student.config.num_hidden_layers == 2
+    for ours, theirs in ((0, 2), (1, 0)):
+        layers = student.get_submodule(path), model.get_submodule(path)
+        torch.testing.assert_close(layers[0][ours].state_dict(), layers[1][theirs].state_dict())  # type: ignore[index]
+    rest = {k: v for k, v in model.state_dict().items() if not k.startswith(path)}
+    torch.testing.assert_close({k: v for k, v in student.state_dict().items() if not k.startswith(path)}, rest)
+    with pytest.raises(RecipeError, match="5 is out of range; the teacher has layers 0 to 2"):
+        select_layers(model, [0, 5])
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@torch.no_grad()
+def test_at_full_length_it_is_the_plain_hugging_face_model(kind: str) -> None:
+    model, inputs = model_of(kind), batch(16, 9, 3)
+    plain, adaptive = PlainClassifier(model)(*inputs), LengthAdaptiveClassifier(model, L).eval()
+    torch.testing.assert_close(adaptive(*inputs), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(adaptive(*inputs, torch.tensor([L] * 3)), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@torch.no_grad()
+def test_a_prediction_does_not_depend_on_its_batch(kind: str) -> None:
+    model, lengths = LengthAdaptiveClassifier(model_of(kind), L).eval(), torch.tensor([12, 6, 1])
+    together = model(*batch(16, 9, 3), lengths)
+    for row, length in enumerate((16, 9, 3)):
+        alone = [tensor[:, :length] for tensor in batch(length)]
+        torch.testing.assert_close(together[row], model(*alone, lengths)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_the_exported_graph_equals_torch(kind: str, tmp_path: Path) -> None:
+    model = LengthAdaptiveClassifier(model_of(kind), L).eval()
+    export_graph(model, tmp_path / "model.onnx", 17)
+    ids = batch(16, 9, 3)[0].numpy()
+    texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
+    assert parity(model, tmp_path / "model.onnx", texts, [None, (12, 6, 1), (L,) * 3, (1, 1, 1)], 0, 1e-4) < 1e-4
+
+
+def test_an_unsupported_family_is_refused_as_a_length_adaptive_student() -> None:
+    with pytest.raises(RecipeError, match="mpnet encoders cannot be length-adaptive students; choose one of bert, distilbert"):
+        LengthAdaptiveClassifier(model_of("mpnet"), L)
