@@ -179,7 +179,7 @@ def test_units_are_converted(path: Path, text: str, value: float) -> None:
         (("metric: size", "metric: sise"), "19:6: gates.1.metric is 'sise'; did you mean size?"),
         (("metric: size", "metric: weight"), "19:6: gates.1.metric is 'weight'; choose one of 'accuracy', 'macro_f1', 'speedup', 'lat"),
         (("metric: size", 'metric: "a\\nb"'), "19:6: gates.1.metric is 'a\\nb'; choose one of "),
-        (("type: minilmv2", "type: minilm"), "12:8: distill.objectives.0.type is 'minilm'; did you mean minilmv2?"),
+        (("type: minilmv2", "type: minilmv3"), "12:8: distill.objectives.0.type is 'minilmv3'; did you mean minilmv2?"),
         ((", max: 40MB", ""), "19:5: gates.1.max is missing; add it"),
         (("{metric: size, max: 40MB}", "size"), "19:5: gates.1 is 'size': write keys and values"),
         (("  train: train.csv\n", ""), "3:1: data.train is missing; add it ('compress schema' documents every key)"),

@@ -113,7 +113,7 @@ def test_the_schema_names_required_keys_kinds_and_bounds() -> None:
     found = dict(definitions())
     assert found["Recipe"]["required"] == ["version", "name", "data", "teacher"]
     kinds = found["Distill"]["properties"]["objectives"]["items"]["discriminator"]["mapping"]
-    assert set(kinds) == {"minilmv2", "soft_labels", "labels"}
+    assert set(kinds) == {"minilm", "minilmv2", "tinybert", "hidden_cosine", "logits", "soft_labels", "labels"}
     assert set(found["Recipe"]["properties"]["gates"]["items"]["discriminator"]["mapping"]) >= {"speedup", "latency", "size"}
     assert found["Data"]["properties"]["max_length"] | {"minimum": 8, "maximum": 8192} == found["Data"]["properties"]["max_length"]
 
