@@ -132,6 +132,13 @@ def _usable(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [c for c in candidates if is_number(c.get("score")) and is_number(c.get("latency_ms"))]
 
 
+def _as_searched(points: Mapping[str, Candidate], searched: Iterable[Candidate]) -> dict[str, Candidate]:
+    """Return the points with the search's own figures, which alone compare with the front; the bundle's are of another split and run."""
+    found = {tuple(c.get("lengths") or ()): c for c in searched}
+    measured = {name: found.get(tuple(point["lengths"]), point) if point.get("lengths") else point for name, point in points.items()}
+    return {name: point for name, point in measured.items() if _usable([point])}
+
+
 def _describe(candidate: Candidate) -> str:
     lengths = " ".join(map(str, candidate.get("lengths") or ()))
     return f"{percent(candidate['score'])}, {milliseconds(candidate['latency_ms'])}" + (f", lengths {lengths}" if lengths else "")
@@ -183,7 +190,7 @@ def front_plot(front: Iterable[Candidate], evaluated: Iterable[Candidate], point
     if not best:
         return None
     cloud = _usable(evaluated)
-    named = {name: point for name, point in points.items() if _usable([point])}
+    named = _as_searched(points, [*cloud, *best])
     wanted = [*best, *named.values()]
     x = _axis([c["latency_ms"] for c in wanted], [c["latency_ms"] for c in cloud], AREA.left, AREA.right, side=1)
     y = _axis([100 * c["score"] for c in wanted], [100 * c["score"] for c in cloud], AREA.bottom, AREA.top, side=-1)

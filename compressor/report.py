@@ -18,24 +18,17 @@ from ruamel.yaml import YAML
 from compressor.formats import count, duration, is_number, megabytes, milliseconds, or_dash, percent, percent_interval, points_change, times
 from compressor.plot import front_plot
 
-TAGS = ("compressed", "int8", "onnx", "length-adaptive")
-# A recipe without a stage leaves its part out of metrics.json, and the templates then say so.
+# The parts that code here or a template looks into; every other part may be absent, and the templates then say so.
 EMPTY: Mapping[str, Any] = {
-    "labels": (),
-    "seed": None,
-    "max_length": None,
     "default_point": None,
     "data": {},
     "target": {},
     "machine": {},
-    "versions": {},
     "variants": (),
     "front": (),
     "evaluated": (),
     "points": {},
     "stages": (),
-    "gates": (),
-    "findings": (),
     "stage_gains": (),
     "license": None,
 }
@@ -61,9 +54,14 @@ def _shipped(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _default_row(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the row that the report speaks of: the default operating point's, else the last one."""
-    rows = _shipped(metrics)
-    return next((row for row in rows if row["name"].split()[-1] == metrics["default_point"]), rows[-1] if rows else {})
+    """Return the row that the report speaks of: the default operating point's, else balanced, else full length, else the last row."""
+    rows = {row["name"].split()[-1]: row for row in _shipped(metrics)}
+    wanted = (metrics["default_point"], "balanced", "full")
+    return next((rows[point] for point in wanted if point in rows), next(iter(metrics["variants"][-1:]), {}))
+
+
+def _is_int8(metrics: Mapping[str, Any]) -> bool:
+    return any(row["name"].startswith("INT8") for row in metrics["variants"])
 
 
 def _verdict(metric: str, row: Mapping[str, Any], speedup: float | None, change: float | None) -> str:
@@ -194,7 +192,7 @@ def _front_matter(metrics: Mapping[str, Any]) -> str:
     card = {
         **({"license": metrics["license"]} if metrics["license"] else {}),
         "pipeline_tag": metrics["task"],
-        "tags": list(TAGS),
+        "tags": ["compressed", *(["int8"] if _is_int8(metrics) else []), "onnx", "length-adaptive"],
         **({"model-index": [{"name": metrics["name"], "results": [result]}]} if results else {}),
     }
     text = StringIO()
@@ -208,9 +206,9 @@ def _front_matter(metrics: Mapping[str, Any]) -> str:
 def render_card(metrics: Mapping[str, Any]) -> str:
     """Render metrics.json as the bundle's README.md, a Hugging Face model card with its front matter."""
     facts = _complete(metrics)
-    point = next((name for name in ("fast", "full") if name in facts["points"]), None)
+    point = facts["default_point"] if facts["default_point"] in facts["points"] and facts["default_point"] != "full" else None
     return (
         _environment()
         .get_template("card.md.jinja")
-        .render(m=facts, headline=headline(facts), front_matter=_front_matter(facts), point=point)
+        .render(m=facts, headline=headline(facts), front_matter=_front_matter(facts), point=point, int8=_is_int8(facts))
     )

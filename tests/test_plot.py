@@ -33,6 +33,13 @@ def test_points_on_one_configuration_share_a_label() -> None:
     assert [label.name for label in plot.labels] == ["fast, min"]
 
 
+def test_points_stand_where_the_search_measured_them() -> None:
+    front = [candidate(0.2), candidate(0.9)]
+    plot = front_plot(front, front, {"fast": {**candidate(0.2), "score": 0.7, "latency_ms": 5.0}})
+    assert plot
+    assert [(label.x, label.y) for label in plot.labels] == [(plot.front[0].x, plot.front[0].y)]
+
+
 def test_a_collapsed_candidate_does_not_flatten_the_front() -> None:
     front = [candidate(0.2), candidate(0.9)]
     plot = front_plot(front, [*front, {"score": 0.1, "latency_ms": 1.0}], {})

@@ -66,8 +66,8 @@ def full_metrics() -> dict[str, Any]:
             {"name": "search", "seconds": 95.0, "summary": "100 candidates, 18 on the front", "cached": False},
         ],
         "gates": [
-            {"gate": "accuracy drop against teacher ≤ 2.0%", "value": "0.6%", "limit": "2.0%", "passed": True},
-            {"gate": "size ≤ 15 MB", "value": "17.2 MB", "limit": "15 MB", "passed": False},
+            {"gate": "accuracy drop against teacher", "value": "0.60%", "limit": "≤ 2.00%", "passed": True},
+            {"gate": "size of model.onnx", "value": "17.2 MB", "limit": "≤ 15 MB", "passed": False},
         ],
         "findings": ["Length adaptation pays little here: median 24 tokens; fast is 1.08× INT8 at full length."],
         "stage_gains": [
@@ -88,7 +88,7 @@ def front_matter(card: str) -> dict[str, Any]:
 def test_report_shows_every_part() -> None:
     page = report.render_report(full_metrics())
     assert "8.3× faster than its teacher at −0.6 points of accuracy, 17.2 MB" in page
-    assert "✗ failed: size ≤ 15 MB" in page
+    assert "✗ failed: size of model.onnx ≤ 15 MB (got 17.2 MB)" in page
     assert page.count('class="front"') == 18
     assert all(f">{name}</text>" in page for name in ("full", "accurate", "balanced", "fast", "min"))
     assert "Length adaptation pays little here" in page
@@ -106,7 +106,10 @@ def test_report_fetches_nothing() -> None:
     assert not re.search(r"https?://|@import|url\(|<script|<img|<iframe", page)
 
 
-@pytest.mark.parametrize("absent", ["front", "evaluated", "points", "stages", "gates", "findings", "stage_gains", "data", "machine"])
+PARTS = ("front", "evaluated", "points", "stages", "gates", "findings", "stage_gains", "data", "machine", "target", "versions", "labels")
+
+
+@pytest.mark.parametrize("absent", PARTS)
 def test_each_part_may_be_absent_or_empty(absent: str) -> None:
     metrics = full_metrics()
     empty = {**metrics, absent: type(metrics[absent])()}
@@ -153,8 +156,9 @@ def test_card_front_matter_is_what_the_hub_reads() -> None:
     assert "license" not in front_matter(report.render_card(MINIMAL))
 
 
-def test_card_explains_use_with_a_point_the_bundle_has() -> None:
-    assert 'runtime.predict(["A text to classify."], point="fast")' in report.render_card(full_metrics())
+def test_card_explains_use_with_the_default_point() -> None:
+    assert 'runtime.predict(["A text to classify."], point="balanced")' in report.render_card(full_metrics())
+    assert 'runtime.predict(["A text to classify."])' in report.render_card({**full_metrics(), "default_point": "full"})
     assert 'runtime.predict(["A text to classify."])' in report.render_card(MINIMAL)
 
 
@@ -173,8 +177,19 @@ def test_the_headline_speaks_of_the_default_operating_point() -> None:
         assert found.verdict.startswith(f"{speedup:.1f}× faster than its teacher")
 
 
+def test_the_headline_without_a_default_point_is_balanced_then_full_then_the_last_row() -> None:
+    metrics = {key: value for key, value in full_metrics().items() if key != "default_point"}
+    rows = metrics["variants"]
+    unbalanced = [row for row in rows if row["name"] != "INT8 balanced"]
+    for variants, expected in ((rows, "INT8 balanced"), (unbalanced, "INT8 full"), (rows[-2:], "INT8 min"), (rows[:2], "student fp32")):
+        page = report.render_report({**metrics, "variants": variants})
+        assert f'<tr class="pick"><th scope="row" class="nb">{expected}</th>' in page
+
+
 def test_a_bundle_without_int8_is_reported_and_indexed_too() -> None:
     metrics = {**MINIMAL, "default_point": "full", "variants": [MINIMAL["variants"][0], {**MINIMAL["variants"][1], "name": "fp32 full"}]}
-    (result,) = front_matter(report.render_card(metrics))["model-index"][0]["results"]
+    card = report.render_card(metrics)
+    (result,) = front_matter(card)["model-index"][0]["results"]
     assert [metric["name"] for metric in result["metrics"]] == ["accuracy (fp32 full)"]
+    assert "int8" not in card.lower()
     assert "6.3× faster than its teacher" in report.render_report(metrics)
