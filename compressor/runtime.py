@@ -35,7 +35,7 @@ CHUNK = 4096
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """A length configuration with what was measured for it when the bundle was built (search split, build machine)."""
+    """A length configuration with what was measured for it when the bundle was built (test split, build machine)."""
 
     name: str
     lengths: tuple[int, ...] | None

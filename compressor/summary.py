@@ -10,6 +10,7 @@ import numpy as np
 
 from compressor import machine
 from compressor.artifact import Artifact
+from compressor.formats import duration, points_change, times
 from compressor.gates import Variant, gains
 from compressor.measure import STUDENT, row_name
 from compressor.pipeline import Inputs
@@ -85,26 +86,22 @@ def _data_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 
 def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str, Any]]) -> list[str]:
     """Say what a user should know before trusting or repeating this build: what did not pay, what was not certain."""
-    found, full = [], rows[row_name("full", inputs)]
-    student = rows[STUDENT]
+    found, full, student = [], rows[row_name("full", inputs)], rows[STUDENT]
     if "frontier" in inputs:
         for point in ("balanced", "fast"):
-            ratio, lost = full.p50_ms / rows[row_name(point, inputs)].p50_ms, full.score - rows[row_name(point, inputs)].score
+            row = rows[row_name(point, inputs)]
+            ratio, change = full.p50_ms / row.p50_ms, points_change(row.score - full.score)
             verdict = "pays little here" if ratio < 1.15 else "pays"
-            found.append(
-                f"Length adaptation {verdict}: {point} is {ratio:.2f}x full length at {-lost * 100:+.1f} points on the test split."
-            )
-    if full is not student and "int8_graph" in inputs:
-        ratio = student.p50_ms / full.p50_ms
-        found.append(
-            f"INT8 is {ratio:.2f}x fp32 at {(full.score - student.score) * 100:+.1f} points{'' if ratio > 1 else ': it does not pay here'}."
-        )
+            found.append(f"Length adaptation {verdict}: {point} is {times(ratio)} full length at {change} points on the test split.")
+    if "int8_graph" in inputs:
+        ratio, change = student.p50_ms / full.p50_ms, points_change(full.score - student.score)
+        found.append(f"INT8 is {times(ratio)} fp32 at {change} points{'' if ratio > 1 else ': it does not pay here'}.")
     for stage in stages:
         if "before" in stage["metrics"]:
             before, after = stage["metrics"]["before"], stage["metrics"]["after"]
-            whole, smallest = ((after[k] - before[k]) * 100 for k in ("full", "smallest"))
-            gained = f"full length by {whole:+.1f} points and the smallest sub-model by {smallest:+.1f}"
-            found.append(f"LengthDrop training moved {gained} (validation split), for {stage['seconds']:.0f} s.")
+            whole, smallest = (points_change(after[k] - before[k]) for k in ("full", "smallest"))
+            gained = f"full length by {whole} points and the smallest sub-model by {smallest}"
+            found.append(f"LengthDrop training moved {gained} (validation split), for {duration(stage['seconds'])}.")
     low, high = full.score_interval
     found.append(f"A score on this test split is uncertain by about ±{(high - low) * 50:.1f} points; smaller differences may be chance.")
     return found

@@ -1,0 +1,38 @@
+from collections.abc import Callable
+
+import numpy as np
+
+from compressor.latency import interleaved, sample
+
+
+def watched(names: str, rows: list[int], rounds: int) -> list[tuple[str, int]]:
+    """Every call that a measurement makes, in order."""
+    calls: list[tuple[str, int]] = []
+
+    def run(name: str) -> Callable[[int], object]:
+        return lambda row: calls.append((name, row))
+
+    found = interleaved({name: run(name) for name in names}, rows, rounds)
+    assert set(found) == set(names)
+    assert all(0 < latency.p50_ms <= latency.p90_ms for latency in found.values())
+    return calls
+
+
+def test_a_timed_run_follows_an_untimed_one_of_the_same_variant_and_text() -> None:
+    calls = watched("abc", [4, 7], rounds=3)
+    assert len(calls) == 2 * 3 * 2 * 3
+    assert calls[::2] == calls[1::2]
+
+
+def test_every_variant_reads_every_text_in_every_round_in_changing_order() -> None:
+    calls = watched("abc", [4, 7], rounds=3)[::2]
+    turns = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert all({name for name, _ in turn} == set("abc") and len({row for _, row in turn}) == 1 for turn in turns)
+    assert len({tuple(name for name, _ in turn) for turn in turns}) > 1
+
+
+def test_sampled_texts_spread_over_all_lengths() -> None:
+    lengths = np.random.default_rng(0).permutation(1000).tolist()
+    rows = sample(lengths, 11)
+    assert [lengths[row] for row in rows] == [0, 100, 200, 300, 400, 500, 599, 699, 799, 899, 999]
+    assert sorted(sample([3, 1, 2], 64)) == [0, 1, 2]
