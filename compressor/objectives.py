@@ -125,9 +125,15 @@ def soft_label_loss(student: Tensor, teacher: Tensor, class_axis: int, temperatu
     return F.kl_div(found, goal, log_target=True, reduction="none").sum(-1).mean() * temperature**2
 
 
-def label_loss(logits: Tensor, labels: Tensor, class_axis: int) -> Tensor:
-    """Cross-entropy of the labels; positions labelled -100 do not count."""
-    return F.cross_entropy(logits.float().movedim(class_axis, 1), labels, ignore_index=-100)
+def label_loss(logits: Tensor, labels: Tensor, class_axis: int, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the labels, weighted by class (classes,) when asked; positions labelled -100 do not count."""
+    return F.cross_entropy(logits.float().movedim(class_axis, 1), labels, weights, ignore_index=-100)
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """Return weights (classes,) in inverse proportion to how often each class occurs; over the labels their mean is 1."""
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return labels.numel() / (classes * counts.float())
 
 
 def layer_map(layers: Sequence[int] | None, student: int, teacher: int) -> Sequence[int]:

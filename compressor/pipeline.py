@@ -61,7 +61,7 @@ _BUNDLE_SETTINGS = ("name", "task", "target", "default_point", "gates", "seed")
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", reads=(), writes=("data",), settings=("data", "task"), sources=("data",)),
-    Stage("finetune", ("data",), ("teacher", "checkpoint"), ("teacher", "task", "seed"), _TRAIN, _TORCH),
+    Stage("finetune", ("data",), ("teacher", "checkpoint"), ("teacher", "task", "seed"), (*_TRAIN, "tuning"), (*_TORCH, "peft")),
     Stage("distill", ("data", "teacher"), ("checkpoint",), ("distill", "task", "seed"), _TRAIN, _TORCH, "distill"),
     Stage(
         "length_adapt",

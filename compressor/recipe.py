@@ -90,10 +90,28 @@ class Training(Section):
     """Steps between two checkpoints that an interrupted build goes on from."""
 
 
+class Finetune(Training):
+    method: Literal["full", "freeze", "bitfit", "lora"] = "full"
+    """What learns beside the head: all, the upper layers, biases (arXiv:2106.10199), or low-rank updates (arXiv:2106.09685)."""
+    frozen_layers: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
+    """freeze: layers that stay as they are, from the first, with the embeddings; absent: all, so that only the head learns."""
+    rank: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    """lora: rank of the updates; absent: 8."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a rare label counts for more, in inverse proportion to its share."""
+
+    @model_validator(mode="after")
+    def _keys_of_the_method(self) -> "Finetune":
+        for key, method in (("frozen_layers", "freeze"), ("rank", "lora")):
+            if getattr(self, key) is not None and self.method != method:
+                raise ValueError(f"{key} belongs to method {method}, but method is {self.method}: leave it out")
+        return self
+
+
 class Teacher(Section):
     model: Source
     """Encoder to start from: a local folder, package:NAME/FOLDER, or a Hub model id."""
-    finetune: Training | None = None
+    finetune: Finetune | None = None
     """How it is fine-tuned on the task; absent: the model is a classifier of this task already."""
 
 

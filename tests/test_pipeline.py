@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from compressor.artifact import Artifact, commit
 from compressor.gates import Variant, judge
@@ -220,6 +221,19 @@ def test_gates_judge_the_arithmetic() -> None:
     ]
     verdicts = judge(gates, chosen, {"teacher": teacher, "student": student})
     assert [v.passed for v in verdicts] == [True, False, True, True, False, True, False]
+
+
+@pytest.mark.parametrize("method", ["freeze", "bitfit", "lora"])
+def test_an_efficiently_tuned_teacher_is_a_plain_model_and_says_how_much_of_it_learned(
+    method: str, make_recipe: Callable[..., Path]
+) -> None:
+    recipe = make_recipe(**{"finetune: {epochs: 8,": f"finetune: {{method: {method}, class_weights: balanced, epochs: 1,"})
+    done = compress("tiny.yaml", "--until", "finetune", "--format", "json", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert 0 < told["metrics"]["learning_parameters"] < told["metrics"]["parameters"]
+    names = load_file(recipe.parent / told["artifact"] / "model/model.safetensors").keys()
+    assert not [name for name in names if "lora" in name or "base_layer" in name or "modules_to_save" in name]
 
 
 CARRIERS = {"artifact", "errors", "interrupts", "machine", "pipeline", "progress", "recipe", "sources", "units"}

@@ -1,10 +1,10 @@
 """Fine-tune the teacher on the task.
 
 What:     a pretrained encoder with a classification head learns the labels; without `teacher.finetune` it is taken as it is.
-Paper:    BERT (arXiv:1810.04805).
-Formula:  cross-entropy of the labels.
-Defaults: 3 epochs, batch 32, learning rate 5e-5, linear schedule with 10 % warm-up.
-Limits:   all weights are trained.
+Paper:    BERT (arXiv:1810.04805); which weights learn: see compressor/tuning.py.
+Formula:  cross-entropy of the labels, weighted by class when `class_weights` is balanced.
+Defaults: all weights, 3 epochs, batch 32, learning rate 5e-5, linear schedule with 10 % warm-up.
+Limits:   adapters that stay beside the weights are not trained here: what cannot be merged would not export as a plain encoder.
 """
 
 from collections.abc import Iterable
@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from compressor import checkpoint, sources
 from compressor.artifact import STATE
 from compressor.modeling import PlainClassifier, load_classifier
-from compressor.objectives import label_loss
+from compressor.objectives import balanced_weights, label_loss
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.recipe import Recipe
-from compressor.splits import Splits, task_of
+from compressor.recipe import Finetune, Recipe
+from compressor.splits import Encoded, Splits, task_of
 from compressor.training import Step, fit, predict
+from compressor.tuning import learning_parameters, merged, prepare
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
@@ -30,18 +32,29 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     folder = sources.model_folder(recipe.teacher.model, recipe.root)
     torch.manual_seed(recipe.seed)  # the new head's weights
-    model = PlainClassifier(load_classifier(folder, splits.labels))
-    checkpoint.check_positions(model.model, splits.max_length)
-    metrics: dict[str, Any] = {}
+    model = load_classifier(folder, splits.labels)
+    checkpoint.check_positions(model, splits.max_length)
+    metrics: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     if recipe.teacher.finetune:
+        metrics |= _finetune(model, recipe.teacher.finetune, splits.encoded("train", task, folder), recipe, out, log)
+    forward, validation = PlainClassifier(model).eval(), splits.encoded("validation", task, folder)
+    logits = predict(lambda b: forward(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
+    checkpoint.save(model, folder, out)
+    return metrics | {"validation_score": task.score(logits, validation.labels, recipe.task.metric)}
 
-        def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
-            yield label_loss(model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]), batch["labels"], task.class_axis)
 
-        fitted = fit(model, losses, splits.encoded("train", task, folder), recipe.teacher.finetune, recipe.seed, out / STATE, log)
-        metrics |= {"steps": fitted.steps, "loss": fitted.loss, "texts_per_second": fitted.texts_per_second}
-    validation = splits.encoded("validation", task, folder)
-    logits = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
-    checkpoint.save(model.model, folder, out)
-    parameters = sum(p.numel() for p in model.parameters())
-    return metrics | {"validation_score": task.score(logits, validation.labels, recipe.task.metric), "parameters": parameters}
+def _finetune(model: PreTrainedModel, settings: Finetune, train: Encoded, recipe: Recipe, out: Path, log: Progress) -> dict[str, Any]:
+    """Train the model in place and return what was done."""
+    task, classes = task_of(recipe), model.config.num_labels
+    tuned = prepare(model, settings)
+    forward, learning = PlainClassifier(tuned), learning_parameters(tuned)
+    weights = balanced_weights(torch.from_numpy(train.labels), classes) if settings.class_weights == "balanced" else None
+    log.note(f"{settings.method}: {learning:,} weights learn")
+
+    def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
+        logits = forward(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        yield label_loss(logits, batch["labels"], task.class_axis, None if weights is None else weights.to(logits.device))
+
+    fitted = fit(forward, losses, train, settings, recipe.seed, out / STATE, log)
+    merged(tuned)
+    return {"steps": fitted.steps, "loss": fitted.loss, "texts_per_second": fitted.texts_per_second, "learning_parameters": learning}

@@ -1,0 +1,90 @@
+"""Efficient fine-tuning: which of an encoder's weights learn.
+
+What:     full: all · freeze: the layers above the first `frozen_layers`, or the head alone · bitfit: biases · lora: low-rank updates of
+          queries and values, merged into the weights afterwards. The head, and the pooler it reads, always learn.
+Papers:   BitFit (arXiv:2106.10199), LoRA (arXiv:2106.09685).
+Formula:  lora: W + (alpha / rank) · B A with B (out, rank) from zero and A (rank, in); alpha = 2 · rank.
+Defaults: full; rank 8.
+Limits:   fewer weights that learn save memory and optimizer time, but only `freeze` saves backward passes;
+          bitfit and lora want learning rates of 1e-4 to 1e-3.
+"""
+
+import re
+import warnings
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from compressor.errors import RecipeError
+from compressor.families import family
+from compressor.recipe import Finetune
+
+
+def prepare(model: PreTrainedModel, settings: Finetune) -> nn.Module:
+    """Return the model with only those weights learning that the method trains; `lora` wraps it, see `merged`.
+
+    Raises:
+        RecipeError: more layers are to be frozen than there are.
+    """
+    match settings.method:
+        case "full":
+            return model
+        case "freeze":
+            _freeze(model, settings.frozen_layers)
+        case "bitfit":
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad = name.endswith("bias")
+            _learn(_head(model))
+        case "lora":
+            return _with_lora(model, settings.rank or 8)
+    return model
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """Return the plain model again, with what was learned in its own weights."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
+
+
+def learning_parameters(model: nn.Module) -> int:
+    """Return how many weights learn."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _freeze(model: PreTrainedModel, count: int | None) -> None:
+    where = family(model)
+    layers = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
+    if count is not None and count > len(layers):
+        raise RecipeError(f"teacher.finetune.frozen_layers: {count} of {len(layers)} layers cannot be frozen; lower it, or leave it out")
+    model.base_model.requires_grad_(False)
+    for layer in layers[len(layers) if count is None else count :]:
+        layer.requires_grad_(True)
+    _learn(_head(model))
+    for module in (model.get_submodule(where.embeddings), *layers[:count]):
+        for part in module.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0  # what does not learn gives the same output each time, so that it could be computed once
+
+
+def _head(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the modules after the encoder, and its pooler, by name."""
+    found = {name: module for name, module in model.named_children() if name != model.base_model_prefix}
+    pooler = getattr(model.base_model, "pooler", None)
+    return found | ({f"{model.base_model_prefix}.pooler": pooler} if pooler is not None else {})
+
+
+def _learn(modules: dict[str, nn.Module]) -> None:
+    for module in modules.values():
+        module.requires_grad_(True)
+
+
+def _with_lora(model: PreTrainedModel, rank: int) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    where = family(model)
+    targets = "|".join(re.escape(f"{where.layers}.") + r"\d+" + re.escape(f".{part}") for part in (where.query, where.value))
+    heads = [name for name, module in _head(model).items() if any(True for _ in module.parameters())]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules=f"({targets})", modules_to_save=heads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that goes in version 6
+        wrapped: nn.Module = get_peft_model(model, config)
+    return wrapped
