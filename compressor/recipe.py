@@ -88,6 +88,16 @@ class Training(Section):
     """auto: bfloat16 autocast where the processor has AMX or AVX512-bf16 (or on a GPU), else float32."""
     checkpoint_every: Annotated[int, Field(ge=1, le=LARGEST)] = 100
     """Steps between two checkpoints that an interrupted build goes on from."""
+    keep: Literal["last", "best"] = "last"
+    """best: end with the weights of the epoch that scored highest on the validation split."""
+    patience: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    """Stop early after so many epochs without a better score on the validation split; needs keep: best."""
+
+    @model_validator(mode="after")
+    def _patience_for_the_best(self) -> "Training":
+        if self.patience is not None and self.keep != "best":
+            raise ValueError("patience waits for a better score: set keep: best, or leave patience out")
+        return self
 
 
 class Finetune(Training):

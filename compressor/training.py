@@ -42,16 +42,28 @@ Losses = Callable[[dict[str, Tensor], Step], Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training did: optimizer steps, the last smoothed loss, seconds and texts per second of this process."""
+    """What a training did: optimizer steps, the last smoothed loss, seconds and texts per second of this process, the step it kept."""
 
     steps: int
     loss: float
     seconds: float
     texts_per_second: float
+    kept_step: int
 
 
-def fit(model: nn.Module, losses: Losses, train: Encoded, settings: Training, seed: int, state: Path, log: Progress) -> Fitted:
+def fit(
+    model: nn.Module,
+    losses: Losses,
+    train: Encoded,
+    settings: Training,
+    seed: int,
+    state: Path,
+    log: Progress,
+    score: Callable[[], float] | None = None,
+) -> Fitted:
     """Train the model in place and return what was done; go on from `state` when it holds a checkpoint.
+
+    With `settings.keep` best, `score` is asked after every epoch, and the model ends with the weights that it rated highest.
 
     Raises:
         StageError: a loss is not finite; the step is named and the last checkpoint kept.
@@ -60,32 +72,38 @@ def fit(model: nn.Module, losses: Losses, train: Encoded, settings: Training, se
     accelerator = Accelerator()
     precision = autocast(settings.precision, accelerator.device)
     model.to(accelerator.device).train()
-    steps = count_steps(len(train), settings)
+    steps, per_epoch = count_steps(len(train), settings), math.ceil(len(train) / settings.batch_size)
     optimizer = torch.optim.AdamW(_decayed(model, settings.weight_decay), lr=settings.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps, settings.warmup))
     torch.manual_seed(seed)
-    done, smooth = _resume(state, model, optimizer, scheduler)
-    if done:
-        log.note(f"going on after step {done} of {steps}")
-    first, started, texts = done, time.perf_counter(), 0
+    run = _State(state, model, optimizer, scheduler)
+    if run.done:
+        log.note(f"going on after step {run.done} of {steps}")
+    started, texts = time.perf_counter(), 0
     try:
-        for number, rows in batches(train.tokens.lengths, settings, seed, first, steps):
+        for number, rows in batches(train.tokens.lengths, settings, seed, run.done, steps):
             batch = _on(accelerator.device, train.batch(rows))
             with held_back():
                 loss = _step(accelerator, precision, model, optimizer, losses(batch, Step(number, number / steps)), number)
                 scheduler.step()
-                smooth = loss if number == 0 else 0.95 * smooth + 0.05 * loss
-                done, texts = number + 1, texts + len(rows)
-                if done % settings.checkpoint_every == 0 and done < steps:
-                    _save(state, model, optimizer, scheduler, done, smooth)
-            if done % 5 == 0 or done == steps:
-                log.steps(done, steps, loss=smooth, rate=f"{texts / (time.perf_counter() - started):.0f} texts/s")
+                run.count(loss)
+                texts += len(rows)
+                if score and settings.keep == "best" and (run.done % per_epoch == 0 or run.done == steps):
+                    run.rate(score)
+                if run.done % settings.checkpoint_every == 0 and run.done < steps:
+                    run.save()
+            if run.done % 5 == 0 or run.done == steps:
+                log.steps(run.done, steps, loss=run.loss, rate=f"{texts / (time.perf_counter() - started):.0f} texts/s")
+            if settings.patience is not None and run.done - run.best_step >= settings.patience * per_epoch:
+                log.note(f"stopped after step {run.done} of {steps}: no better score in {settings.patience} epochs")
+                break
     except Interrupted:
-        _save(state, model, optimizer, scheduler, done, smooth)
+        run.save()
         raise
     seconds = time.perf_counter() - started
+    run.restore_best()
     model.eval()
-    return Fitted(steps, smooth, seconds, texts / max(seconds, 1e-9))
+    return Fitted(run.done, run.loss, seconds, texts / max(seconds, 1e-9), run.best_step or run.done)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -165,38 +183,48 @@ def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _save(
-    state: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    done: int,
-    smooth: float,
-) -> None:
-    state.mkdir(parents=True, exist_ok=True)
-    partial = state / "fit.partial"
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "done": done,
-            "smooth": smooth,
-        },
-        partial,
-    )
-    os.replace(partial, state / "fit.pt")
+class _State:
+    """What an interrupted training goes on from: weights, optimizer, schedule, random numbers, and the best epoch so far."""
 
+    def __init__(
+        self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
+    ) -> None:
+        """Resume from the folder when it holds a checkpoint."""
+        self.folder, self.model, self.optimizer, self.scheduler = folder, model, optimizer, scheduler
+        self.done, self.loss, self.best, self.best_step = 0, 0.0, -math.inf, 0
+        if (folder / "fit.pt").exists():
+            saved = torch.load(folder / "fit.pt", weights_only=True)
+            for name, part in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler)):
+                part.load_state_dict(saved[name])
+            torch.set_rng_state(saved["rng"])
+            self.done, self.loss, self.best, self.best_step = saved["progress"]
 
-def _resume(
-    state: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
-) -> tuple[int, float]:
-    if not (state / "fit.pt").exists():
-        return 0, 0.0
-    saved = torch.load(state / "fit.pt", weights_only=True)
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["scheduler"])
-    torch.set_rng_state(saved["rng"])
-    return saved["done"], saved["smooth"]
+    def count(self, loss: float) -> None:
+        """Note that a step was taken; the loss is smoothed."""
+        self.loss = loss if self.done == 0 else 0.95 * self.loss + 0.05 * loss
+        self.done += 1
+
+    def rate(self, score: Callable[[], float]) -> None:
+        """Score the model as it is, and keep its weights if they are the best so far."""
+        self.model.eval()
+        found = score()
+        self.model.train()
+        if found > self.best:
+            self.best, self.best_step = found, self.done
+            self._write("best.pt", self.model.state_dict())
+
+    def restore_best(self) -> None:
+        """Go back to the best weights, if any were rated."""
+        if self.best_step and self.best_step != self.done:
+            self.model.load_state_dict(torch.load(self.folder / "best.pt", weights_only=True))
+
+    def save(self) -> None:
+        """Commit everything by rename."""
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        self._write("fit.pt", parts | {"rng": torch.get_rng_state(), "progress": (self.done, self.loss, self.best, self.best_step)})
+
+    def _write(self, name: str, content: object) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{name}.partial"
+        torch.save(content, partial)
+        os.replace(partial, self.folder / name)

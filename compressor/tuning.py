@@ -26,9 +26,10 @@ def prepare(model: PreTrainedModel, settings: Finetune) -> nn.Module:
     Raises:
         RecipeError: more layers are to be frozen than there are.
     """
+    tuned: nn.Module = model
     match settings.method:
         case "full":
-            return model
+            pass
         case "freeze":
             _freeze(model, settings.frozen_layers)
         case "bitfit":
@@ -36,13 +37,14 @@ def prepare(model: PreTrainedModel, settings: Finetune) -> nn.Module:
                 parameter.requires_grad = name.endswith("bias")
             _learn(_head(model))
         case "lora":
-            return _with_lora(model, settings.rank or 8)
-    return model
+            tuned = _with_lora(model, settings.rank or 8)
+    return tuned
 
 
 def merged(model: nn.Module) -> nn.Module:
     """Return the plain model again, with what was learned in its own weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
+    plain: nn.Module = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
+    return plain
 
 
 def learning_parameters(model: nn.Module) -> int:

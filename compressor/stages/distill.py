@@ -8,6 +8,7 @@ Limits:   what looks inside needs a student that reads the teacher's token ids, 
           the teacher's logits are computed once.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,15 +52,17 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     log.note("teacher's logits, once for every text")
     goals = torch.from_numpy(predict(lambda b: teacher(b["input_ids"], b["attention_mask"], b["token_type_ids"]), teacher_train))
     losses = _losses(recipe.distill, student, teacher, learned, goals, task.class_axis)
-    fitted = fit(nn.ModuleList([student, learned]), losses, train, recipe.distill, recipe.seed, out / STATE, log)
     validation = splits.encoded("validation", task, tokenizer_from)
-    logits = predict(lambda b: student(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
+
+    def score() -> float:
+        logits = predict(lambda b: student(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
+        return task.score(logits, validation.labels, recipe.task.metric)
+
+    fitted = fit(nn.ModuleList([student, learned]), losses, train, recipe.distill, recipe.seed, out / STATE, log, score)
     checkpoint.save(student.model, tokenizer_from, out)
     return {
-        "steps": fitted.steps,
-        "loss": fitted.loss,
-        "texts_per_second": fitted.texts_per_second,
-        "validation_score": task.score(logits, validation.labels, recipe.task.metric),
+        **dataclasses.asdict(fitted),
+        "validation_score": score(),
         "parameters": sum(p.numel() for p in student.parameters()),
     }
 

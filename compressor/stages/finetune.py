@@ -7,12 +7,13 @@ Defaults: all weights, 3 epochs, batch 32, learning rate 5e-5, linear schedule w
 Limits:   adapters that stay beside the weights are not trained here: what cannot be merged would not export as a plain encoder.
 """
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor import checkpoint, sources
@@ -35,15 +36,27 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     model = load_classifier(folder, splits.labels)
     checkpoint.check_positions(model, splits.max_length)
     metrics: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    validation = splits.encoded("validation", task, folder)
+
+    def score(forward: nn.Module) -> float:
+        logits = predict(lambda b: forward(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
+        return task.score(logits, validation.labels, recipe.task.metric)
+
     if recipe.teacher.finetune:
-        metrics |= _finetune(model, recipe.teacher.finetune, splits.encoded("train", task, folder), recipe, out, log)
-    forward, validation = PlainClassifier(model).eval(), splits.encoded("validation", task, folder)
-    logits = predict(lambda b: forward(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
+        metrics |= _finetune(model, recipe.teacher.finetune, splits.encoded("train", task, folder), score, recipe, out, log)
     checkpoint.save(model, folder, out)
-    return metrics | {"validation_score": task.score(logits, validation.labels, recipe.task.metric)}
+    return metrics | {"validation_score": score(PlainClassifier(model).eval())}
 
 
-def _finetune(model: PreTrainedModel, settings: Finetune, train: Encoded, recipe: Recipe, out: Path, log: Progress) -> dict[str, Any]:
+def _finetune(
+    model: PreTrainedModel,
+    settings: Finetune,
+    train: Encoded,
+    score: Callable[[nn.Module], float],
+    recipe: Recipe,
+    out: Path,
+    log: Progress,
+) -> dict[str, Any]:
     """Train the model in place and return what was done."""
     task, classes = task_of(recipe), model.config.num_labels
     tuned = prepare(model, settings)
@@ -55,6 +68,6 @@ def _finetune(model: PreTrainedModel, settings: Finetune, train: Encoded, recipe
         logits = forward(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         yield label_loss(logits, batch["labels"], task.class_axis, None if weights is None else weights.to(logits.device))
 
-    fitted = fit(forward, losses, train, settings, recipe.seed, out / STATE, log)
+    fitted = fit(forward, losses, train, settings, recipe.seed, out / STATE, log, lambda: score(forward))
     merged(tuned)
-    return {"steps": fitted.steps, "loss": fitted.loss, "texts_per_second": fitted.texts_per_second, "learning_parameters": learning}
+    return {**dataclasses.asdict(fitted), "learning_parameters": learning}

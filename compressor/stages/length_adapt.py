@@ -7,6 +7,7 @@ Defaults: 2 sandwiches, bound 0.2, layer_drop 0, a = `soft_labels` 0.5.
 Limits:   a step costs 2 + sandwiches passes; short texts gain little (the report says how much).
 """
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -40,25 +41,24 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     train, validation = splits.encoded("train", task, source), splits.encoded("validation", task, source)
     smallest = torch.tensor(LengthConfig.smallest(model.layers, model.max_length, settings.bound).lengths)
 
+    def score(lengths: Tensor | None) -> float:
+        logits = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"], lengths), validation)
+        return task.score(logits, validation.labels, recipe.task.metric)
+
     def scores() -> dict[str, float]:
-        found = {}
-        for name, lengths in (("full", None), ("smallest", smallest)):
-            logits = predict(lambda b, n=lengths: model(b["input_ids"], b["attention_mask"], b["token_type_ids"], n), validation)  # type: ignore[misc]
-            found[name] = task.score(logits, validation.labels, recipe.task.metric)
-        return found
+        return {"full": score(None), "smallest": score(smallest)}
 
     before = scores()
     teacher = checkpoint.load_forward(inputs["teacher"], splits.labels).eval()
     teacher_train = splits.encoded("train", task, inputs["teacher"].path / MODEL)
     log.note("teacher's logits, once for every text")
     goals = torch.from_numpy(predict(lambda b: teacher(b["input_ids"], b["attention_mask"], b["token_type_ids"]), teacher_train))
-    fitted = fit(model, _losses(settings, model, goals, task.class_axis, recipe.seed), train, settings, recipe.seed, out / STATE, log)
+    losses = _losses(settings, model, goals, task.class_axis, recipe.seed)
+    fitted = fit(model, losses, train, settings, recipe.seed, out / STATE, log, lambda: sum(scores().values()))
     after = scores()
     checkpoint.save(model.model, source, out, {"max_length": model.max_length, "significance": settings.significance})
     return {
-        "steps": fitted.steps,
-        "loss": fitted.loss,
-        "texts_per_second": fitted.texts_per_second,
+        **dataclasses.asdict(fitted),
         "validation_score": after["full"],
         "before": before,
         "after": after,

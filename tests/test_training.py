@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import StageError
+from compressor.progress import Progress
+from compressor.recipe import Training
+from compressor.splits import Encoded
+from compressor.tokens import Tokens
+from compressor.training import Step, count_steps, fit
+
+TEXTS = 12
+SETTINGS = {"epochs": 4, "batch_size": 4, "learning_rate": 0.1, "precision": "float32", "weight_decay": 0.0}
+
+
+def texts() -> Encoded:
+    """Twelve texts of two tokens; the label is whether the first token is odd."""
+    ids = np.arange(2 * TEXTS, dtype=np.int32)
+    tokens = Tokens(ids, ids.astype(np.int8) * 0, np.arange(0, 2 * TEXTS + 1, 2))
+    return Encoded(tokens, (np.arange(TEXTS) % 2).astype(np.int64), 0)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(2 * TEXTS, 4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 2))
+
+
+def train(trained: nn.Module, folder: Path, scores: list[float] | None = None, fail_at: int | None = None, **settings: object) -> object:
+    """Fit; the scores of the epochs are given, not measured."""
+
+    def losses(batch: dict[str, Tensor], step: Step) -> list[Tensor]:
+        loss = nn.functional.cross_entropy(trained(batch["input_ids"]), batch["labels"])
+        return [loss * float("nan") if step.number == fail_at else loss]
+
+    left = list(scores or [])
+    score = (lambda: left.pop(0)) if scores else None
+    return fit(trained, losses, texts(), Training.model_validate(SETTINGS | settings), 17, folder, Progress(quiet=True), score)
+
+
+def weights(trained: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in trained.parameters()])
+
+
+def test_the_best_epochs_weights_are_kept(tmp_path: Path) -> None:
+    short, best = model(), model()
+    train(short, tmp_path / "a", max_steps=6)
+    fitted = train(best, tmp_path / "b", [0.1, 0.9, 0.5, 0.8], keep="best", warmup=0.0)
+    assert (fitted.steps, fitted.kept_step) == (12, 6)  # type: ignore[attr-defined]
+    last = model()
+    train(last, tmp_path / "c", warmup=0.0)
+    assert not torch.equal(weights(best), weights(last))
+    saved = torch.load(tmp_path / "b/best.pt", weights_only=True)
+    torch.testing.assert_close(best.state_dict(), saved)
+
+
+def test_the_last_weights_are_kept_unless_asked(tmp_path: Path) -> None:
+    one, other = model(), model()
+    train(one, tmp_path / "a", [0.9, 0.1, 0.1, 0.1])
+    train(other, tmp_path / "b")
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_patience_ends_the_training_early(tmp_path: Path) -> None:
+    fitted = train(model(), tmp_path, [0.5, 0.9, 0.8, 0.9], keep="best", patience=1)
+    assert (fitted.steps, fitted.kept_step) == (9, 6)  # type: ignore[attr-defined]
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="step 7: the loss is nan; lower learning_rate"):
+        train(model(), tmp_path, fail_at=7, checkpoint_every=5)
+    assert torch.load(tmp_path / "fit.pt", weights_only=True)["progress"][0] == 5
+
+
+def test_a_training_that_goes_on_keeps_the_best_of_all_epochs(tmp_path: Path) -> None:
+    whole, parts = model(), model()
+    train(whole, tmp_path / "whole", [0.9, 0.1, 0.2, 0.3], keep="best", checkpoint_every=5)
+    with pytest.raises(StageError):
+        train(parts, tmp_path / "parts", [0.9, 0.1], fail_at=7, keep="best", checkpoint_every=5)
+    again = model()
+    fitted = train(again, tmp_path / "parts", [0.1, 0.2, 0.3], keep="best", checkpoint_every=5)
+    assert fitted.kept_step == 3  # type: ignore[attr-defined]
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_steps_follow_from_epochs_and_the_limit() -> None:
+    assert count_steps(10, Training(epochs=2, batch_size=4)) == 6
+    assert count_steps(10, Training(epochs=0.5, batch_size=4)) == 2
+    assert count_steps(10, Training(epochs=2, batch_size=4, max_steps=3)) == 3
