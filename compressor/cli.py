@@ -166,14 +166,15 @@ def plan(
     format: OutputFormat = "text",
     exit_code: Annotated[bool, typer.Option("--exit-code", envvar="COMPRESS_EXIT_CODE", help="Exit 10 when a stage would run.")] = False,
 ) -> None:
-    """Show each stage: cached, or why it would run, and how long it took last time."""
+    """Show each stage: cached, or why it would run, and how long it took last time; and which methods suit."""
     from compressor import pipeline
+    from compressor.advice import advise
 
     _known_stages(force)
-    rows = pipeline.plan(_recipe(recipe, set_, profile), artifacts, force)
-    show(
-        format, {"stages": [{"stage": r.stage.name, "cached": r.cached, "reason": r.reason, "seconds_last_time": r.seconds} for r in rows]}
-    )
+    chosen = _recipe(recipe, set_, profile)
+    rows = pipeline.plan(chosen, artifacts, force)
+    stages = [{"stage": r.stage.name, "cached": r.cached, "reason": r.reason, "seconds_last_time": r.seconds} for r in rows]
+    show(format, {"stages": stages, "advice": advise(chosen)})
     if exit_code and not all(r.cached for r in rows):
         raise typer.Exit(10)
 

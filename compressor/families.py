@@ -41,7 +41,7 @@ FAMILIES = {
 """Encoders whose insides distillation can read."""
 
 
-def select_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+def select_layers(teacher: PreTrainedModel, layers: Sequence[int], section: str = "distill") -> PreTrainedModel:
     """Return a copy of the teacher's classifier with these of its layers only.
 
     Raises:
@@ -52,7 +52,7 @@ def select_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrained
     source = teacher.get_submodule(path)
     wrong = [layer for layer in layers if layer >= len(source)]
     if wrong:
-        raise RecipeError(f"distill.student.layers: {wrong[0]} is out of range; the teacher has layers 0 to {len(source) - 1}")
+        raise RecipeError(f"{section}.student.layers: {wrong[0]} is out of range; the teacher has layers 0 to {len(source) - 1}")
     student = teacher.__class__(config)
     state = {k: v for k, v in teacher.state_dict().items() if not k.startswith(path + ".")}
     for position, layer in enumerate(layers):

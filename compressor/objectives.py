@@ -159,42 +159,35 @@ def _projection_if_needed(student: Shape, teacher: Shape) -> nn.Module:
     return nn.Identity() if student.width == teacher.width else _projection(student, teacher)
 
 
-def _check_heads(what: str, student: Shape, teacher: Shape) -> None:
-    if student.heads != teacher.heads:
-        raise RecipeError(
-            f"distill.objectives: {what} needs equal head counts, but the student has {student.heads}, the teacher {teacher.heads}"
-        )
+def _unequal_heads(what: str, student: Shape, teacher: Shape) -> str:
+    if student.heads == teacher.heads:
+        return ""
+    return f"{what} needs equal head counts, but the student has {student.heads}, the teacher {teacher.heads}"
 
 
-def _check_layer(layer: int, teacher: Shape) -> None:
-    if not -teacher.layers <= layer < teacher.layers:
-        raise RecipeError(f"distill.objectives: teacher_layer {layer} is out of range; the teacher has layers 0 to {teacher.layers - 1}")
+def _no_layer(layer: int, teacher: Shape) -> str:
+    if -teacher.layers <= layer < teacher.layers:
+        return ""
+    return f"teacher layer {layer} is out of range; the teacher has layers 0 to {teacher.layers - 1}"
 
 
-def _check_minilm(settings: MiniLM, student: Shape, teacher: Shape) -> None:
-    _check_layer(settings.teacher_layer, teacher)
-    _check_heads("minilm", student, teacher)
+def _check_minilm(settings: MiniLM, student: Shape, teacher: Shape) -> str:
+    return _no_layer(settings.teacher_layer, teacher) or _unequal_heads("minilm", student, teacher)
 
 
-def _check_minilmv2(settings: MiniLMv2, student: Shape, teacher: Shape) -> None:
-    _check_layer(settings.teacher_layer, teacher)
+def _check_minilmv2(settings: MiniLMv2, student: Shape, teacher: Shape) -> str:
     for name, shape in (("teacher", teacher), ("student", student)):
         if shape.width % settings.relation_heads:
-            raise RecipeError(
-                f"distill.objectives: relation_heads {settings.relation_heads} does not divide the {name}'s hidden size {shape.width}"
-            )
+            return f"relation_heads {settings.relation_heads} does not divide the {name}'s hidden size {shape.width}"
+    return _no_layer(settings.teacher_layer, teacher)
 
 
-def _check_tinybert(settings: TinyBERT, student: Shape, teacher: Shape) -> None:
+def _check_tinybert(settings: TinyBERT, student: Shape, teacher: Shape) -> str:
     layers = layer_map(settings.layers, student.layers, teacher.layers)
     if len(layers) != student.layers:
-        raise RecipeError(
-            f"distill.objectives: tinybert maps {len(layers)} layers, but the student has {student.layers}; name one for each"
-        )
-    for layer in layers:
-        _check_layer(layer, teacher)
-    if settings.attention:
-        _check_heads("tinybert with attention", student, teacher)
+        return f"tinybert maps {len(layers)} layers, but the student has {student.layers}; name one for each"
+    heads = _unequal_heads("tinybert with attention", student, teacher) if settings.attention else ""
+    return next(filter(None, (_no_layer(layer, teacher) for layer in layers)), heads)
 
 
 @dataclass(frozen=True)
@@ -203,7 +196,7 @@ class Method:
 
     loss: Callable[..., Tensor]
     inside: bool = False
-    check: Callable[[Any, Shape, Shape], None] | None = None
+    check: Callable[[Any, Shape, Shape], str] | None = None
     learned: Callable[[Shape, Shape], nn.Module] | None = None
 
 
@@ -218,16 +211,16 @@ OBJECTIVES: Mapping[type[Objective], Method] = {
 }
 
 
-def check(objectives: Sequence[Objective], student: Shape, teacher: Shape) -> None:
-    """Refuse objectives that do not fit the two encoders.
+def check(section: str, objectives: Sequence[Objective], student: Shape, teacher: Shape) -> None:
+    """Refuse objectives of a recipe's section that do not fit the two encoders.
 
     Raises:
         RecipeError: which, and why.
     """
     for objective in objectives:
         method = OBJECTIVES[type(objective)]
-        if method.check:
-            method.check(objective, student, teacher)
+        if method.check and (wrong := method.check(objective, student, teacher)):
+            raise RecipeError(f"{section}.objectives: {wrong}")
 
 
 def learned_modules(objectives: Sequence[Objective], student: Shape, teacher: Shape) -> nn.ModuleDict:

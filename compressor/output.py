@@ -30,9 +30,9 @@ def show(format: Format, result: Mapping[str, Any]) -> None:
         elif key == "gates":
             for gate in value:
                 console.print(f"{'passed' if gate['passed'] else 'BROKEN'}  {gate['gate']}: {gate['value']} ({gate['limit']})")
-        elif key == "findings":
-            for finding in value:
-                console.print(f"finding: {finding}")
+        elif key in ("findings", "advice"):
+            for line in value:
+                console.print(f"{key.removesuffix('s')}: {line}")
         elif isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(row, Mapping) for row in value):
             console.print(rows_table(value) if value else f"{key}: none")
         elif isinstance(value, Sequence) and not isinstance(value, str):

@@ -20,7 +20,7 @@ from compressor.errors import CompressorError, StageError, UnfitError
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 
-Kind = Literal["data", "teacher", "checkpoint", "float_graph", "int8_graph", "frontier", "bundle"]
+Kind = Literal["data", "teacher", "guide", "checkpoint", "float_graph", "int8_graph", "frontier", "bundle"]
 Inputs = Mapping[Kind, Artifact]
 
 
@@ -53,6 +53,7 @@ _GRAPHS: tuple[Kind, ...] = ("data", "checkpoint", "float_graph", "int8_graph")
 _TEXT = ("data", "splits", "tasks", "tokens")
 _MODEL = (*_TEXT, "checkpoint", "families", "modeling")
 _TRAIN = (*_MODEL, "objectives", "training")
+_DISTILL = (*_TRAIN, "distillation")
 _EXPORT = (*_MODEL, "graphs", "lengths", "runtime")
 _INT8 = (*_TEXT, "runtime")
 _SEARCH = (*_INT8, "evolution", "latency", "lengths")
@@ -61,8 +62,9 @@ _BUNDLE_SETTINGS = ("name", "task", "target", "default_point", "gates", "seed")
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", reads=(), writes=("data",), settings=("data", "task"), sources=("data",)),
-    Stage("finetune", ("data",), ("teacher", "checkpoint"), ("teacher", "task", "seed"), (*_TRAIN, "tuning"), (*_TORCH, "peft")),
-    Stage("distill", ("data", "teacher"), ("checkpoint",), ("distill", "task", "seed"), _TRAIN, _TORCH, "distill"),
+    Stage("finetune", ("data",), ("teacher", "guide", "checkpoint"), ("teacher", "task", "seed"), (*_TRAIN, "tuning"), (*_TORCH, "peft")),
+    Stage("assistant", ("data", "guide"), ("guide",), ("assistant", "task", "seed"), _DISTILL, _TORCH, "assistant"),
+    Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "task", "seed"), _DISTILL, _TORCH, "distill"),
     Stage(
         "length_adapt",
         ("data", "teacher", "checkpoint"),

@@ -14,7 +14,7 @@ def check_sources(recipe: Recipe) -> None:
         split = getattr(recipe.data, name)
         if split is not None:
             sources.resolve(split.path, recipe.root)
-    models = [recipe.teacher.model, *([recipe.distill.student.model] if recipe.distill and recipe.distill.student.model else [])]
-    for model in models:
-        if sources.resolve(model, recipe.root) is not None:
+    students = [section.student.model for section in (recipe.assistant, recipe.distill) if section]
+    for model in (recipe.teacher.model, *students):
+        if model and sources.resolve(model, recipe.root) is not None:
             sources.model_folder(model, recipe.root)

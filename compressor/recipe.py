@@ -311,8 +311,10 @@ class Recipe(Section):
     """Labelled texts, and what they are called in their files."""
     teacher: Teacher
     """The encoder to compress."""
+    assistant: Distill | None = None
+    """Train a model of middle size from the teacher first, which then teaches the student in its place (arXiv:1902.03393)."""
     distill: Distill | None = None
-    """Train a smaller student from the teacher."""
+    """Train a smaller student from the teacher, or from the assistant."""
     length_adapt: LengthAdapt | None = None
     """Train the student to answer at any length configuration."""
     export: Export = Export()
@@ -331,6 +333,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
+        if self.assistant and not self.distill:
+            raise ValueError("`assistant` teaches the student of a `distill` section: add one, or leave `assistant` out")
         if self.search and not self.length_adapt:
             raise ValueError("`search` chooses lengths of a length-adaptive student: add a `length_adapt` section or leave `search` out")
         if self.default_point not in (None, "full") and not self.search:
@@ -354,7 +358,7 @@ class Recipe(Section):
         changed["teacher"] = self.teacher.model_copy(
             update={"finetune": self.teacher.finetune and self.teacher.finetune.model_copy(update=short)}
         )
-        changed |= {k: section.model_copy(update=short) for k in ("distill", "length_adapt") if (section := getattr(self, k))}
+        changed |= {k: section.model_copy(update=short) for k in ("assistant", "distill", "length_adapt") if (section := getattr(self, k))}
         if self.search:
             changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8})
         return self.model_copy(update=changed)

@@ -202,19 +202,19 @@ def test_a_schedule_decides_which_objectives_count() -> None:
     ("objective", "student", "message"),
     [
         (MiniLM(type="minilm"), Shape(2, 12, 3), "minilm needs equal head counts, but the student has 3, the teacher 4"),
-        (MiniLM(type="minilm", teacher_layer=4), STUDENT, "teacher_layer 4 is out of range; the teacher has layers 0 to 3"),
+        (MiniLM(type="minilm", teacher_layer=4), STUDENT, "teacher layer 4 is out of range; the teacher has layers 0 to 3"),
         (MiniLMv2(type="minilmv2", relation_heads=5), STUDENT, "relation_heads 5 does not divide the teacher's hidden size 24"),
         (MiniLMv2(type="minilmv2", relation_heads=8), STUDENT, "relation_heads 8 does not divide the student's hidden size 12"),
         (TinyBERT(type="tinybert", layers=(1,)), STUDENT, "tinybert maps 1 layers, but the student has 2; name one for each"),
-        (TinyBERT(type="tinybert", layers=(1, 9)), STUDENT, "teacher_layer 9 is out of range"),
+        (TinyBERT(type="tinybert", layers=(1, 9)), STUDENT, "teacher layer 9 is out of range"),
         (TinyBERT(type="tinybert"), Shape(2, 12, 3), "tinybert with attention needs equal head counts"),
     ],
 )
 def test_an_objective_that_does_not_fit_is_refused(objective: Objective, student: Shape, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        check((objective,), student, TEACHER)
+        check("distill", (objective,), student, TEACHER)
 
 
 def test_objectives_that_fit_pass() -> None:
-    check(list(SETTINGS.values()), STUDENT, TEACHER)
-    check((TinyBERT(type="tinybert", attention=False),), Shape(2, 12, 3), TEACHER)
+    check("distill", list(SETTINGS.values()), STUDENT, TEACHER)
+    check("distill", (TinyBERT(type="tinybert", attention=False),), Shape(2, 12, 3), TEACHER)

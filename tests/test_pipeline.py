@@ -236,6 +236,17 @@ def test_an_efficiently_tuned_teacher_is_a_plain_model_and_says_how_much_of_it_l
     assert not [name for name in names if "lora" in name or "base_layer" in name or "modules_to_save" in name]
 
 
+def test_the_student_learns_from_the_assistant_that_the_teacher_taught(make_recipe: Callable[..., Path]) -> None:
+    assistant = "assistant: {student: {layers: [0, 1]}, epochs: 1, objectives: [{type: tinybert}, {type: logits}]}\ndistill:"
+    recipe = make_recipe(**{"distill:": assistant, "layers: [0, 2]": "layers: [1]"})
+    done = compress("tiny.yaml", "--until", "distill", "--format", "json", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    student = Artifact(recipe.parent / json.loads(done.stdout)["artifact"])
+    guide = Artifact(student.path.parent / student.manifest["inputs"]["guide"]["path"])
+    assert guide.manifest["stage"] == "assistant"
+    assert [json.loads((a.path / "model/config.json").read_text())["num_hidden_layers"] for a in (guide, student)] == [2, 1]
+
+
 CARRIERS = {"artifact", "errors", "interrupts", "machine", "pipeline", "progress", "recipe", "sources", "units"}
 """Modules that carry values about and compute none of a stage's results."""
 

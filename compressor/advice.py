@@ -1,0 +1,96 @@
+"""Which methods suit a recipe, from what can be seen in under a second: its sections, its data's size and lengths, the models' sizes."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+from compressor import sources
+from compressor.data import Columns, read_examples
+from compressor.errors import CompressorError
+from compressor.recipe import Recipe
+
+FEW, MANY_WORDS, FEW_WORDS = 2000, 90, 45
+LOOK = 2000
+"""Examples that are read for their lengths."""
+COUNTED = (".csv", ".tsv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the advice rests on; None where it cannot be seen at once."""
+
+    examples: int | None
+    words: float | None
+    teacher: tuple[int, int] | None
+    """Layers and hidden size."""
+    student: tuple[int, int] | None
+
+
+def advise(recipe: Recipe) -> list[str]:
+    """Return one line for each method that suits or does not, with its reason."""
+    return list(_lines(recipe, facts_of(recipe)))
+
+
+def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    tuned = recipe.teacher.finetune
+    if facts.examples is not None and facts.examples < FEW and tuned and tuned.method == "full":
+        yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method bitfit or lora overfits less than full"
+    if recipe.distill is None and facts.teacher and facts.teacher[0] >= 6:
+        yield f"no distill section: a student of {facts.teacher[0] // 2} of the {facts.teacher[0]} layers halves the time, before all else"
+    if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
+        yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
+    if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt:
+        yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
+    if facts.teacher and facts.student and recipe.assistant is None:
+        (layers, width), (few, narrow) = facts.teacher, facts.student
+        if 2 * few <= layers and 2 * narrow <= width:
+            sizes = f"the student ({few}x{narrow}) has at most half of the teacher's layers and width ({layers}x{width})"
+            yield f"{sizes}: an assistant section may help"
+    if recipe.quantize is None:
+        yield "no quantize section: INT8 is the cheapest gain on a processor with VNNI or AMX"
+
+
+def facts_of(recipe: Recipe) -> Facts:
+    """Look at the data's first texts and at the models' configurations; what is not on this machine is not looked at."""
+    path = sources.resolve(recipe.data.train.path, recipe.root)
+    student = recipe.distill.student.model if recipe.distill else None
+    return Facts(
+        None if path is None else _count(path, recipe.data.train.limit),
+        None if path is None else _words(recipe),
+        _size(recipe.teacher.model, recipe.root),
+        _size(student, recipe.root) if student else None,
+    )
+
+
+def _count(path: Path, limit: int | None) -> int | None:
+    """Return about how many rows a file has: its lines."""
+    if not path.name.removesuffix(".gz").endswith(COUNTED):
+        return None
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    rows = lines if ".jsonl" in path.name else max(0, lines - 1)  # without the header
+    return min(rows, limit or rows)
+
+
+def _words(recipe: Recipe) -> float | None:
+    data = recipe.data
+    rows = read_examples(data.train.path, Columns(data.text, data.text_pair, data.label), root=recipe.root, split="train", limit=LOOK)
+    try:
+        return median(len(f"{e.text} {e.text_pair or ''}".split()) for e in islice(rows, LOOK))
+    except CompressorError:  # the data stage tells what is wrong with it
+        return None
+
+
+def _size(model: str, root: Path) -> tuple[int, int] | None:
+    folder = sources.resolve(model, root)
+    if folder is None:
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    layers, width = (
+        next((config[k] for k in keys if k in config), 0) for keys in (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"))
+    )
+    return (layers, width) if layers and width else None

@@ -1,0 +1,64 @@
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compressor.advice import advise, facts_of
+from compressor.loader import load_recipe
+
+LONG = " ".join(["word"] * 120)
+
+
+def advice(recipe: Path, *changes: str) -> str:
+    return "\n".join(advise(load_recipe(recipe, changes)))
+
+
+def write(recipe: Path, count: int, text: str) -> None:
+    (recipe.parent / "train.csv").write_text("text,label\n" + "".join(f"{text} {i},{'ab'[i % 2]}\n" for i in range(count)))
+
+
+def test_few_labels_call_for_efficient_finetuning(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    assert "400 labelled texts are few" in advice(recipe)
+    assert "are few" not in advice(recipe, "teacher.finetune.method=bitfit")
+    write(recipe, 2500, "short")
+    assert "are few" not in advice(recipe)
+
+
+def test_length_adaptation_is_for_long_texts(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    assert "texts are short" in advice(recipe)
+    write(recipe, 50, LONG)
+    assert "texts are short" not in advice(recipe)
+    assert "texts are long" not in advice(recipe)
+    text = recipe.read_text()
+    bare = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(("length_adapt", "search", "default_point")))
+    recipe.write_text(bare)
+    assert "texts are long (median 121 words): length_adapt and search pay" in advice(recipe)
+
+
+def test_a_much_smaller_student_calls_for_an_assistant(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = make_recipe(**{"student: {layers: [0, 2]}": "student: {model: ./small}"})
+    (tmp_path / "small").mkdir()
+    for layers, width, called in ((1, 16, True), (2, 16, False), (1, 32, False)):
+        (tmp_path / "small/config.json").write_text(json.dumps({"num_hidden_layers": layers, "hidden_size": width}))
+        assert ("an assistant section may help" in advice(recipe)) == called
+
+
+def test_missing_sections_that_would_pay_are_named(make_recipe: Callable[..., Path]) -> None:
+    assert "no quantize section" in advice(make_recipe(**{"quantize: {}\n": ""}))
+
+
+@pytest.mark.parametrize("content", ["text,lable\na,b\n", "text,label\ncaf\udce9,b\n"])
+def test_data_that_cannot_be_read_gives_no_advice_and_no_error(content: str, make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    (recipe.parent / "train.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert facts_of(load_recipe(recipe, [])).words is None
+
+
+def test_compressed_files_are_counted(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"train: train.csv": "train: train.csv.gz"})
+    (recipe.parent / "train.csv.gz").write_bytes(gzip.compress((recipe.parent / "train.csv").read_bytes()))
+    assert facts_of(load_recipe(recipe, [])).examples == 400
