@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from compressor.dropout import cheapen
 from compressor.errors import StageError
 from compressor.interrupts import Interrupted, held_back
 from compressor.machine import describe
@@ -71,6 +72,8 @@ def fit(
     """
     accelerator = Accelerator()
     precision = autocast(settings.precision, accelerator.device)
+    if accelerator.device.type == "cpu":
+        cheapen(model)
     model.to(accelerator.device).train()
     steps, per_epoch = count_steps(len(train), settings), math.ceil(len(train) / settings.batch_size)
     optimizer = torch.optim.AdamW(_decayed(model, settings.weight_decay), lr=settings.learning_rate, fused=True)
