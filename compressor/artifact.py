@@ -33,8 +33,12 @@ def write_json(path: Path, value: object) -> None:
 
 def files_of(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file of a folder, by its relative name, the manifest and the state left out."""
+    return {name: sha256(path) for name, path in _files(folder).items()}
+
+
+def _files(folder: Path) -> dict[str, Path]:
     files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST and STATE not in f.relative_to(folder).parts)
-    return {f.relative_to(folder).as_posix(): sha256(f) for f in files}
+    return {f.relative_to(folder).as_posix(): f for f in files}
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,11 @@ class Artifact:
         metrics: Mapping[str, Any] = self.manifest["metrics"]
         return metrics
 
-    def damage(self) -> str | None:
-        """Return what is wrong with the folder, or None when every byte is as it was committed."""
+    def damage(self, *, content: bool = True) -> str | None:
+        """Return what is wrong with the folder, or None when every byte is as it was committed; without `content`, every file's name."""
         try:
             expected = self.manifest["files"]
-            found = files_of(self.path)
+            found = files_of(self.path) if content else {name: expected.get(name, "") for name in _files(self.path)}
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"no readable {MANIFEST} ({type(error).__name__})"
         changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

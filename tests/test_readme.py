@@ -1,0 +1,73 @@
+"""The front page says what the benchmarks' results say, and its recipe and its commands are real."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.cli import app
+from compressor.formats import megabytes, milliseconds, percent, percent_interval, times
+from compressor.loader import load_recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))["result"]
+    return found
+
+
+@pytest.mark.parametrize("row", result("pipeline_times")["variants"], ids=lambda row: row["name"])
+def test_the_result_table_is_what_was_measured(row: dict[str, Any]) -> None:
+    cells = (
+        percent(row["score"]),
+        percent_interval(row["score_interval"]),
+        milliseconds(row["p50_ms"]),
+        times(row["speedup"]),
+        megabytes(row["size_mb"]),
+    )
+    assert f"| {row['name']} | {' | '.join(cells)} |" in README
+
+
+def test_the_other_figures_are_what_was_measured() -> None:
+    built, trained, memory = (result(name) for name in ("pipeline_times", "training_throughput", "memory_flat"))
+    minutes, seconds = divmod(round(built["seconds"]), 60)
+    peaks = [row["peak_mb_until_finetune"] / 1000 for row in memory["sizes"]]
+    for figure in (
+        f"{minutes} min {seconds:02d} s",
+        f"{built['peak_memory_mb'] / 1000:.1f} GB",
+        f"cached {built['seconds_cached']:.1f} s",
+        f"`validate` {built['seconds_validate']:.1f} s, `plan` {built['seconds_plan']:.1f} s",
+        f"imports in {built['seconds_import_runtime']:.2f} s",
+        f"{trained['ours_over']['trainer']['median']:.1f}×",
+        f"{trained['ours_over']['trainer, bfloat16, length grouping']['median']:.1f}×",
+        f"{peaks[0]:.2f} GB",
+        f"{peaks[-1]:.2f} GB",
+    ):
+        assert figure in README, figure
+
+
+def test_the_recipe_on_the_front_page_loads(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(block, encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.yaml", []).name == "reviews"
+
+
+def test_the_python_on_the_front_page_compiles() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    compile(block, "README.md", "exec")
+
+
+def test_every_command_on_the_front_page_exists() -> None:
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    named = set(re.findall(r"^compress (\w+)(?= )", README, re.MULTILINE))
+    assert named
+    assert named <= verbs
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
