@@ -133,7 +133,7 @@ def run(
         return
     place = publish(artifact, artifacts, chosen.name)
     last = {"variants": artifact.metrics["variants"], "bundle": str(place), "report": str(place / "report.html")}
-    show(format, {key: value for key, value in artifact.metrics.items() if key not in last} | last)
+    show(format, {key: value for key, value in artifact.metrics.items() if key not in (*last, "seconds")} | last)
     broken = [g for g in artifact.metrics["gates"] if not g["passed"]]
     if broken:
         told = "; ".join(f"{g['gate']} is {g['value']}, must be {g['limit']}" for g in broken)

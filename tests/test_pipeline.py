@@ -171,10 +171,10 @@ def digest_after_interruptions(recipe: Path, signum: signal.Signals, marks: list
     return str(json.loads(done.stdout)["digest"])
 
 
-STAGE_STARTS = ["2/8 finetune", "3/8 distill", "4/8 length_adapt", "5/8 export", "6/8 quantize", "7/8 search", "8/8 bundle"]
+STAGE_STARTS = ["1/8 data", "2/8 finetune", "3/8 distill", "4/8 length_adapt", "5/8 export", "6/8 quantize", "7/8 search", "8/8 bundle"]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_build_interrupted_in_every_stage_ends_with_the_same_digest(
     make_recipe: Callable[..., Path], built: Path, signum: signal.Signals
 ) -> None:
