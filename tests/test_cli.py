@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 from typer.main import get_command
 
-from compressor import __version__
+from compressor import __version__, pipeline
 from compressor.cli import app
 from compressor.runtime import Runtime
 from tests.conftest import RECIPE, command, compress, sentences
@@ -96,7 +96,7 @@ def test_a_command_that_cannot_be_understood_exits_2(line: str, built: Path) -> 
 def test_an_unknown_stage_exits_2_and_names_the_stages(line: str, built: Path) -> None:
     done = compress(*line.split(), "destill", cwd=built)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith(f"no stage 'destill'; the stages are {', '.join(STAGES)}\n")
+    assert done.stderr.endswith(f"no stage 'destill'; the stages are {', '.join(s.name for s in pipeline.STAGES)}\n")
 
 
 @pytest.mark.parametrize("verb", ["validate", "plan", "run"])
