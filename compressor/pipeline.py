@@ -165,7 +165,7 @@ def run(recipe: Recipe, artifacts: Path, log: Progress, *, until: str | None = N
             else:
                 if folder.exists() and reason != "forced":
                     log.warn(f"{folder}: {reason}; building it again")
-                with log.stage(stage.name, position), _translated(stage, artifacts):
+                with log.stage(stage.name, position):
                     _build(stage, recipe, inputs, folder, log)
             flow.add(stage, Artifact(folder))
             if stage.name == until:
@@ -181,16 +181,17 @@ def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Prog
     work: Run = import_module(f"compressor.stages.{stage.name}").run
     started = time.perf_counter()
     try:
-        metrics = work(recipe, inputs, scratch, log)
-        manifest = {
-            "stage": stage.name,
-            "settings": recipe.key_settings(stage.settings),
-            "inputs": {kind: {"path": artifact.path.name, "digest": artifact.digest} for kind, artifact in inputs.items()},
-            "key": cache_key(stage, recipe, inputs),
-            "metrics": metrics | {"seconds": round(time.perf_counter() - started, 2)},
-            "versions": {"compressor": __version__} | machine.versions(*stage.packages),
-        }
-        commit(scratch, folder, manifest)
+        with _translated(stage, folder.parent):  # before the sweep, which frees the space that was lacking
+            metrics = work(recipe, inputs, scratch, log)
+            manifest = {
+                "stage": stage.name,
+                "settings": recipe.key_settings(stage.settings),
+                "inputs": {kind: {"path": artifact.path.name, "digest": artifact.digest} for kind, artifact in inputs.items()},
+                "key": cache_key(stage, recipe, inputs),
+                "metrics": metrics | {"seconds": round(time.perf_counter() - started, 2)},
+                "versions": {"compressor": __version__} | machine.versions(*stage.packages),
+            }
+            commit(scratch, folder, manifest)
     except BaseException:
         _sweep(scratch)
         raise
@@ -256,17 +257,25 @@ def _translated(stage: Stage, artifacts: Path) -> Iterator[None]:
         yield
     except CompressorError:
         raise
-    except MemoryError as error:
-        raise UnfitError(f"{stage.name}: out of memory; lower batch_size or data.max_length") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UnfitError(f"{stage.name}: no space left under {artifacts}; free some ('compress cache gc') and run again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UnfitError(f"{stage.name}: {error.filename or artifacts} is not writable; mend its permissions and run again") from error
+    except Exception as error:
+        if told := _unfit(error, artifacts):
+            raise UnfitError(f"{stage.name}: {told}") from error
+        if isinstance(error, RuntimeError):
+            raise StageError(f"{stage.name}: {' '.join(str(error).split())[:300]}; run again with --debug for the whole story") from error
         raise
-    except RuntimeError as error:
-        if "No space left" in str(error) or "PytorchStreamWriter failed" in str(error) or "inline_container" in str(error):
-            raise UnfitError(f"{stage.name}: no space left under {artifacts}; free some ('compress cache gc') and run again") from error
-        if "not enough memory" in str(error) or "out of memory" in str(error):
-            raise UnfitError(f"{stage.name}: out of memory; lower batch_size or data.max_length") from error
-        raise StageError(f"{stage.name}: {' '.join(str(error).split())[:300]}; run again with --debug for the whole story") from error
+
+
+FULL = 2**20
+"""Free bytes under which a disk counts as full: a library that could not write may fail later, on what it finds cut short."""
+
+
+def _unfit(error: Exception, artifacts: Path) -> str | None:
+    """Say what the machine lacked, if that is what the error means; libraries hide the system's error in a text, or trip over it later."""
+    number, text = getattr(error, "errno", None), str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or shutil.disk_usage(artifacts).free < FULL:
+        return f"no space left under {artifacts}; free some ('compress cache gc') and run again"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{getattr(error, 'filename', None) or artifacts} is not writable; mend its permissions and run again"
+    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+        return "out of memory; lower batch_size or data.max_length"
+    return None

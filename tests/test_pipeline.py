@@ -1,4 +1,6 @@
 import ast
+import csv
+import errno
 import json
 import os
 import shutil
@@ -6,16 +8,19 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from compressor.artifact import Artifact, commit
 from compressor.gates import Variant, judge
-from compressor.pipeline import STAGES, Stage
+from compressor.pipeline import STAGES, Stage, _unfit
 from compressor.recipe import DropGate, LatencyGate, SizeGate, SpeedGate
-from tests.conftest import command, compress
+from compressor.runtime import Runtime
+from tests.conftest import command, compress, sentences
 
 
 @pytest.fixture
@@ -245,6 +250,44 @@ def test_the_student_learns_from_the_assistant_that_the_teacher_taught(make_reci
     guide = Artifact(student.path.parent / student.manifest["inputs"]["guide"]["path"])
     assert guide.manifest["stage"] == "assistant"
     assert [json.loads((a.path / "model/config.json").read_text())["num_hidden_layers"] for a in (guide, student)] == [2, 1]
+
+
+def test_pairs_of_texts_with_many_labels_go_through_the_whole_pipeline(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"max_length: 32": "max_length: 32, text: first, text_pair: second, label: grade"})
+    labels = ["10", "9", "none", "so-so", "très bien"]
+    for name, count in (("train", 300), ("test", 30)):
+        rows = [(a, b, labels[i % 5]) for i, ((a, _), (b, _)) in enumerate(pairwise(sentences(count, len(name))))]
+        with (recipe.parent / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("first", "second", "grade"), *rows])
+    short = [f"--set={section}.epochs=1" for section in ("teacher.finetune", "distill", "length_adapt")]
+    done = compress("tiny.yaml", *short, cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    runtime = Runtime(recipe.parent / "artifacts/dist/tiny")
+    assert runtime.labels == ("9", "10", "none", "so-so", "très bien")
+    (answer, swapped) = runtime.predict([("good film", "dull plot"), ("dull plot", "good film")])
+    assert list(answer.probabilities) == list(runtime.labels)
+    assert answer.probabilities != swapped.probabilities
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left under"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "no space left under"),
+        (PermissionError(errno.EACCES, "Permission denied", "x/model.onnx"), "x/model.onnx is not writable"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "out of memory"),
+        (ValueError("odd"), None),
+    ],
+)
+def test_what_the_machine_lacks_is_told_whatever_library_met_it(error: Exception, told: str | None, tmp_path: Path) -> None:
+    found = _unfit(error, tmp_path)
+    assert found is None if told is None else found is not None and found.startswith(told)
+
+
+def test_an_error_on_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 0))  # type: ignore[attr-defined]
+    assert str(_unfit(ValueError("Wire format was corrupt"), tmp_path)).startswith("no space left under")
 
 
 CARRIERS = {"artifact", "errors", "interrupts", "machine", "pipeline", "progress", "recipe", "sources", "units"}
