@@ -4,7 +4,6 @@ A recipe section that is absent is a stage that does not run; the newest artifac
 """
 
 import errno
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from compressor import __version__, machine
-from compressor.artifact import STATE, Artifact, commit, digest_of
+from compressor.artifact import STATE, Artifact, commit, digest_of, files_of, sha256
 from compressor.errors import CompressorError, StageError, UnfitError
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -57,7 +56,7 @@ _DISTILL = (*_TRAIN, "distillation")
 _EXPORT = (*_MODEL, "graphs", "lengths", "runtime")
 _INT8 = (*_TEXT, "runtime")
 _SEARCH = (*_INT8, "evolution", "latency", "lengths")
-_BUNDLE = (*_INT8, "families", "formats", "gates", "graphs", "latency", "measure", "modeling", "plot", "report", "summary")
+_BUNDLE = (*_INT8, "families", "formats", "gates", "graphs", "latency", "measure", "modeling", "plot", "report", "summary", "templates")
 _BUNDLE_SETTINGS = ("name", "task", "target", "default_point", "gates", "seed")
 
 STAGES: tuple[Stage, ...] = (
@@ -225,10 +224,12 @@ def _last_seconds(stage: Stage, artifacts: Path) -> float | None:
 
 
 def _source_hash(module: str) -> str:
+    """Return a hash of a module's text, or of all files of a folder that is none (the report's templates)."""
     spec = util.find_spec(module)
     assert spec is not None, module
-    assert spec.origin is not None, module
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    if spec.origin is not None:
+        return sha256(Path(spec.origin))
+    return digest_of([files_of(Path(place)) for place in spec.submodule_search_locations or ()])
 
 
 @contextmanager

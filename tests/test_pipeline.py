@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file
 
 from compressor.artifact import Artifact, commit
 from compressor.gates import Variant, judge
-from compressor.pipeline import STAGES, Stage, _unfit
+from compressor.pipeline import STAGES, Stage, _source_hash, _unfit
 from compressor.recipe import DropGate, LatencyGate, SizeGate, SpeedGate
 from compressor.runtime import Runtime
 from tests.conftest import command, compress, sentences
@@ -290,6 +291,14 @@ def test_an_error_on_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pyt
     assert str(_unfit(ValueError("Wire format was corrupt"), tmp_path)).startswith("no space left under")
 
 
+def test_the_reports_templates_are_part_of_the_bundles_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _source_hash("compressor.templates")
+    (tmp_path / "report.html.jinja").write_text("other")
+    spec = SimpleNamespace(origin=None, submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("compressor.pipeline.util.find_spec", lambda _: spec)
+    assert _source_hash("compressor.templates") != before
+
+
 CARRIERS = {"artifact", "errors", "interrupts", "machine", "pipeline", "progress", "recipe", "sources", "units"}
 """Modules that carry values about and compute none of a stage's results."""
 
@@ -302,7 +311,8 @@ def imported(module: str) -> set[str]:
         name for n in nodes for name in ([a.name for a in n.names] if n.module == "compressor" else [n.module.removeprefix("compressor.")])
     }
     direct = {name for name in names if name not in CARRIERS and Path(f"compressor/{name}.py").exists()}
-    return direct.union(*map(imported, direct))
+    templates = {"templates"} if "PackageLoader('compressor')" in ast.unparse(tree) else set()
+    return (direct | templates).union(*map(imported, direct))
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
