@@ -1,15 +1,13 @@
 """Which methods suit a recipe, from what can be seen in under a second: its sections, its data's size and lengths, the models' sizes."""
 
-import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import median
 
 from compressor import sources
-from compressor.data import Columns, read_examples
+from compressor.data import Columns, opened, read_examples
 from compressor.errors import CompressorError
 from compressor.recipe import Recipe
 
@@ -58,31 +56,27 @@ def facts_of(recipe: Recipe) -> Facts:
     """Look at the data's first texts and at the models' configurations; what is not on this machine is not looked at."""
     path = sources.resolve(recipe.data.train.path, recipe.root)
     student = recipe.distill.student.model if recipe.distill else None
-    return Facts(
-        None if path is None else _count(path, recipe.data.train.limit),
-        None if path is None else _words(recipe),
-        _size(recipe.teacher.model, recipe.root),
-        _size(student, recipe.root) if student else None,
-    )
+    try:
+        examples, words = (None, None) if path is None else (_count(path, recipe.data.train.limit), _words(recipe))
+    except CompressorError:  # the data stage tells what is wrong with it
+        examples = words = None
+    return Facts(examples, words, _size(recipe.teacher.model, recipe.root), _size(student, recipe.root) if student else None)
 
 
 def _count(path: Path, limit: int | None) -> int | None:
     """Return about how many rows a file has: its lines."""
     if not path.name.removesuffix(".gz").endswith(COUNTED):
         return None
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with opened(path) as file:
         lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
     rows = lines if ".jsonl" in path.name else max(0, lines - 1)  # without the header
     return min(rows, limit or rows)
 
 
-def _words(recipe: Recipe) -> float | None:
+def _words(recipe: Recipe) -> float:
     data = recipe.data
     rows = read_examples(data.train.path, Columns(data.text, data.text_pair, data.label), root=recipe.root, split="train", limit=LOOK)
-    try:
-        return median(len(f"{e.text} {e.text_pair or ''}".split()) for e in islice(rows, LOOK))
-    except CompressorError:  # the data stage tells what is wrong with it
-        return None
+    return median(len(f"{e.text} {e.text_pair or ''}".split()) for e in rows)
 
 
 def _size(model: str, root: Path) -> tuple[int, int] | None:
@@ -93,4 +87,4 @@ def _size(model: str, root: Path) -> tuple[int, int] | None:
     layers, width = (
         next((config[k] for k in keys if k in config), 0) for keys in (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"))
     )
-    return (layers, width) if layers and width else None
+    return (layers, width) if isinstance(layers, int) and isinstance(width, int) and layers and width else None

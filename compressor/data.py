@@ -118,7 +118,7 @@ def _file_rows(path: Path, columns: Columns) -> Iterator[Row]:
 
 def _csv_rows(path: Path, columns: Columns) -> Iterator[Row]:
     tabs = path.name.removesuffix(".gz").lower().endswith(".tsv")
-    with _opened(path) as binary:
+    with opened(path) as binary:
         lines = _decoded(path, binary)
         # tsv as it is found in the wild has quotes as text: ' "good' must not swallow the lines after it.
         reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=not tabs)
@@ -151,7 +151,7 @@ def _check_width(path: Path, number: int, values: list[str], header: list[str]) 
 
 
 def _jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    with _opened(path) as binary:
+    with opened(path) as binary:
         for number, line in enumerate(_decoded(path, binary), 1):
             if not line.strip():
                 continue
@@ -173,7 +173,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UnfitError(f"{path}: reading parquet needs pyarrow; pip install 'encoder-compressor[train]'") from None
-    with _opened(path) as binary:
+    with opened(path) as binary:
         try:
             with ParquetFile(io.BytesIO(binary.read()) if path.suffix == ".gz" else binary) as file:
                 _check_columns(str(path), file.schema_arrow.names, columns)
@@ -184,7 +184,12 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading bytes, through gzip when it is called .gz.
+
+    Raises:
+        RecipeError: it cannot be read, at once or later.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file  # type: ignore[misc]

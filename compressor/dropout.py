@@ -1,4 +1,4 @@
-"""Dropout that is cheap on a CPU: an eighth of a forward pass went into drawing one 64-bit random number for every element."""
+"""Dropout that is cheap on a CPU: nearly a quarter of MiniLM's forward pass in training went into a random number for every element."""
 
 import torch
 from torch import Tensor, nn

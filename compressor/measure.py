@@ -6,7 +6,7 @@ from pathlib import Path
 from compressor import machine
 from compressor.gates import Variant
 from compressor.latency import Latency, Run, interleaved, sample
-from compressor.pipeline import Inputs
+from compressor.pipeline import Inputs, Kind
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Graph, Runtime
@@ -27,7 +27,8 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict
     """Score and time every row: the teacher and the student in fp32, then each operating point of the bundle."""
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     examples = list(splits.examples("test"))
-    data = {kind: splits.encoded("test", task, inputs[kind].path / MODEL) for kind in ("teacher", "checkpoint")}  # type: ignore[index]
+    kinds: tuple[Kind, ...] = ("teacher", "checkpoint")
+    data: dict[str, Encoded] = {kind: splits.encoded("test", task, inputs[kind].path / MODEL) for kind in kinds}
     cores, floats = machine.describe()["cores"], inputs["float_graph"].path
     runtime = Runtime(folder, threads=cores)
     timed = {n: Graph(p, recipe.target.threads, single=False, pad_id=data[k].pad_id) for n, p, k in _files(inputs, folder)}

@@ -62,3 +62,12 @@ def test_compressed_files_are_counted(make_recipe: Callable[..., Path]) -> None:
     recipe = make_recipe(**{"train: train.csv": "train: train.csv.gz"})
     (recipe.parent / "train.csv.gz").write_bytes(gzip.compress((recipe.parent / "train.csv").read_bytes()))
     assert facts_of(load_recipe(recipe, [])).examples == 400
+
+
+def test_a_damaged_archive_gives_no_advice_and_no_error(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"train: train.csv": "train: train.csv.gz"})
+    whole = gzip.compress((recipe.parent / "train.csv").read_bytes())
+    for damaged in (whole[:-20], whole[:30] + b"x" * 30 + whole[60:], b"no gzip"):
+        (recipe.parent / "train.csv.gz").write_bytes(damaged)
+        facts = facts_of(load_recipe(recipe, []))
+        assert (facts.examples, facts.words) == (None, None)

@@ -287,7 +287,7 @@ def test_what_the_machine_lacks_is_told_whatever_library_met_it(error: Exception
 
 
 def test_an_error_on_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert str(_unfit(ValueError("Wire format was corrupt"), tmp_path)).startswith("no space left under")
 
 

@@ -10,7 +10,7 @@ from compressor.progress import Progress
 from compressor.recipe import Training
 from compressor.splits import Encoded
 from compressor.tokens import Tokens
-from compressor.training import Step, count_steps, fit
+from compressor.training import Fitted, Step, count_steps, fit
 
 TEXTS = 12
 SETTINGS = {"epochs": 4, "batch_size": 4, "learning_rate": 0.1, "precision": "float32", "weight_decay": 0.0}
@@ -28,7 +28,7 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Embedding(2 * TEXTS, 4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 2))
 
 
-def train(trained: nn.Module, folder: Path, scores: list[float] | None = None, fail_at: int | None = None, **settings: object) -> object:
+def train(trained: nn.Module, folder: Path, scores: list[float] | None = None, fail_at: int | None = None, **settings: object) -> Fitted:
     """Fit; the scores of the epochs are given, not measured."""
 
     def losses(batch: dict[str, Tensor], step: Step) -> list[Tensor]:
@@ -48,7 +48,7 @@ def test_the_best_epochs_weights_are_kept(tmp_path: Path) -> None:
     short, best = model(), model()
     train(short, tmp_path / "a", max_steps=6)
     fitted = train(best, tmp_path / "b", [0.1, 0.9, 0.5, 0.8], keep="best", warmup=0.0)
-    assert (fitted.steps, fitted.kept_step) == (12, 6)  # type: ignore[attr-defined]
+    assert (fitted.steps, fitted.kept_step) == (12, 6)
     last = model()
     train(last, tmp_path / "c", warmup=0.0)
     assert not torch.equal(weights(best), weights(last))
@@ -65,7 +65,7 @@ def test_the_last_weights_are_kept_unless_asked(tmp_path: Path) -> None:
 
 def test_patience_ends_the_training_early(tmp_path: Path) -> None:
     fitted = train(model(), tmp_path, [0.5, 0.9, 0.8, 0.9], keep="best", patience=1)
-    assert (fitted.steps, fitted.kept_step) == (9, 6)  # type: ignore[attr-defined]
+    assert (fitted.steps, fitted.kept_step) == (9, 6)
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_training_that_goes_on_keeps_the_best_of_all_epochs(tmp_path: Path) ->
         train(parts, tmp_path / "parts", [0.9, 0.1], fail_at=7, keep="best", checkpoint_every=5)
     again = model()
     fitted = train(again, tmp_path / "parts", [0.1, 0.2, 0.3], keep="best", checkpoint_every=5)
-    assert fitted.kept_step == 3  # type: ignore[attr-defined]
+    assert fitted.kept_step == 3
     assert torch.equal(weights(again), weights(whole))
 
 

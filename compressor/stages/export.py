@@ -14,7 +14,7 @@ from compressor import checkpoint
 from compressor.graphs import export_graph, parity
 from compressor.lengths import LengthConfig
 from compressor.modeling import LengthAdaptiveClassifier
-from compressor.pipeline import Inputs
+from compressor.pipeline import Inputs, Kind
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.splits import MODEL, Splits, pad_id_of, task_of, tokenizer_of
@@ -24,9 +24,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     """Write model.onnx and teacher.onnx and return the largest differences from torch."""
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     found: dict[str, Any] = {}
-    for name, kind in (("model", "checkpoint"), ("teacher", "teacher")):
+    graphs: tuple[tuple[str, Kind], ...] = (("model", "checkpoint"), ("teacher", "teacher"))
+    for name, kind in graphs:
         log.note(f"{name}.onnx, and its parity with torch")
-        artifact = inputs[kind]  # type: ignore[index]
+        artifact = inputs[kind]
         model = checkpoint.load_forward(artifact, splits.labels)
         path, folder = out / f"{name}.onnx", artifact.path / MODEL
         export_graph(model, path, recipe.export.opset)
