@@ -5,7 +5,7 @@ What:     after a layer's attention the least significant tokens leave; before a
 Papers:   PoWER-BERT (arXiv:2001.08950), Length-Adaptive Transformer (arXiv:2010.07003).
 Formula:  significance of token j = sum over heads and real queries i of attention[i, j]; [CLS] always stays first.
 Defaults: significance from all real queries (`attention`); `cls` reads only the [CLS] row.
-Limits:   the families of compressor/families.py.
+Limits:   the families of compressor/backbones.py.
 """
 
 from collections.abc import Sequence, Set
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
+from compressor.backbones import backbone
 from compressor.errors import RecipeError
-from compressor.families import backbone
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
 logging.disable_progress_bar()

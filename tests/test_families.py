@@ -16,8 +16,9 @@ from transformers import (
     RobertaConfig,
 )
 
+from compressor.backbones import BACKBONES
 from compressor.errors import RecipeError
-from compressor.families import BACKBONES, FAMILIES, Shape, captured, select_layers, shape_of
+from compressor.families import FAMILIES, Shape, captured, select_layers, shape_of
 from compressor.graphs import export_graph, parity
 from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
 from compressor.tokens import Tokens
