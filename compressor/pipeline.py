@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module, util
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from compressor import __version__, machine
-from compressor.artifact import STATE, Artifact, commit, digest_of, files_of, sha256
+from compressor.artifact import STATE, Artifact, commit, digest_of
 from compressor.errors import CompressorError, StageError, UnfitError
+from compressor.imports import source_hashes
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 
@@ -36,8 +37,6 @@ class Stage:
     writes: tuple[Kind, ...]
     settings: tuple[str, ...]
     """Recipe sections that its result depends on."""
-    sources: tuple[str, ...] = ()
-    """Shared modules whose text is part of the cache key: those that compute what its module imports; a test holds the table to it."""
     packages: tuple[str, ...] = ()
     """Packages whose versions are part of the cache key."""
     section: str | None = None
@@ -49,34 +48,18 @@ class Stage:
 _TORCH = ("torch", "transformers", "tokenizers")
 _ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
 _GRAPHS: tuple[Kind, ...] = ("data", "checkpoint", "float_graph", "int8_graph")
-_TEXT = ("data", "splits", "tasks", "tokens")
-_MODEL = (*_TEXT, "checkpoint", "families", "modeling")
-_TRAIN = (*_MODEL, "dropout", "objectives", "training")
-_DISTILL = (*_TRAIN, "distillation")
-_EXPORT = (*_MODEL, "graphs", "lengths", "runtime")
-_INT8 = (*_TEXT, "runtime")
-_SEARCH = (*_INT8, "evolution", "latency", "lengths")
-_BUNDLE = (*_INT8, "families", "formats", "gates", "graphs", "latency", "measure", "modeling", "plot", "report", "summary", "templates")
-_BUNDLE_SETTINGS = ("name", "task", "target", "default_point", "gates", "seed")
+_BUNDLE = ("name", "task", "target", "default_point", "gates", "seed")
 
 STAGES: tuple[Stage, ...] = (
-    Stage("data", reads=(), writes=("data",), settings=("data", "task"), sources=("data",)),
-    Stage("finetune", ("data",), ("teacher", "guide", "checkpoint"), ("teacher", "task", "seed"), (*_TRAIN, "tuning"), (*_TORCH, "peft")),
-    Stage("assistant", ("data", "guide"), ("guide",), ("assistant", "task", "seed"), _DISTILL, _TORCH, "assistant"),
-    Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "task", "seed"), _DISTILL, _TORCH, "distill"),
-    Stage(
-        "length_adapt",
-        ("data", "teacher", "checkpoint"),
-        ("checkpoint",),
-        ("length_adapt", "task", "seed"),
-        (*_TRAIN, "lengths"),
-        _TORCH,
-        "length_adapt",
-    ),
-    Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), _EXPORT, (*_TORCH, *_ORT)),
-    Stage("quantize", ("data", "checkpoint", "float_graph"), ("int8_graph",), ("quantize", "task"), _INT8, _ORT, "quantize"),
-    Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), _SEARCH, ("deap", *_ORT), "search", times=True),
-    Stage("bundle", (*_GRAPHS, "teacher", "frontier"), ("bundle",), _BUNDLE_SETTINGS, _BUNDLE, _ORT, times=True),
+    Stage("data", (), ("data",), ("data", "task")),
+    Stage("finetune", ("data",), ("teacher", "guide", "checkpoint"), ("teacher", "task", "seed"), (*_TORCH, "peft")),
+    Stage("assistant", ("data", "guide"), ("guide",), ("assistant", "task", "seed"), _TORCH, "assistant"),
+    Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "task", "seed"), _TORCH, "distill"),
+    Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),
+    Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT)),
+    Stage("quantize", ("data", "checkpoint", "float_graph"), ("int8_graph",), ("quantize", "task"), _ORT, "quantize"),
+    Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
+    Stage("bundle", (*_GRAPHS, "teacher", "frontier"), ("bundle",), _BUNDLE, _ORT, times=True),
 )
 
 
@@ -117,11 +100,10 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 def cache_key(stage: Stage, recipe: Recipe, inputs: Inputs) -> str:
     """Hash everything that the stage's result depends on: its code, its settings, its inputs, its packages, and the machine if it times."""
-    modules = (f"compressor.stages.{stage.name}", *(f"compressor.{name}" for name in stage.sources))
     return digest_of(
         {
             "stage": stage.name,
-            "sources": {name: _source_hash(name) for name in modules},
+            "sources": source_hashes(f"stages.{stage.name}"),
             "settings": recipe.key_settings(stage.settings),
             "inputs": {kind: artifact.digest for kind, artifact in inputs.items()},
             "versions": machine.versions(*stage.packages),
@@ -221,15 +203,6 @@ def _last_seconds(stage: Stage, artifacts: Path) -> float | None:
     folders = sorted(artifacts.glob(f"{stage.name}-*"), key=lambda f: f.stat().st_mtime)
     intact = [a for f in folders[-1:] if not (a := Artifact(f)).damage(content=False)]
     return float(intact[0].metrics["seconds"]) if intact else None
-
-
-def _source_hash(module: str) -> str:
-    """Return a hash of a module's text, or of all files of a folder that is none (the report's templates)."""
-    spec = util.find_spec(module)
-    assert spec is not None, module
-    if spec.origin is not None:
-        return sha256(Path(spec.origin))
-    return digest_of([files_of(Path(place)) for place in spec.submodule_search_locations or ()])
 
 
 @contextmanager

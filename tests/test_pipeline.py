@@ -1,4 +1,3 @@
-import ast
 import csv
 import errno
 import json
@@ -18,7 +17,7 @@ from safetensors.numpy import load_file
 
 from compressor.artifact import Artifact, commit
 from compressor.gates import Variant, judge
-from compressor.pipeline import STAGES, Stage, _source_hash, _unfit
+from compressor.pipeline import _unfit
 from compressor.recipe import DropGate, LatencyGate, SizeGate, SpeedGate
 from compressor.runtime import Runtime
 from tests.conftest import command, compress, sentences
@@ -289,32 +288,3 @@ def test_what_the_machine_lacks_is_told_whatever_library_met_it(error: Exception
 def test_an_error_on_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert str(_unfit(ValueError("Wire format was corrupt"), tmp_path)).startswith("no space left under")
-
-
-def test_the_reports_templates_are_part_of_the_bundles_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = _source_hash("compressor.templates")
-    (tmp_path / "report.html.jinja").write_text("other")
-    spec = SimpleNamespace(origin=None, submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr("compressor.pipeline.util.find_spec", lambda _: spec)
-    assert _source_hash("compressor.templates") != before
-
-
-CARRIERS = {"artifact", "errors", "interrupts", "machine", "pipeline", "progress", "recipe", "sources", "units"}
-"""Modules that carry values about and compute none of a stage's results."""
-
-
-def imported(module: str) -> set[str]:
-    """Return the modules of this package that a module imports, one way or the other, without the carriers."""
-    tree = ast.parse(Path("compressor", *module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
-    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("compressor")]
-    names = {
-        name for n in nodes for name in ([a.name for a in n.names] if n.module == "compressor" else [n.module.removeprefix("compressor.")])
-    }
-    direct = {name for name in names if name not in CARRIERS and Path(f"compressor/{name}.py").exists()}
-    templates = {"templates"} if "PackageLoader('compressor')" in ast.unparse(tree) else set()
-    return (direct | templates).union(*map(imported, direct))
-
-
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_a_stages_key_covers_every_module_that_computes_its_result(stage: Stage) -> None:
-    assert set(stage.sources) == imported(f"stages.{stage.name}")
