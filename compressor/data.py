@@ -44,6 +44,11 @@ class Columns:
     options: bool = False
 
     @property
+    def plain(self) -> bool:
+        """Whether one unlabelled text is all that a row holds, so that a line of a .txt file is one."""
+        return self.label is None and self.text_pair is None
+
+    @property
     def by_key(self) -> dict[str, str]:
         """The columns that every row must have, by the key or option that names them."""
         keys = ("--text", "--text-pair", "--label") if self.options else ("data.text", "data.text_pair", "data.label")
@@ -52,7 +57,7 @@ class Columns:
 
 
 def read_examples(source: str, columns: Columns, *, root: Path, split: str, limit: int | None = None) -> Iterator[Example]:
-    """Yield the examples of a csv, tsv, jsonl or parquet file (also .gz), or of a Hub data set's split.
+    """Yield the examples of a csv, tsv, jsonl or parquet file, of a txt file where texts have no labels (all also .gz), or of the Hub.
 
     Raises:
         RecipeError: what is wrong, with file and row.
@@ -111,6 +116,8 @@ def _label(where: str, column: str, value: object) -> str:
 def _file_rows(path: Path, columns: Columns) -> Iterator[Row]:
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+    if columns.plain:
+        readers[".txt"] = _txt_rows
     if path.is_dir() or kind not in readers:
         raise RecipeError(f"{path}: {'a folder' if path.is_dir() else f'unknown form {kind!r}'}; use {', '.join(readers)}, also with .gz")
     return readers[kind](path, columns)
@@ -165,6 +172,13 @@ def _jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
             if not isinstance(row, dict):
                 raise RecipeError(f"{path}: row {number} is a {type(row).__name__}, not an object; write one object a line")
             yield number, row
+
+
+def _txt_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    with opened(path) as binary:
+        for number, line in enumerate(_decoded(path, binary), 1):
+            if line.strip():
+                yield number, {columns.text: line.strip()}
 
 
 def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:

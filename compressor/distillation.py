@@ -1,98 +1,148 @@
 """Teach a student: the work that the stages assistant and distill share."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor import checkpoint, sources
-from compressor.artifact import STATE, Artifact
+from compressor import checkpoint
+from compressor.alignment import aligned
+from compressor.artifact import STATE
+from compressor.augmentation import Neighbours, augmented, mask_token
+from compressor.data import Example
 from compressor.errors import RecipeError
-from compressor.families import captured, select_layers, shape_of
-from compressor.modeling import PlainClassifier, load_classifier
-from compressor.objectives import Views, check, learned_modules, look_inside, total
+from compressor.families import FAMILIES, captured, shape_of
+from compressor.modeling import PlainClassifier
+from compressor.objectives import Shapes, Views, check, learned_modules, looks_inside, places_of, total
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Distill, Recipe
 from compressor.splits import MODEL, Encoded, Splits, task_of
-from compressor.training import Losses, Step, fit, predict
+from compressor.students import student_of
+from compressor.tasks import Task
+from compressor.teaching import TeacherOutputs
+from compressor.training import Losses, Step, Trained, fit, predict, train_seeds
+from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
 
 
 def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the student of a recipe's section, taught by the newest guide, and return its score on the validation split."""
-    splits, task = Splits.of(inputs["data"]), task_of(recipe)
+    splits, task, guide = Splits.of(inputs["data"]), task_of(recipe), inputs["guide"].path / MODEL
     teacher = PlainClassifier(checkpoint.load_plain(inputs["guide"], splits.labels)).eval()
-    torch.manual_seed(recipe.seed)
-    student_model, tokenizer_from = _student(recipe, settings, section, inputs["guide"], teacher.model, splits.labels)
-    checkpoint.check_positions(student_model, splits.max_length)
-    student = PlainClassifier(student_model)
-    train, teacher_train = (
-        splits.encoded("train", task, tokenizer_from),
-        splits.encoded("train", task, inputs["guide"].path / MODEL),
-    )
-    shapes = shape_of(student_model), shape_of(teacher.model)
-    check(section, settings.objectives, *shapes)
-    _check_tokens(section, settings, train, teacher_train)
-    learned = learned_modules(settings.objectives, *shapes)
-    log.note("teacher's logits, once for every text")
-    goals = torch.from_numpy(predict(lambda b: teacher(b["input_ids"], b["attention_mask"], b["token_type_ids"]), teacher_train))
-    losses = _losses(settings, student, teacher, learned, goals, task.class_axis)
-    validation = splits.encoded("validation", task, tokenizer_from)
 
-    def score() -> float:
-        logits = predict(lambda b: student(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
-        return task.score(logits, validation.labels, recipe.task.metric)
+    def untrained(seed: int) -> tuple[PreTrainedModel, Path]:
+        torch.manual_seed(seed)
+        return student_of(settings.student, section, recipe.root, teacher.model, guide, splits.labels)
 
-    fitted = fit(nn.ModuleList([student, learned]), losses, train, settings, recipe.seed, out / STATE, log, score)
-    checkpoint.save(student.model, tokenizer_from, out)
-    return {
-        **dataclasses.asdict(fitted),
-        "validation_score": score(),
-        "parameters": sum(p.numel() for p in student.parameters()),
-    }
+    model, folder = untrained(recipe.seed)
+    checkpoint.check_positions(model, splits.max_length)
+    train, teacher_train = _texts(settings, splits, task, model, folder, guide, recipe.seed)
+    shapes = Shapes(shape_of(model), shape_of(teacher.model))
+    _check(section, settings, model, teacher.model, shapes, aligned(train.tokens, teacher_train.tokens, folder, guide))
+    room = settings.teacher_store * 1e6 if _epochs_inside(settings) > 1 else 0.0
+    outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", room, log)
+    validation = splits.encoded("validation", task, folder)
 
+    def once(seed: int, state: Path) -> Trained:
+        student = PlainClassifier(untrained(seed)[0])
+        learned = learned_modules(settings.objectives, shapes)
 
-def _student(
-    recipe: Recipe, settings: Distill, section: str, artifact: Artifact, teacher: PreTrainedModel, labels: tuple[str, ...]
-) -> tuple[PreTrainedModel, Path]:
-    if settings.student.layers is not None:
-        return select_layers(teacher, settings.student.layers, section), artifact.path / MODEL
-    assert settings.student.model is not None
-    folder = sources.model_folder(settings.student.model, recipe.root)
-    return load_classifier(folder, labels), folder
+        def score() -> float:
+            return _score(student, validation, task, recipe.task.metric)
 
+        losses = _losses(settings, student, learned, shapes, outputs, task.class_axis)
+        fitted = fit(nn.ModuleList([student, learned]), losses, train, settings, seed, state, log, score)
+        return Trained(student.model, {**dataclasses.asdict(fitted), "validation_score": score()})
 
-def _check_tokens(section: str, settings: Distill, train: Encoded, teacher_train: Encoded) -> None:
-    """Refuse objectives that compare tokens of two different tokenizations."""
-    if look_inside(settings.objectives, ever=True) and not np.array_equal(train.tokens.ids, teacher_train.tokens.ids):
-        raise RecipeError(
-            f"{section}.objectives: what looks inside the models needs equal token ids, but teacher and student tokenize differently; "
-            "use soft_labels, logits and labels"
+    trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
+    metrics = {**trained.metrics, "texts": len(train)}
+    checkpoint.save(trained.model, folder, out)
+    if settings.student.vocabulary == "corpus":
+        metrics |= _prune(trained.model, folder, train, validation, f"{section}.student.vocabulary", out)
+        metrics["validation_score"] = _score(
+            PlainClassifier(trained.model), splits.encoded("validation", task, out / MODEL), task, recipe.task.metric
         )
+    return metrics | {"parameters": sum(p.numel() for p in trained.model.parameters())}
+
+
+def _texts(
+    settings: Distill, splits: Splits, task: Task, student: PreTrainedModel, folder: Path, guide: Path, seed: int
+) -> tuple[Encoded, Encoded]:
+    """Return what the student reads and what the teacher reads, text by text the same: labelled, unlabelled, augmented."""
+    mask, teachers_mask = mask_token(folder), mask_token(guide)
+    near = Neighbours.of(student, folder) if settings.augment else None
+
+    def originals() -> Iterator[Example]:
+        return chain(splits.examples("train"), splits.examples("unlabelled"))
+
+    def examples() -> Iterator[Example]:
+        yield from originals()
+        if settings.augment and near:
+            yield from augmented(originals(), settings.augment, near, mask, seed)
+
+    def as_teacher_reads(example: Example) -> Example:
+        if not mask or not teachers_mask or mask == teachers_mask:
+            return example
+        pair = example.text_pair and example.text_pair.replace(mask, teachers_mask)
+        return dataclasses.replace(example, text=example.text.replace(mask, teachers_mask), text_pair=pair)
+
+    return splits.encode(examples(), task, folder), splits.encode(map(as_teacher_reads, examples()), task, guide)
+
+
+def _check(section: str, settings: Distill, student: PreTrainedModel, teacher: PreTrainedModel, shapes: Shapes, same_tokens: bool) -> None:
+    """Refuse objectives that do not fit the two models, or that compare tokens of two different tokenizations."""
+    if inside := looks_inside(settings.objectives):
+        for who, model in (("student", student), ("teacher", teacher)):
+            if (kind := model.config.model_type) not in FAMILIES:
+                raise RecipeError(
+                    f"{section}.objectives: {inside} looks inside self-attention, which is not known of a {kind} {who}; "
+                    "use soft_labels, logits and labels"
+                )
+        if not same_tokens:
+            raise RecipeError(
+                f"{section}.objectives: {inside} compares models token by token, but teacher and student tokenize differently; "
+                "use soft_labels, logits and labels"
+            )
+    check(section, settings.objectives, shapes)
+
+
+def _epochs_inside(settings: Distill) -> float:
+    """Return over how many epochs objectives look inside the models."""
+    spans = [(o.start, o.end) for o in settings.objectives if looks_inside([o])]
+    return settings.epochs * (max(end for _, end in spans) - min(start for start, _ in spans)) if spans else 0.0
 
 
 def _losses(
-    settings: Distill, student: PlainClassifier, teacher: PlainClassifier, learned: nn.ModuleDict, goals: Tensor, class_axis: int
+    settings: Distill, student: PlainClassifier, learned: nn.ModuleDict, shapes: Shapes, outputs: TeacherOutputs, class_axis: int
 ) -> Losses:
-    heads = shape_of(student.model).heads, shape_of(teacher.model).heads
-
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         ids, mask, segments = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
-        ours = theirs = None
+        places = places_of(settings.objectives, shapes, step.share)
+        goal, theirs = outputs.of(batch["rows"], places.teacher, ids.device)
         with ExitStack() as stack:
-            if look_inside(settings.objectives, step.share):
-                with captured(teacher.model) as theirs, torch.no_grad():
-                    teacher.to(ids.device)(ids, mask, segments)
-                ours = stack.enter_context(captured(student.model))
+            ours = stack.enter_context(captured(student.model, places.student)) if places else {}
             logits = student(ids, mask, segments)
-        goal = goals[batch["rows"].cpu()].to(ids.device)
-        views = Views(mask.bool(), batch["labels"], class_axis, logits, goal, ours, theirs, *heads)
+        views = Views(shapes, mask.bool(), batch["labels"], class_axis, logits, goal, ours, theirs)
         yield total(settings.objectives, views, step.share, learned)
 
     return losses
+
+
+def _score(student: PlainClassifier, validation: Encoded, task: Task, metric: str) -> float:
+    logits = predict(lambda b: student.eval()(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
+    return task.score(logits, validation.labels, metric)
+
+
+def _prune(model: PreTrainedModel, folder: Path, train: Encoded, validation: Encoded, key: str, out: Path) -> dict[str, Any]:
+    """Write the student again with the tokens only that its training texts use."""
+    before, kept = int(model.config.vocab_size), used(folder, train.tokens, key)
+    prune_model(model, kept)
+    checkpoint.save(model, folder, out)
+    prune_tokenizer(folder, out / MODEL, kept)
+    return {"vocabulary": {"before": before, "after": len(kept), "covered": covered(kept, validation.tokens)}}

@@ -3,9 +3,10 @@
 To add a family: one entry in FAMILIES; to make it a length-adaptive student too, one in BACKBONES of compressor/backbones.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,48 +16,41 @@ from compressor.errors import RecipeError
 
 @dataclass(frozen=True)
 class Family:
-    """Where an encoder keeps its parts: paths from the classifier to embeddings and layers, and from a layer to its projections."""
+    """Where an encoder keeps its parts: paths from the classifier to embeddings and layers, and from a layer to its projections.
+
+    One path for all three projections means that one product computes them, side by side.
+    """
 
     embeddings: str
     layers: str
     query: str
     key: str
     value: str
+    output: str
 
 
-def _bert_like(name: str, block: str = "attention.self", parts: tuple[str, str, str] = ("query", "key", "value")) -> Family:
-    return Family(f"{name}.embeddings", f"{name}.encoder.layer", *(f"{block}.{part}" for part in parts))
+def _bert_like(
+    name: str,
+    block: str = "attention.self",
+    parts: tuple[str, str, str] = ("query", "key", "value"),
+    output: str = "attention.output.dense",
+) -> Family:
+    query, key, value = (f"{block}.{part}" for part in parts)
+    return Family(f"{name}.embeddings", f"{name}.encoder.layer", query, key, value, output)
 
 
 FAMILIES = {
     "bert": _bert_like("bert"),
     "roberta": _bert_like("roberta"),
     "electra": _bert_like("electra"),
-    "mpnet": _bert_like("mpnet", "attention.attn", ("q", "k", "v")),
+    "mpnet": _bert_like("mpnet", "attention.attn", ("q", "k", "v"), "attention.attn.o"),
     "deberta-v2": _bert_like("deberta", parts=("query_proj", "key_proj", "value_proj")),
-    "distilbert": Family("distilbert.embeddings", "distilbert.transformer.layer", "attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    "modernbert": Family("model.embeddings", "model.layers", *("attn.Wqkv",) * 3, "attn.Wo"),
+    "distilbert": Family(
+        "distilbert.embeddings", "distilbert.transformer.layer", *(f"attention.{part}_lin" for part in ("q", "k", "v", "out"))
+    ),
 }
 """Encoders whose insides distillation can read."""
-
-
-def select_layers(teacher: PreTrainedModel, layers: Sequence[int], section: str = "distill") -> PreTrainedModel:
-    """Return a copy of the teacher's classifier with these of its layers only.
-
-    Raises:
-        RecipeError: a layer is out of range.
-    """
-    config = teacher.config.__class__.from_dict({**teacher.config.to_dict(), "num_hidden_layers": len(layers)})
-    path = family(teacher).layers
-    source = teacher.get_submodule(path)
-    wrong = [layer for layer in layers if layer >= len(source)]
-    if wrong:
-        raise RecipeError(f"{section}.student.layers: {wrong[0]} is out of range; the teacher has layers 0 to {len(source) - 1}")
-    student = teacher.__class__(config)
-    state = {k: v for k, v in teacher.state_dict().items() if not k.startswith(path + ".")}
-    for position, layer in enumerate(layers):
-        state |= {f"{path}.{position}.{k}": v for k, v in source[layer].state_dict().items()}
-    student.load_state_dict(state)
-    return student
 
 
 def family(model: PreTrainedModel) -> Family:
@@ -79,35 +73,31 @@ class Shape:
     heads: int
 
 
-@dataclass
-class Inner:
-    """What a forward pass computed inside, each (batch, seq, width): hidden states, embeddings first, and every layer's projections."""
-
-    hidden: list[Tensor] = field(default_factory=list)
-    queries: list[Tensor] = field(default_factory=list)
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
+Part = Literal["hidden", "queries", "keys", "values"]
+PROJECTIONS: tuple[Part, ...] = ("queries", "keys", "values")
+Place = tuple[Part, int]
+"""What a layer computes, and which: counted from 0, or negative from the end; hidden state 0 is the embeddings', 1 the first layer's."""
+Inner = Mapping[Place, Tensor]
+"""What a forward pass computed at some places, each (batch, seq, width)."""
 
 
 @contextmanager
-def captured(model: PreTrainedModel) -> Iterator[Inner]:
-    """Collect what the next forward pass computes inside."""
-    where, seen = family(model), Inner()
-    projected = f"{where.embeddings}_project"  # ELECTRA's embeddings may be narrower than its layers
-    embeddings = projected if hasattr(model.get_submodule(projected.rpartition(".")[0]), "embeddings_project") else where.embeddings
-    blocks = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
-    wanted: list[tuple[nn.Module, list[Tensor]]] = [(model.get_submodule(embeddings), seen.hidden)]
-    for block in blocks:
-        wanted += [
-            (block.get_submodule(path), to)
-            for path, to in ((where.query, seen.queries), (where.key, seen.keys), (where.value, seen.values))
-        ]
-        wanted.append((block, seen.hidden))
+def captured(model: PreTrainedModel, places: Iterable[Place]) -> Iterator[dict[Place, Tensor]]:
+    """Collect what the next forward pass computes at these places.
 
-    def keep(to: list[Tensor]) -> Callable[..., None]:
-        return lambda _module, _inputs, output: to.append(output[0] if isinstance(output, tuple) else output)
+    Raises:
+        RecipeError: the family is not known.
+    """
+    seen: dict[Place, Tensor] = {}
 
-    handles = [module.register_forward_hook(keep(to)) for module, to in wanted]
+    def keep(place: Place, third: int | None) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
+            whole: Tensor = output[0] if isinstance(output, tuple) else output
+            seen[place] = whole if third is None else whole.chunk(3, -1)[third]
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(place, third)) for place in places for module, third in [_module_at(model, place)]]
     try:
         yield seen
     finally:
@@ -115,7 +105,19 @@ def captured(model: PreTrainedModel) -> Iterator[Inner]:
             handle.remove()
 
 
+def _module_at(model: PreTrainedModel, place: Place) -> tuple[nn.Module, int | None]:
+    """Return the module that computes a place, and which third of its output that is, where one product makes q, k and v."""
+    where, (part, layer) = family(model), place
+    blocks = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
+    if part == "hidden":
+        projected = f"{where.embeddings}_project"  # ELECTRA's embeddings may be narrower than its layers
+        narrow = hasattr(model.get_submodule(projected.rpartition(".")[0]), "embeddings_project")
+        return [model.get_submodule(projected if narrow else where.embeddings), *blocks][layer], None
+    paths = dict(zip(PROJECTIONS, (where.query, where.key, where.value), strict=True))
+    return blocks[layer].get_submodule(paths[part]), PROJECTIONS.index(part) if where.query == where.key else None
+
+
 def shape_of(model: PreTrainedModel) -> Shape:
     """Return what decides whether an objective fits this model."""
     config = model.config
-    return Shape(config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+    return Shape(config.num_hidden_layers, config.hidden_size, getattr(config, "num_attention_heads", 0))

@@ -112,7 +112,7 @@ def _apply(document: Any, change: str) -> None:
         value = _plain(_yaml().load(text))
     except Exception:  # what is no YAML is a text: a path may begin with @
         value = text
-    names_files = last in ("model", "path") or (parents == ["data"] and last in SPLITS)
+    names_files = last in ("model", "path", "embeddings") or (parents == ["data"] and last in (*SPLITS, "unlabelled"))
     node[last] = os.path.abspath(value) if names_files and isinstance(value, str) and os.path.exists(value) else value
 
 

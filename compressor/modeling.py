@@ -10,17 +10,21 @@ Limits:   the families of compressor/backbones.py.
 
 from collections.abc import Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
+from compressor import adapters, bilstm
 from compressor.backbones import backbone
 from compressor.errors import RecipeError
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
 logging.disable_progress_bar()
+bilstm.register()
 
 
 def load_classifier(folder: Path, labels: Sequence[str]) -> PreTrainedModel:
@@ -30,12 +34,14 @@ def load_classifier(folder: Path, labels: Sequence[str]) -> PreTrainedModel:
         RecipeError: the folder holds no classifier that transformers can load.
     """
     names = dict(enumerate(labels))
+    settings: dict[str, Any] = {"num_labels": len(labels), "id2label": names, "label2id": {v: k for k, v in names.items()}}
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if hasattr(config, adapters.SIZE):
+            return _with_adapters(folder, config, settings)
         return AutoModelForSequenceClassification.from_pretrained(
             folder,
-            num_labels=len(labels),
-            id2label=names,
-            label2id={v: k for k, v in names.items()},
+            **settings,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             use_safetensors=True,
@@ -44,6 +50,15 @@ def load_classifier(folder: Path, labels: Sequence[str]) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise RecipeError(f"{folder}: {' '.join(str(error).split())[:300]}; name a folder of a transformers encoder") from error
+
+
+def _with_adapters(folder: Path, config: Any, settings: dict[str, Any]) -> PreTrainedModel:
+    """Return a classifier whose layers have adapters: these are put in before the weights are read."""
+    config.update(settings)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    adapters.insert(model, getattr(config, adapters.SIZE))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()
 
 
 class PlainClassifier(nn.Module):

@@ -1,139 +1,79 @@
-"""Distillation objectives: one pure function each, listed in OBJECTIVES.
+"""Distillation objectives: what each asks of two models, listed in OBJECTIVES; the arithmetic is in compressor/losses.py.
 
 What:     losses that move a student towards its teacher or towards the labels; a recipe adds them with weights and schedules.
 Papers:   minilm (arXiv:2002.10957) · minilmv2 (arXiv:2012.15828) · tinybert (arXiv:1909.10351) · hidden_cosine (DistilBERT,
           arXiv:1910.01108) · logits (biLSTM-SOFT, arXiv:1903.12136) · soft_labels (arXiv:1503.02531) · labels (cross-entropy).
 Formula:  beside each function; a loss is a mean over real tokens or over texts, so that weights compare between tasks.
 Defaults: relation_heads 12, teacher_layer -1, temperature 2; tinybert maps student layers to the last of equal blocks of teacher layers.
-Limits:   what looks inside needs a student that reads the teacher's token ids; minilm and tinybert's attention need equal head counts.
+Limits:   what looks inside needs a student that splits texts into the teacher's tokens; minilm and tinybert's attention need equal
+          head counts. Labels of unlabelled texts count nowhere; every other objective learns from them too.
 To add:   its settings in recipe.py; the function and one entry here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.errors import RecipeError
-from compressor.families import Inner, Shape
+from compressor.families import PROJECTIONS, Inner, Part, Place, Shape
+from compressor.losses import (
+    attention_loss,
+    attention_score_loss,
+    label_loss,
+    logit_loss,
+    relation_loss,
+    soft_label_loss,
+    token_cosine,
+    token_mse,
+)
 from compressor.recipe import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
+from compressor.splits import UNLABELLED
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The shapes of both encoders."""
+
+    student: Shape
+    teacher: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where an objective looks, in each of the two encoders."""
+
+    student: frozenset[Place] = frozenset()
+    teacher: frozenset[Place] = frozenset()
+
+    def __or__(self, other: "Places") -> "Places":
+        """Return both objectives' places."""
+        return Places(self.student | other.student, self.teacher | other.teacher)
+
+    def __bool__(self) -> bool:
+        """Say whether there is anywhere to look."""
+        return bool(self.student)
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What an objective may look at for one batch; the insides are captured only while an active objective looks at them."""
+    """What an objective may look at for one batch; of the insides, the places that an active objective reads."""
 
+    shapes: Shapes
     mask: Tensor  # (batch, seq) bool, True for real tokens
-    labels: Tensor  # (batch,) or (batch, seq)
+    labels: Tensor  # (batch,), (batch, seq) for labels of tokens, (batch, 2) for spans; -100 where there is none
     class_axis: int
-    student_logits: Tensor
+    student_logits: Tensor  # (batch, classes), (batch, seq, classes) or (batch, seq, outputs)
     teacher_logits: Tensor
-    student: Inner | None = None
-    teacher: Inner | None = None
-    student_heads: int = 1
-    teacher_heads: int = 1
+    student: Inner = field(default_factory=dict)
+    teacher: Inner = field(default_factory=dict)
 
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.float().view(*x.shape[:2], heads, -1).transpose(1, 2)  # (batch, heads, seq, head_dim)
-
-
-def _scores(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    q, k = _heads(queries, heads), _heads(keys, heads)
-    scores: Tensor = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    return scores  # (batch, heads, seq, seq)
-
-
-def _log_attention(queries: Tensor, keys: Tensor, mask: Tensor, heads: int) -> Tensor:
-    scores = _scores(queries, keys, heads)
-    logs: Tensor = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)
-    return logs
-
-
-def _query_kl(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Return KL(teacher ‖ student) of log attention (batch, heads, seq, seq), a mean over heads and real queries."""
-    kl = F.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
-    return kl.transpose(1, 2)[mask].mean()  # padding queries do not count
-
-
-def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, relation_heads: int) -> Tensor:
-    """KL divergence between teacher and student self-attention relations (MiniLMv2, arXiv:2012.15828).
-
-    student and teacher are the queries, keys or values of a layer, (batch, seq, width); widths may differ.
-    """
-    return _query_kl(_log_attention(student, student, mask, relation_heads), _log_attention(teacher, teacher, mask, relation_heads), mask)
-
-
-def minilm_loss(settings: MiniLM, views: Views) -> Tensor:
-    """KL of the attention distributions plus KL of the value relations (MiniLM, arXiv:2002.10957)."""
-    student, teacher = _insides(views)
-    ours, theirs, layer = views.student_heads, views.teacher_heads, settings.teacher_layer
-    attention = _query_kl(
-        _log_attention(student.queries[-1], student.keys[-1], views.mask, ours),
-        _log_attention(teacher.queries[layer], teacher.keys[layer], views.mask, theirs),
-        views.mask,
-    )
-    return attention + relation_loss(student.values[-1], teacher.values[layer], views.mask, ours)
-
-
-def minilmv2_loss(settings: MiniLMv2, views: Views) -> Tensor:
-    """Sum of the Q-Q, K-K and V-V relation losses (MiniLMv2, arXiv:2012.15828)."""
-    student, teacher = _insides(views)
-    layer = settings.teacher_layer
-    pairs = (
-        (student.queries[-1], teacher.queries[layer]),
-        (student.keys[-1], teacher.keys[layer]),
-        (student.values[-1], teacher.values[layer]),
-    )
-    return torch.stack([relation_loss(s, t, views.mask, settings.relation_heads) for s, t in pairs]).sum()
-
-
-def tinybert_loss(settings: TinyBERT, views: Views, projection: nn.Module) -> Tensor:
-    """MSE of projected embeddings and hidden states, and of attention scores, by layer map (TinyBERT, arXiv:1909.10351)."""
-    student, teacher = _insides(views)
-    layers = layer_map(settings.layers, len(student.queries), len(teacher.queries))
-    pairs = [(0, 0), *((ours + 1, theirs + 1) for ours, theirs in enumerate(layers))]
-    losses = [_token_mse(projection(student.hidden[ours].float()), teacher.hidden[theirs], views.mask) for ours, theirs in pairs]
-    if settings.attention:
-        real = views.mask[:, None, :, None] & views.mask[:, None, None, :]
-        for ours, theirs in enumerate(layers):
-            s = _scores(student.queries[ours], student.keys[ours], views.student_heads)
-            t = _scores(teacher.queries[theirs], teacher.keys[theirs], views.teacher_heads)
-            losses.append(F.mse_loss(s[real.expand_as(s)], t[real.expand_as(t)]))
-    return torch.stack(losses).sum()
-
-
-def hidden_cosine_loss(settings: HiddenCosine, views: Views, projection: nn.Module) -> Tensor:
-    """One minus the cosine of the last hidden states, a mean over real tokens (DistilBERT, arXiv:1910.01108)."""
-    student, teacher = _insides(views)
-    found, goal = projection(student.hidden[-1].float()), teacher.hidden[-1].float()
-    return 1 - F.cosine_similarity(found[views.mask], goal[views.mask], dim=-1).mean()
-
-
-def logit_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of the logits, a mean over all of them (biLSTM-SOFT, arXiv:1903.12136)."""
-    return F.mse_loss(student.float(), teacher.detach().float())
-
-
-def soft_label_loss(student: Tensor, teacher: Tensor, class_axis: int, temperature: float) -> Tensor:
-    """Forward KL from the teacher's to the student's softened probabilities, scaled by T² (arXiv:1503.02531)."""
-    goal = (teacher.detach().float().movedim(class_axis, -1) / temperature).log_softmax(-1)
-    found = (student.float().movedim(class_axis, -1) / temperature).log_softmax(-1)
-    return F.kl_div(found, goal, log_target=True, reduction="none").sum(-1).mean() * temperature**2
-
-
-def label_loss(logits: Tensor, labels: Tensor, class_axis: int, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of the labels, weighted by class (classes,) when asked; positions labelled -100 do not count."""
-    return F.cross_entropy(logits.float().movedim(class_axis, 1), labels, weights, ignore_index=-100)
-
-
-def balanced_weights(labels: Tensor, classes: int) -> Tensor:
-    """Return weights (classes,) in inverse proportion to how often each class occurs; over the labels their mean is 1."""
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return labels.numel() / (classes * counts.float())
+    @property
+    def counted(self) -> Tensor:
+        """Which tokens' answers count (batch, seq): those with a label where tokens have labels, else the real ones."""
+        return self.labels != UNLABELLED if self.class_axis == -1 and self.labels.shape == self.mask.shape else self.mask
 
 
 def layer_map(layers: Sequence[int] | None, student: int, teacher: int) -> Sequence[int]:
@@ -141,28 +81,66 @@ def layer_map(layers: Sequence[int] | None, student: int, teacher: int) -> Seque
     return layers if layers is not None else [(layer + 1) * teacher // student - 1 for layer in range(student)]
 
 
-def _token_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    return F.mse_loss(student[mask], teacher[mask].float())
+def minilm(settings: MiniLM, views: Views) -> Tensor:
+    """KL of the attention distributions plus KL of the value relations (MiniLM, arXiv:2002.10957)."""
+    (s, ours), (t, theirs), layer = (
+        (views.student, views.shapes.student.heads),
+        (views.teacher, views.shapes.teacher.heads),
+        settings.teacher_layer,
+    )
+    attention = attention_loss((s["queries", -1], s["keys", -1]), (t["queries", layer], t["keys", layer]), views.mask, ours, theirs)
+    return attention + relation_loss(s["values", -1], t["values", layer], views.mask, ours)
 
 
-def _insides(views: Views) -> tuple[Inner, Inner]:
-    assert views.student is not None
-    assert views.teacher is not None
-    return views.student, views.teacher
+def minilmv2(settings: MiniLMv2, views: Views) -> Tensor:
+    """Sum of the Q-Q, K-K and V-V relation losses (MiniLMv2, arXiv:2012.15828)."""
+    pairs = [(views.student[part, -1], views.teacher[part, settings.teacher_layer]) for part in PROJECTIONS]
+    return torch.stack([relation_loss(s, t, views.mask, settings.relation_heads) for s, t in pairs]).sum()
 
 
-def _projection(student: Shape, teacher: Shape) -> nn.Module:
-    return nn.Linear(student.width, teacher.width, bias=False)
+def _last_layer(settings: MiniLM | MiniLMv2, shapes: Shapes) -> Places:
+    return Places(frozenset((part, -1) for part in PROJECTIONS), frozenset((part, settings.teacher_layer) for part in PROJECTIONS))
 
 
-def _projection_if_needed(student: Shape, teacher: Shape) -> nn.Module:
-    return nn.Identity() if student.width == teacher.width else _projection(student, teacher)
+def tinybert(settings: TinyBERT, views: Views, projection: nn.Module) -> Tensor:
+    """MSE of projected embeddings and hidden states, and of attention scores, by layer map (TinyBERT, arXiv:1909.10351)."""
+    s, t, shapes, mask = views.student, views.teacher, views.shapes, views.mask
+    layers = list(enumerate(layer_map(settings.layers, shapes.student.layers, shapes.teacher.layers)))
+    states = [(0, 0), *((ours + 1, theirs + 1) for ours, theirs in layers)]
+    losses = [token_mse(projection(s["hidden", ours].float()), t["hidden", theirs], mask) for ours, theirs in states]
+    for ours, theirs in layers if settings.attention else ():
+        pairs = (s["queries", ours], s["keys", ours]), (t["queries", theirs], t["keys", theirs])
+        losses.append(attention_score_loss(*pairs, mask, shapes.student.heads, shapes.teacher.heads))
+    return torch.stack(losses).sum()
 
 
-def _unequal_heads(what: str, student: Shape, teacher: Shape) -> str:
-    if student.heads == teacher.heads:
+def _mapped_layers(settings: TinyBERT, shapes: Shapes) -> Places:
+    layers = layer_map(settings.layers, shapes.student.layers, shapes.teacher.layers)
+    parts: tuple[Part, ...] = ("queries", "keys") if settings.attention else ()
+
+    def of(chosen: Sequence[int]) -> frozenset[Place]:
+        return frozenset([("hidden", 0), *(("hidden", i + 1) for i in chosen), *((part, i) for part in parts for i in chosen)])
+
+    return Places(of(range(shapes.student.layers)), of(layers))
+
+
+def hidden_cosine(settings: HiddenCosine, views: Views, projection: nn.Module) -> Tensor:
+    """One minus the cosine of the last hidden states, a mean over real tokens (DistilBERT, arXiv:1910.01108)."""
+    return token_cosine(projection(views.student["hidden", -1].float()), views.teacher["hidden", -1], views.mask)
+
+
+def _projection(shapes: Shapes) -> nn.Module:
+    return nn.Linear(shapes.student.width, shapes.teacher.width, bias=False)
+
+
+def _projection_if_needed(shapes: Shapes) -> nn.Module:
+    return nn.Identity() if shapes.student.width == shapes.teacher.width else _projection(shapes)
+
+
+def _unequal_heads(what: str, shapes: Shapes) -> str:
+    if shapes.student.heads == shapes.teacher.heads:
         return ""
-    return f"{what} needs equal head counts, but the student has {student.heads}, the teacher {teacher.heads}"
+    return f"{what} needs equal head counts, but the student has {shapes.student.heads}, the teacher {shapes.teacher.heads}"
 
 
 def _no_layer(layer: int, teacher: Shape) -> str:
@@ -171,47 +149,54 @@ def _no_layer(layer: int, teacher: Shape) -> str:
     return f"teacher layer {layer} is out of range; the teacher has layers 0 to {teacher.layers - 1}"
 
 
-def _check_minilm(settings: MiniLM, student: Shape, teacher: Shape) -> str:
-    return _no_layer(settings.teacher_layer, teacher) or _unequal_heads("minilm", student, teacher)
+def _check_minilm(settings: MiniLM, shapes: Shapes) -> str:
+    return _no_layer(settings.teacher_layer, shapes.teacher) or _unequal_heads("minilm", shapes)
 
 
-def _check_minilmv2(settings: MiniLMv2, student: Shape, teacher: Shape) -> str:
-    for name, shape in (("teacher", teacher), ("student", student)):
+def _check_minilmv2(settings: MiniLMv2, shapes: Shapes) -> str:
+    for name, shape in (("teacher", shapes.teacher), ("student", shapes.student)):
         if shape.width % settings.relation_heads:
             return f"relation_heads {settings.relation_heads} does not divide the {name}'s hidden size {shape.width}"
-    return _no_layer(settings.teacher_layer, teacher)
+    return _no_layer(settings.teacher_layer, shapes.teacher)
 
 
-def _check_tinybert(settings: TinyBERT, student: Shape, teacher: Shape) -> str:
-    layers = layer_map(settings.layers, student.layers, teacher.layers)
-    if len(layers) != student.layers:
-        return f"tinybert maps {len(layers)} layers, but the student has {student.layers}; name one for each"
-    heads = _unequal_heads("tinybert with attention", student, teacher) if settings.attention else ""
-    return next(filter(None, (_no_layer(layer, teacher) for layer in layers)), heads)
+def _check_tinybert(settings: TinyBERT, shapes: Shapes) -> str:
+    layers = layer_map(settings.layers, shapes.student.layers, shapes.teacher.layers)
+    if len(layers) != shapes.student.layers:
+        return f"tinybert maps {len(layers)} layers, but the student has {shapes.student.layers}; name one for each"
+    heads = _unequal_heads("tinybert with attention", shapes) if settings.attention else ""
+    return next(filter(None, (_no_layer(layer, shapes.teacher) for layer in layers)), heads)
 
 
 @dataclass(frozen=True)
 class Method:
-    """An objective's loss, whether it looks inside the models, what it must hold, and the module that it learns beside the student."""
+    """An objective's loss; where it looks inside the models; what must hold; and the module that is learned beside the student."""
 
     loss: Callable[..., Tensor]
-    inside: bool = False
-    check: Callable[[Any, Shape, Shape], str] | None = None
-    learned: Callable[[Shape, Shape], nn.Module] | None = None
+    places: Callable[[Any, Shapes], Places] | None = None
+    check: Callable[[Any, Shapes], str] | None = None
+    learned: Callable[[Shapes], nn.Module] | None = None
 
 
 OBJECTIVES: Mapping[type[Objective], Method] = {
-    MiniLM: Method(minilm_loss, inside=True, check=_check_minilm),
-    MiniLMv2: Method(minilmv2_loss, inside=True, check=_check_minilmv2),
-    TinyBERT: Method(tinybert_loss, inside=True, check=_check_tinybert, learned=_projection),
-    HiddenCosine: Method(hidden_cosine_loss, inside=True, learned=_projection_if_needed),
-    Logits: Method(lambda _, v: logit_loss(v.student_logits, v.teacher_logits)),
-    SoftLabels: Method(lambda s, v: soft_label_loss(v.student_logits, v.teacher_logits, v.class_axis, s.temperature)),
+    MiniLM: Method(minilm, _last_layer, _check_minilm),
+    MiniLMv2: Method(minilmv2, _last_layer, _check_minilmv2),
+    TinyBERT: Method(tinybert, _mapped_layers, _check_tinybert, _projection),
+    HiddenCosine: Method(
+        hidden_cosine, lambda *_: Places(frozenset({("hidden", -1)}), frozenset({("hidden", -1)})), learned=_projection_if_needed
+    ),
+    Logits: Method(lambda _, v: logit_loss(v.student_logits, v.teacher_logits, v.counted)),
+    SoftLabels: Method(lambda s, v: soft_label_loss(v.student_logits, v.teacher_logits, v.counted, v.class_axis, s.temperature)),
     Labels: Method(lambda _, v: label_loss(v.student_logits, v.labels, v.class_axis)),
 }
 
 
-def check(section: str, objectives: Sequence[Objective], student: Shape, teacher: Shape) -> None:
+def looks_inside(objectives: Sequence[Objective]) -> str | None:
+    """Return the type of an objective that looks inside the models, if there is one."""
+    return next((str(o.type) for o in objectives if OBJECTIVES[type(o)].places), None)
+
+
+def check(section: str, objectives: Sequence[Objective], shapes: Shapes) -> None:
     """Refuse objectives of a recipe's section that do not fit the two encoders.
 
     Raises:
@@ -219,19 +204,28 @@ def check(section: str, objectives: Sequence[Objective], student: Shape, teacher
     """
     for objective in objectives:
         method = OBJECTIVES[type(objective)]
-        if method.check and (wrong := method.check(objective, student, teacher)):
+        if method.check and (wrong := method.check(objective, shapes)):
             raise RecipeError(f"{section}.objectives: {wrong}")
 
 
-def learned_modules(objectives: Sequence[Objective], student: Shape, teacher: Shape) -> nn.ModuleDict:
+def learned_modules(objectives: Sequence[Objective], shapes: Shapes) -> nn.ModuleDict:
     """Return what is learned beside the student and thrown away after the training, by the objective's place in the recipe."""
-    made = {str(place): OBJECTIVES[type(o)].learned for place, o in enumerate(objectives)}
-    return nn.ModuleDict({place: make(student, teacher) for place, make in made.items() if make})
+    made = {str(number): OBJECTIVES[type(o)].learned for number, o in enumerate(objectives)}
+    return nn.ModuleDict({number: make(shapes) for number, make in made.items() if make})
 
 
-def look_inside(objectives: Sequence[Objective], share: float = 0.0, *, ever: bool = False) -> bool:
-    """Say whether an objective that is active after `share` of the training, or `ever`, looks inside the models."""
-    return any(OBJECTIVES[type(o)].inside for o in objectives if ever or o.start <= share < o.end)
+def active(objectives: Sequence[Objective], share: float) -> list[tuple[str, Objective]]:
+    """Return the objectives that count after `share` of the training, each with its place in the recipe."""
+    return [(str(number), o) for number, o in enumerate(objectives) if o.start <= share < o.end]
+
+
+def places_of(objectives: Sequence[Objective], shapes: Shapes, share: float) -> Places:
+    """Return where the objectives that are active after `share` of the training look."""
+    found = Places()
+    for _, objective in active(objectives, share):
+        if look := OBJECTIVES[type(objective)].places:
+            found |= look(objective, shapes)
+    return found
 
 
 def total(
@@ -239,9 +233,8 @@ def total(
 ) -> Tensor:
     """Return the weighted sum of the losses that are active after `share` of the training."""
     losses = []
-    for place, objective in enumerate(objectives):
-        if objective.start <= share < objective.end:
-            method = OBJECTIVES[type(objective)]
-            extra = [learned[str(place)]] if method.learned and learned is not None else []
-            losses.append(objective.weight * method.loss(objective, views, *extra))
+    for number, objective in active(objectives, share):
+        method = OBJECTIVES[type(objective)]
+        extra = [learned[number]] if method.learned and learned is not None else []
+        losses.append(objective.weight * method.loss(objective, views, *extra))
     return torch.stack(losses).sum()

@@ -3,6 +3,7 @@
 The docstring under a key is its documentation: `compress schema` and editors show it.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,6 +60,8 @@ class Data(Section):
     """What length configurations are chosen on; cut from train when absent, never the test split."""
     test: PathOrSplit | None = None
     """What the report's figures are measured on, once; cut from train when absent."""
+    unlabelled: PathOrSplit | None = None
+    """More texts, without labels, that the teacher answers for the student: any form of train, or .txt with a text a line."""
     holdout: Percent = 0.1
     """Share of train that each absent split takes, chosen by a hash of the text."""
     text: str = "text"
@@ -92,6 +95,8 @@ class Training(Section):
     """best: end with the weights of the epoch that scored highest on the validation split."""
     patience: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Stop early after so many epochs without a better score on the validation split; needs keep: best."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Train so many times, from the recipe's seed on; report mean and spread, and go on with what scored best on the validation split."""
 
     @model_validator(mode="after")
     def _patience_for_the_best(self) -> "Training":
@@ -101,18 +106,21 @@ class Training(Section):
 
 
 class Finetune(Training):
-    method: Literal["full", "freeze", "bitfit", "lora"] = "full"
-    """What learns beside the head: all, the upper layers, biases (arXiv:2106.10199), or low-rank updates (arXiv:2106.09685)."""
+    method: Literal["full", "freeze", "bitfit", "adapters", "lora"] = "full"
+    """What learns beside the head: all, the upper layers, biases (arXiv:2106.10199), bottlenecks in each layer (arXiv:1902.00751), or
+    low-rank updates (arXiv:2106.09685)."""
     frozen_layers: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     """freeze: layers that stay as they are, from the first, with the embeddings; absent: all, so that only the head learns."""
     rank: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """lora: rank of the updates; absent: 8."""
+    adapter_size: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    """adapters: units of each bottleneck; absent: 64."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: a rare label counts for more, in inverse proportion to its share."""
 
     @model_validator(mode="after")
     def _keys_of_the_method(self) -> "Finetune":
-        for key, method in (("frozen_layers", "freeze"), ("rank", "lora")):
+        for key, method in (("frozen_layers", "freeze"), ("rank", "lora"), ("adapter_size", "adapters")):
             if getattr(self, key) is not None and self.method != method:
                 raise ValueError(f"{key} belongs to method {method}, but method is {self.method}: leave it out")
         return self
@@ -125,20 +133,50 @@ class Teacher(Section):
     """How it is fine-tuned on the task; absent: the model is a classifier of this task already."""
 
 
+LayerList = Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1, strict=False)]
+
+
+def _layer_map(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"every second|(first|last) [1-9][0-9]{0,3}", value):
+        raise ValueError("write layers as [0, 5, 11], every second, first 4 or last 4")
+    return value
+
+
+LayerMap = Annotated[LayerList | str, BeforeValidator(_layer_map)]
+
+
+class BiLSTM(Section):
+    embeddings: Source | None = None
+    """Encoder whose embedding table and tokenizer it takes; absent: the teacher's."""
+    layers: Literal[1, 2] = 1
+    """Layers of the LSTM."""
+    hidden_size: Annotated[int, Field(ge=8, le=4096)] = 256
+    """Units of each direction."""
+
+
 class Student(Section):
     model: Source | None = None
     """A smaller encoder: a local folder, package:NAME/FOLDER, or a Hub model id."""
-    layers: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1, strict=False)] | None = None
-    """Or: these layers of the teacher, counted from 0."""
+    layers: LayerMap | None = None
+    """Or: these layers of the teacher: [0, 5, 11], counted from 0, `every second`, `first 4` or `last 4`."""
+    bilstm: BiLSTM | None = None
+    """Or: a bidirectional LSTM on an encoder's embeddings (arXiv:1903.12136)."""
+    hidden_size: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    """Narrower than the teacher, for `layers`: a multiple of its head size; the dimensions that carry most stay."""
+    vocabulary: Literal["full", "corpus"] = "full"
+    """corpus: keep only the tokens that the training texts use; the report says how many texts that covers."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Student":
-        if (self.model is None) == (self.layers is None):
-            raise ValueError("name either `model` or `layers` of the teacher")
+        if sum(origin is not None for origin in (self.model, self.layers, self.bilstm)) != 1:
+            raise ValueError("name one of `model`, `layers` of the teacher, and `bilstm`")
+        if self.hidden_size is not None and self.layers is None:
+            raise ValueError("hidden_size cuts `layers` of the teacher: leave it out, or name layers")
         return self
 
 
 class Objective(Section):
+    type: str
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Factor of this loss in the sum."""
     start: Share = 0.0
@@ -172,7 +210,7 @@ class MiniLMv2(Objective):
 class TinyBERT(Objective):
     type: Literal["tinybert"]
     """Embeddings, hidden states (through a learned projection) and attention scores, layer by layer (arXiv:1909.10351)."""
-    layers: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1, strict=False)] | None = None
+    layers: LayerList | None = None
     """Teacher layer that each student layer learns from, counted from 0; absent: the last of equal blocks of teacher layers."""
     attention: bool = True
     """Whether attention scores count; head counts must then be equal."""
@@ -203,9 +241,30 @@ class Labels(Objective):
 AnyObjective = Annotated[MiniLM | MiniLMv2 | TinyBERT | HiddenCosine | Logits | SoftLabels | Labels, Field(discriminator="type")]
 
 
+class Augment(Section):
+    copies: Annotated[int, Field(ge=1, le=100)] = 1
+    """Changed copies of each training text, which only the teacher answers."""
+    mask: Share = 0.1
+    """Probability that a word becomes the mask token."""
+    swap: Share = 0.1
+    """Probability that a word becomes one that is near in the student's embeddings."""
+    ngrams: Share = 0.25
+    """Probability that a text is cut to one to five neighbouring words."""
+
+    @model_validator(mode="after")
+    def _some_change(self) -> "Augment":
+        if self.mask + self.swap > 1 or self.mask + self.swap + self.ngrams == 0:
+            raise ValueError("mask and swap add up to at most 1, and one of mask, swap and ngrams is above 0")
+        return self
+
+
 class Distill(Training):
     student: Student
     """What the student starts as."""
+    augment: Augment | None = None
+    """Learn from changed copies of the texts too (arXiv:1903.12136, arXiv:1909.10351)."""
+    teacher_store: Megabytes = 20e3
+    """Largest disk store of the teacher's insides, which are then computed once a text; what does not fit is computed at each step."""
     objectives: Annotated[tuple[AnyObjective, ...], Field(min_length=1, strict=False)]
     """Losses that are added; `start` and `end` put them one after another."""
 
@@ -215,6 +274,10 @@ class Distill(Training):
         for share in edges:
             if not any(o.start <= share < o.end for o in self.objectives):
                 raise ValueError(f"no objective is active at {share:.0%} of the training")
+        if all(isinstance(o, Labels) for o in self.objectives) and self.augment:
+            raise ValueError(
+                "augment makes texts that only the teacher answers: add soft_labels, logits or another objective beside labels"
+            )
         return self
 
 
@@ -335,6 +398,10 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if self.assistant and not self.distill:
             raise ValueError("`assistant` teaches the student of a `distill` section: add one, or leave `assistant` out")
+        if self.length_adapt and self.distill and self.distill.student.bilstm:
+            raise ValueError("a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out")
+        if self.data.unlabelled and not self.distill:
+            raise ValueError("data.unlabelled holds texts for a student to learn from its teacher: add a `distill` section or leave it out")
         if self.search and not self.length_adapt:
             raise ValueError("`search` chooses lengths of a length-adaptive student: add a `length_adapt` section or leave `search` out")
         if self.default_point not in (None, "full") and not self.search:

@@ -17,6 +17,8 @@ from compressor.tokens import Ints, Tokens
 
 MODEL = "model"
 """Folder of a checkpoint that holds the Hugging Face model and its tokenizer."""
+UNLABELLED = -100
+"""Id of the label that a text has not: no loss of labels counts it."""
 CHUNK = 4096
 """Examples that are held as text while a split is encoded."""
 
@@ -52,18 +54,22 @@ class Splits:
         return cls(artifact.path, tuple(meta["labels"]), meta["max_length"])
 
     def examples(self, split: str) -> Iterator[Example]:
-        """Yield the examples of train, validation, search or test."""
+        """Yield the examples of train, validation, search or test, or those of unlabelled, which may be none."""
         with (self.folder / f"{split}.jsonl").open(encoding="utf-8") as file:
             for line in file:
                 yield Example(**json.loads(line))
 
     def encoded(self, split: str, task: Task, model: Path) -> Encoded:
         """Return a split as token ids of a model's tokenizer, with label ids."""
-        ids = {label: i for i, label in enumerate(self.labels)}
-        tokenizer, examples, tokens, gold = tokenizer_of(model), self.examples(split), list[Tokens](), list[Ints]()
+        return self.encode(self.examples(split), task, model)
+
+    def encode(self, examples: Iterator[Example], task: Task, model: Path) -> Encoded:
+        """Return examples as token ids of a model's tokenizer, with label ids; -100 for what has no label."""
+        ids: dict[str | None, int] = {None: UNLABELLED} | {label: i for i, label in enumerate(self.labels)}
+        tokenizer, tokens, gold = tokenizer_of(model), list[Tokens](), list[Ints]()
         while chunk := list(islice(examples, CHUNK)):
             tokens.append(task.encode(tokenizer, chunk, self.max_length))
-            gold.append(np.array([ids[e.label] for e in chunk if e.label is not None], np.int64))
+            gold.append(np.array([ids[e.label] for e in chunk], np.int64))
         return Encoded(Tokens.joined(tokens), np.concatenate(gold), pad_id_of(model))
 
 

@@ -52,6 +52,31 @@ class Fitted:
     kept_step: int
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what was measured; `validation_score` is what seeds are compared by."""
+
+    model: Any
+    metrics: dict[str, Any]
+
+
+def train_seeds(settings: Training, seed: int, state: Path, log: Progress, train: Callable[[int, Path], Trained]) -> Trained:
+    """Train once for each seed of the settings, from `seed` on, and return the best; its metrics tell mean and spread of all."""
+    if settings.seeds == 1:
+        return train(seed, state)
+    best, scores = None, []
+    for number in range(seed, seed + settings.seeds):
+        log.note(f"seed {number}, {number - seed + 1} of {settings.seeds}")
+        trained = train(number, state / f"seed-{number}")
+        scores.append(trained.metrics["validation_score"])
+        if best is None or scores[-1] > best.metrics["validation_score"]:
+            best = Trained(trained.model, trained.metrics | {"seed": number})
+    assert best is not None
+    mean, spread = float(np.mean(scores)), float(np.std(scores, ddof=1))
+    log.note(f"{settings.seeds} seeds: {mean:.4f} ± {spread:.4f} on validation; seed {best.metrics['seed']} goes on")
+    return Trained(best.model, best.metrics | {"seeds": {"scores": scores, "mean": mean, "standard_deviation": spread}})
+
+
 def fit(
     model: nn.Module,
     losses: Losses,
@@ -86,8 +111,11 @@ def fit(
     try:
         for number, rows in batches(train.tokens.lengths, settings, seed, run.done, steps):
             batch = _on(accelerator.device, train.batch(rows))
+            if settings.patience is not None and run.done - run.best_step >= settings.patience * per_epoch:
+                log.note(f"stopped after step {run.done} of {steps}: no better score in {settings.patience} epochs")
+                break
             with held_back():
-                loss = _step(accelerator, precision, model, optimizer, losses(batch, Step(number, number / steps)), number)
+                loss = _step(accelerator, precision, model, optimizer, losses(batch, Step(number, number / steps)), number, rows)
                 scheduler.step()
                 run.count(loss)
                 texts += len(rows)
@@ -97,9 +125,8 @@ def fit(
                     run.save()
             if run.done % 5 == 0 or run.done == steps:
                 log.steps(run.done, steps, loss=run.loss, rate=f"{texts / (time.perf_counter() - started):.0f} texts/s")
-            if settings.patience is not None and run.done - run.best_step >= settings.patience * per_epoch:
-                log.note(f"stopped after step {run.done} of {steps}: no better score in {settings.patience} epochs")
-                break
+        if settings.seeds > 1:
+            run.save(finished=True)
     except Interrupted:
         run.save()
         raise
@@ -156,6 +183,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     losses: Iterable[Tensor],
     number: int,
+    rows: Ints,
 ) -> float:
     value, pending = 0.0, iter(losses)
     while True:
@@ -165,7 +193,8 @@ def _step(
             break
         value += loss.item()
         if not math.isfinite(value):
-            raise StageError(f"step {number}: the loss is {value}; lower learning_rate or set precision: float32, then run again")
+            batch = f"training texts {', '.join(str(row + 1) for row in rows[:3])}{' …' if len(rows) > 3 else ''}"
+            raise StageError(f"step {number} ({batch}): the loss is {value}; lower learning_rate or set precision: float32, then run again")
         accelerator.backward(loss)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -198,7 +227,8 @@ class _State:
         if (folder / "fit.pt").exists():
             saved = torch.load(folder / "fit.pt", weights_only=True)
             for name, part in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler)):
-                part.load_state_dict(saved[name])
+                if name in saved:
+                    part.load_state_dict(saved[name])
             torch.set_rng_state(saved["rng"])
             self.done, self.loss, self.best, self.best_step = saved["progress"]
 
@@ -221,9 +251,11 @@ class _State:
         if self.best_step and self.best_step != self.done:
             self.model.load_state_dict(torch.load(self.folder / "best.pt", weights_only=True))
 
-    def save(self) -> None:
-        """Commit everything by rename."""
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+    def save(self, *, finished: bool = False) -> None:
+        """Commit everything by rename; of a finished training only the weights."""
+        parts = {"model": self.model.state_dict()}
+        if not finished:
+            parts |= {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         self._write("fit.pt", parts | {"rng": torch.get_rng_state(), "progress": (self.done, self.loss, self.best, self.best_step)})
 
     def _write(self, name: str, content: object) -> None:

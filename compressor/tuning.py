@@ -1,12 +1,13 @@
 """Efficient fine-tuning: which of an encoder's weights learn.
 
-What:     full: all · freeze: the layers above the first `frozen_layers`, or the head alone · bitfit: biases · lora: low-rank updates of
-          queries and values, merged into the weights afterwards. The head, and the pooler it reads, always learn.
-Papers:   BitFit (arXiv:2106.10199), LoRA (arXiv:2106.09685).
+What:     full: all · freeze: the layers above the first `frozen_layers`, or the head alone · bitfit: biases · adapters: a bottleneck in
+          each layer, which stays in the model · lora: low-rank updates of queries and values, merged into the weights afterwards.
+          The head, and the pooler it reads, always learn.
+Papers:   BitFit (arXiv:2106.10199), adapters (arXiv:1902.00751), LoRA (arXiv:2106.09685).
 Formula:  lora: W + (alpha / rank) · B A with B (out, rank) from zero and A (rank, in); alpha = 2 · rank.
-Defaults: full; rank 8.
+Defaults: full; rank 8; adapter_size 64.
 Limits:   fewer weights that learn save memory and optimizer time, but only `freeze` saves backward passes;
-          bitfit and lora want learning rates of 1e-4 to 1e-3.
+          bitfit, adapters and lora want learning rates of 1e-4 to 1e-3.
 """
 
 import re
@@ -15,6 +16,7 @@ import warnings
 from torch import nn
 from transformers import PreTrainedModel
 
+from compressor import adapters
 from compressor.errors import RecipeError
 from compressor.families import family
 from compressor.recipe import Finetune
@@ -35,6 +37,12 @@ def prepare(model: PreTrainedModel, settings: Finetune) -> nn.Module:
         case "bitfit":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad = name.endswith("bias")
+            _learn(_head(model))
+        case "adapters":
+            model.base_model.requires_grad_(False)
+            for adapted in adapters.insert(model, settings.adapter_size or 64):
+                adapted.down.requires_grad_(True)
+                adapted.up.requires_grad_(True)
             _learn(_head(model))
         case "lora":
             tuned = _with_lora(model, settings.rank or 8)

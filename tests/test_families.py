@@ -11,6 +11,7 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
     MPNetConfig,
     PreTrainedModel,
     RobertaConfig,
@@ -18,9 +19,10 @@ from transformers import (
 
 from compressor.backbones import BACKBONES
 from compressor.errors import RecipeError
-from compressor.families import FAMILIES, Shape, captured, select_layers, shape_of
+from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, shape_of
 from compressor.graphs import export_graph, parity
 from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
+from compressor.students import select_layers
 from compressor.tokens import Tokens
 
 L = 16
@@ -31,6 +33,7 @@ CONFIGS = {
     "electra": ElectraConfig(**SIZES, max_position_embeddings=L, embedding_size=24),
     "mpnet": MPNetConfig(**SIZES, max_position_embeddings=L + 2),
     "deberta-v2": DebertaV2Config(**SIZES, max_position_embeddings=L, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "modernbert": ModernBertConfig(**SIZES, max_position_embeddings=L, local_attention=8, pad_token_id=0),
     "distilbert": DistilBertConfig(vocab_size=50, dim=32, hidden_dim=64, n_layers=3, n_heads=4, max_position_embeddings=L),
 }
 
@@ -57,22 +60,27 @@ def test_every_family_is_covered_here() -> None:
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_is_captured_is_what_the_layers_computed(kind: str) -> None:
     model = model_of(kind)
-    with captured(model) as seen, torch.no_grad():
+    places: list[Place] = [("hidden", i) for i in range(4)] + [(part, i) for part in PROJECTIONS for i in range(3)] + [("hidden", -1)]
+    with captured(model, places) as seen, torch.no_grad():
         PlainClassifier(model)(*batch(16, 9))
         states = model.base_model(input_ids=batch(16, 9)[0], attention_mask=batch(16, 9)[1], output_hidden_states=True).hidden_states
     where = FAMILIES[kind]
     assert shape_of(model) == Shape(3, 32, 4)
-    for found, expected in zip(seen.hidden, states, strict=False):
-        torch.testing.assert_close(found, expected)
-    layers = model.get_submodule(where.layers)
-    for index in range(3):
-        for path, tensors in ((where.query, seen.queries), (where.key, seen.keys), (where.value, seen.values)):
-            torch.testing.assert_close(tensors[index], layers[index].get_submodule(path)(states[index]))  # type: ignore[index]
+    for layer in range(3):
+        torch.testing.assert_close(seen["hidden", layer], states[layer])
+    assert seen["hidden", -1] is seen["hidden", 3]
+    for layer, block in enumerate(model.get_submodule(where.layers)):  # type: ignore[arg-type]
+        normed = block.attn_norm(states[layer]) if kind == "modernbert" else states[layer]
+        outputs = [block.get_submodule(path)(normed) for path in (where.query, where.key, where.value)]
+        if kind == "modernbert":
+            outputs = list(outputs[0].chunk(3, -1))
+        for part, expected in zip(PROJECTIONS, outputs, strict=True):
+            torch.testing.assert_close(seen[part, layer], expected)
 
 
 def test_hooks_are_gone_afterwards() -> None:
     model = model_of("bert")
-    with captured(model):
+    with captured(model, [("hidden", -1)]):
         pass
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -80,15 +88,14 @@ def test_hooks_are_gone_afterwards() -> None:
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_select_layers_copies_the_named_layers_and_all_around_them(kind: str) -> None:
     model, path = model_of(kind), FAMILIES[kind].layers
-    student = select_layers(model, [2, 0])
+    chosen = [0, 2] if kind == "modernbert" else [2, 0]
+    student = select_layers(model, chosen)
     assert student.config.num_hidden_layers == 2
-    for ours, theirs in ((0, 2), (1, 0)):
+    for ours, theirs in enumerate(chosen):
         layers = student.get_submodule(path), model.get_submodule(path)
         torch.testing.assert_close(layers[0][ours].state_dict(), layers[1][theirs].state_dict())  # type: ignore[index]
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith(path)}
     torch.testing.assert_close({k: v for k, v in student.state_dict().items() if not k.startswith(path)}, rest)
-    with pytest.raises(RecipeError, match="5 is out of range; the teacher has layers 0 to 2"):
-        select_layers(model, [0, 5])
 
 
 @pytest.mark.parametrize("kind", BACKBONES)

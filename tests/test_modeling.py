@@ -9,9 +9,9 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from compressor.families import select_layers
 from compressor.lengths import LengthConfig
 from compressor.modeling import LengthAdaptiveClassifier, drop, put_back
+from compressor.students import select_layers
 
 L = 16
 

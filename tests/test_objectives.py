@@ -1,22 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.errors import RecipeError
-from compressor.families import Inner, Shape
-from compressor.objectives import (
-    OBJECTIVES,
-    Views,
-    check,
-    label_loss,
-    layer_map,
-    learned_modules,
-    look_inside,
-    relation_loss,
-    soft_label_loss,
-    total,
-)
+from compressor.families import PROJECTIONS, Place, Shape
+from compressor.losses import label_loss, logit_loss, relation_loss, soft_label_loss
+from compressor.objectives import OBJECTIVES, Places, Shapes, Views, check, layer_map, learned_modules, looks_inside, places_of, total
 from compressor.recipe import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
@@ -32,12 +24,14 @@ SETTINGS: dict[type[Objective], Objective] = {
 }
 
 
-def random_inner(shape: Shape, generator: torch.Generator, padding: float) -> Inner:
-    def draw(count: int) -> list[Tensor]:
-        found = [torch.randn(2, 4, shape.width, generator=generator) for _ in range(count)]
-        return [torch.where(MASK[..., None], x, x + padding) for x in found]
-
-    return Inner(draw(shape.layers + 1), draw(shape.layers), draw(shape.layers), draw(shape.layers))
+def random_inner(shape: Shape, generator: torch.Generator, padding: float) -> dict[Place, Tensor]:
+    """Every place of an encoder, under its number from the start and from the end; padding differs by `padding`."""
+    found: dict[Place, Tensor] = {}
+    for part, count in (("hidden", shape.layers + 1), *((p, shape.layers) for p in PROJECTIONS)):
+        for layer in range(count):
+            drawn = torch.randn(2, 4, shape.width, generator=generator)
+            found[part, layer] = found[part, layer - count] = torch.where(MASK[..., None], drawn, drawn + padding)
+    return found
 
 
 def random_views(student: Shape = STUDENT, same: bool = False, padding: float = 0.0) -> Views:
@@ -45,12 +39,12 @@ def random_views(student: Shape = STUDENT, same: bool = False, padding: float = 
     logits, goal = torch.randn(2, 3, generator=generator), torch.randn(2, 3, generator=generator)
     theirs = random_inner(TEACHER, generator, padding)
     ours = theirs if same else random_inner(student, generator, padding)
-    return Views(MASK, torch.tensor([0, 2]), -1, goal if same else logits, goal, ours, theirs, student.heads, TEACHER.heads)
+    return Views(Shapes(student, TEACHER), MASK, torch.tensor([0, 2]), -1, goal if same else logits, goal, ours, theirs)
 
 
-def loss(settings: Objective, views: Views, student: Shape = STUDENT) -> Tensor:
+def loss(settings: Objective, views: Views) -> Tensor:
     torch.manual_seed(0)
-    return total((settings,), views, learned=learned_modules((settings,), student, TEACHER))
+    return total((settings,), views, learned=learned_modules((settings,), views.shapes))
 
 
 def test_every_objective_is_listed_and_covered_here() -> None:
@@ -59,7 +53,7 @@ def test_every_objective_is_listed_and_covered_here() -> None:
 
 @pytest.mark.parametrize("kind", [k for k in SETTINGS if k is not Labels])
 def test_distilling_a_model_into_itself_costs_nothing(kind: type[Objective]) -> None:
-    learned = learned_modules((SETTINGS[kind],), TEACHER, TEACHER)
+    learned = learned_modules((SETTINGS[kind],), Shapes(TEACHER, TEACHER))
     for module in learned.values():
         if isinstance(module, nn.Linear):
             nn.init.eye_(module.weight)
@@ -74,13 +68,14 @@ def test_padding_does_not_change_a_loss(kind: type[Objective]) -> None:
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_an_objective_moves_the_student_and_never_the_teacher(kind: type[Objective]) -> None:
     views = random_views()
-    assert views.student is not None
-    assert views.teacher is not None
-    ours = [views.student_logits, *views.student.hidden, *views.student.queries, *views.student.values]
-    for tensor in ours:
+    ours, theirs = (
+        [logits, *inner.values()] for logits, inner in ((views.student_logits, views.student), (views.teacher_logits, views.teacher))
+    )
+    for tensor in (*ours, views.teacher_logits):
         tensor.requires_grad_()
     loss(SETTINGS[kind], views).backward()
     assert any(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in ours)
+    assert all(tensor.grad is None for tensor in theirs)
 
 
 def attention(queries: Tensor, keys: Tensor, text: int, length: int, head: int) -> Tensor:
@@ -101,45 +96,37 @@ def naive_kl(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> 
 
 def test_relation_loss_equals_a_naive_loop() -> None:
     views = random_views()
-    assert views.student is not None
-    assert views.teacher is not None
-    student, teacher = views.student.queries[0], views.teacher.queries[0]
+    student, teacher = views.student["queries", 0], views.teacher["queries", 0]
     torch.testing.assert_close(relation_loss(student, teacher, MASK, 4), naive_kl((student, student), (teacher, teacher)))
 
 
 def test_minilm_is_attention_and_value_relations_of_one_layer() -> None:
     views = random_views()
     s, t = views.student, views.teacher
-    assert s is not None
-    assert t is not None
-    expected = naive_kl((s.queries[-1], s.keys[-1]), (t.queries[2], t.keys[2])) + naive_kl((s.values[-1],) * 2, (t.values[2],) * 2)
+    attention_kl = naive_kl((s["queries", -1], s["keys", -1]), (t["queries", 2], t["keys", 2]))
+    expected = attention_kl + naive_kl((s["values", -1],) * 2, (t["values", 2],) * 2)
     torch.testing.assert_close(loss(MiniLM(type="minilm", teacher_layer=2), views), expected)
 
 
 def test_minilmv2_sums_query_key_and_value_relations() -> None:
     views = random_views()
     s, t = views.student, views.teacher
-    assert s is not None
-    assert t is not None
-    pairs = zip((s.queries, s.keys, s.values), (t.queries, t.keys, t.values), strict=True)
-    expected = sum(naive_kl((a[-1],) * 2, (b[1],) * 2) for a, b in pairs)
+    expected = sum(naive_kl((s[part, -1],) * 2, (t[part, 1],) * 2) for part in PROJECTIONS)
     torch.testing.assert_close(loss(MiniLMv2(type="minilmv2", relation_heads=4, teacher_layer=1), views), torch.as_tensor(expected))
 
 
 def test_tinybert_equals_a_naive_loop_over_texts() -> None:
     views, settings = random_views(), TinyBERT(type="tinybert", layers=(0, 3))
-    learned = learned_modules((settings,), STUDENT, TEACHER)
+    learned = learned_modules((settings,), views.shapes)
     s, t = views.student, views.teacher
-    assert s is not None
-    assert t is not None
     projection = learned["0"]
     expected = torch.tensor(0.0)
     for ours, theirs in ((0, 0), (1, 1), (2, 4)):
-        rows = [(projection(s.hidden[ours][i, :n]) - t.hidden[theirs][i, :n]) ** 2 for i, n in enumerate((4, 2))]
+        rows = [(projection(s["hidden", ours][i, :n]) - t["hidden", theirs][i, :n]) ** 2 for i, n in enumerate((4, 2))]
         expected = expected + torch.cat([r.flatten() for r in rows]).mean()
     for ours, theirs in ((0, 0), (1, 3)):
         gaps = [
-            attention(s.queries[ours], s.keys[ours], i, n, h) - attention(t.queries[theirs], t.keys[theirs], i, n, h)
+            attention(s["queries", ours], s["keys", ours], i, n, h) - attention(t["queries", theirs], t["keys", theirs], i, n, h)
             for i, n in enumerate((4, 2))
             for h in range(4)
         ]
@@ -155,23 +142,21 @@ def test_layers_are_mapped_to_the_last_of_equal_blocks() -> None:
 
 def test_hidden_cosine_asks_for_directions_not_lengths() -> None:
     views = random_views(TEACHER)
-    assert views.student is not None
-    assert views.teacher is not None
-    views.student.hidden[-1] = 3 * views.teacher.hidden[-1]
-    assert loss(SETTINGS[HiddenCosine], views, TEACHER).abs() < 1e-6
-    views.student.hidden[-1] = -views.teacher.hidden[-1]
-    torch.testing.assert_close(loss(SETTINGS[HiddenCosine], views, TEACHER), torch.tensor(2.0))
+    last: Place = ("hidden", -1)
+    for factor, expected in ((3.0, 0.0), (-1.0, 2.0)):
+        turned = replace(views, student={last: factor * views.teacher[last]})
+        torch.testing.assert_close(loss(SETTINGS[HiddenCosine], turned), torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 def test_soft_labels_are_forward_kl_scaled_by_the_squared_temperature() -> None:
     student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     p, q = (teacher / 2).softmax(-1), (student / 2).softmax(-1)
-    torch.testing.assert_close(soft_label_loss(student, teacher, -1, 2.0), 4 * (p * (p / q).log()).sum())
+    torch.testing.assert_close(soft_label_loss(student, teacher, MASK, -1, 2.0), 4 * (p * (p / q).log()).sum())
 
 
 def test_soft_labels_send_no_gradient_to_the_teacher() -> None:
     student, teacher = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
-    soft_label_loss(student, teacher, -1, 1.0).backward()
+    soft_label_loss(student, teacher, MASK, -1, 1.0).backward()
     assert student.grad is not None
     assert teacher.grad is None
 
@@ -194,8 +179,59 @@ def test_a_schedule_decides_which_objectives_count() -> None:
     views, both = random_views(), (MiniLMv2(type="minilmv2", relation_heads=4, end=0.4), Labels(type="labels", start=0.4))
     torch.testing.assert_close(total(both, views, 0.0), loss(SETTINGS[MiniLMv2], views))
     torch.testing.assert_close(total(both, views, 0.4), loss(SETTINGS[Labels], views))
-    assert [look_inside(both, share) for share in (0.0, 0.4, 0.999)] == [True, False, False]
-    assert look_inside(both, ever=True)
+    assert [bool(places_of(both, views.shapes, share)) for share in (0.0, 0.4, 0.999)] == [True, False, False]
+    assert looks_inside(both) == "minilmv2"
+    assert looks_inside(both[1:]) is None
+
+
+def test_an_objective_reads_only_the_places_that_it_names() -> None:
+    shapes = Shapes(STUDENT, TEACHER)
+    assert places_of((TinyBERT(type="tinybert", attention=False),), shapes, 0.0) == Places(
+        frozenset({("hidden", 0), ("hidden", 1), ("hidden", 2)}), frozenset({("hidden", 0), ("hidden", 2), ("hidden", 4)})
+    )
+    for kind, settings in SETTINGS.items():
+        places, views = places_of((settings,), shapes, 0.0), random_views()
+        narrowed = replace(
+            views,
+            student={place: x for place, x in views.student.items() if place in places.student},
+            teacher={place: x for place, x in views.teacher.items() if place in places.teacher},
+        )
+        torch.testing.assert_close(loss(settings, narrowed), loss(settings, views), msg=str(kind))
+
+
+def test_soft_labels_of_tokens_count_where_there_is_a_label() -> None:
+    student, teacher, labels = torch.randn(2, 4, 3), torch.randn(2, 4, 3), torch.tensor([[0, -100, 2, 1], [1, 0, -100, -100]])
+    views = replace(random_views(), labels=labels, student_logits=student, teacher_logits=teacher)
+    rows = [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1)]
+    p, q = (torch.stack([(x[r] / 2).softmax(-1) for r in rows]) for x in (teacher, student))
+    torch.testing.assert_close(loss(SETTINGS[SoftLabels], views), 4 * (p * (p / q).log()).sum(-1).mean())
+    expected = torch.stack([(student[r] - teacher[r]).square().mean() for r in rows]).mean()
+    torch.testing.assert_close(loss(SETTINGS[Logits], views), expected)
+
+
+def test_soft_labels_of_positions_leave_padding_out() -> None:
+    student, teacher, spans = torch.randn(2, 4, 2), torch.randn(2, 4, 2), torch.tensor([[0, 3], [1, 1]])
+    views = replace(random_views(), class_axis=1, labels=spans, student_logits=student, teacher_logits=teacher)
+    parts = []
+    for text, length in enumerate((4, 2)):
+        for end in range(2):
+            p, q = ((x[text, :length, end] / 2).softmax(-1) for x in (teacher, student))
+            parts.append((p * (p / q).log()).sum())
+    torch.testing.assert_close(loss(SETTINGS[SoftLabels], views), 4 * torch.stack(parts).mean())
+    expected = torch.cat([(student[i, :n] - teacher[i, :n]).square().flatten() for i, n in enumerate((4, 2))]).mean()
+    torch.testing.assert_close(loss(SETTINGS[Logits], views), expected)
+
+
+def test_a_batch_in_which_nothing_counts_costs_nothing() -> None:
+    logits, labels = torch.randn(2, 4, 3, requires_grad=True), torch.full((2, 4), -100)
+    none = torch.zeros(2, 4, dtype=torch.bool)
+    for value in (
+        label_loss(logits, labels, -1),
+        soft_label_loss(logits, logits.detach(), none, -1, 1.0),
+        logit_loss(logits, logits, none),
+    ):
+        value.backward(retain_graph=True)
+        assert value.item() == 0.0
 
 
 @pytest.mark.parametrize(
@@ -212,9 +248,9 @@ def test_a_schedule_decides_which_objectives_count() -> None:
 )
 def test_an_objective_that_does_not_fit_is_refused(objective: Objective, student: Shape, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        check("distill", (objective,), student, TEACHER)
+        check("distill", (objective,), Shapes(student, TEACHER))
 
 
 def test_objectives_that_fit_pass() -> None:
-    check("distill", list(SETTINGS.values()), STUDENT, TEACHER)
-    check("distill", (TinyBERT(type="tinybert", attention=False),), Shape(2, 12, 3), TEACHER)
+    check("distill", list(SETTINGS.values()), Shapes(STUDENT, TEACHER))
+    check("distill", (TinyBERT(type="tinybert", attention=False),), Shapes(Shape(2, 12, 3), TEACHER))

@@ -228,7 +228,7 @@ def test_gates_judge_the_arithmetic() -> None:
     assert [v.passed for v in verdicts] == [True, False, True, True, False, True, False]
 
 
-@pytest.mark.parametrize("method", ["freeze", "bitfit", "lora"])
+@pytest.mark.parametrize("method", ["freeze", "bitfit", "adapters", "lora"])
 def test_an_efficiently_tuned_teacher_is_a_plain_model_and_says_how_much_of_it_learned(
     method: str, make_recipe: Callable[..., Path]
 ) -> None:
@@ -288,3 +288,44 @@ def test_what_the_machine_lacks_is_told_whatever_library_met_it(error: Exception
 def test_an_error_on_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert str(_unfit(ValueError("Wire format was corrupt"), tmp_path)).startswith("no space left under")
+
+
+def test_a_teacher_with_adapters_teaches_exports_and_is_cut_like_any_other(make_recipe: Callable[..., Path]) -> None:
+    finetune = "finetune: {method: adapters, adapter_size: 8, epochs: 1,"
+    recipe = make_recipe(**{"finetune: {epochs: 8,": finetune, "search: {evaluations: 8, population: 4, texts: 8, latency: macs}\n": ""})
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("default_point: fast\n", ""), encoding="utf-8")
+    done = compress("tiny.yaml", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    runtime = Runtime(recipe.parent / "artifacts/dist/tiny")
+    assert len(list(runtime.predict(["the film is good"]))) == 1
+    student = next((recipe.parent / "artifacts").glob("distill-*/model/model.safetensors"))
+    assert "bert.encoder.layer.1.output.dense.down.weight" in load_file(student)
+
+
+def test_a_bilstm_learns_from_unlabelled_and_augmented_texts_and_ships_with_a_pruned_vocabulary(make_recipe: Callable[..., Path]) -> None:
+    student = "student: {bilstm: {hidden_size: 16}, vocabulary: corpus}\n  augment: {copies: 2}\n  seeds: 2"
+    recipe = make_recipe(**{"student: {layers: [0, 2]}": student, "max_length: 32}": "max_length: 32, unlabelled: more.txt}"})
+    text = recipe.read_text(encoding="utf-8")
+    begin, end = text.index("length_adapt:"), text.index("gates:")
+    text = text[:begin] + "quantize: {}\n" + text[end:].replace("40MB", "1MB")
+    recipe.write_text(
+        text.replace("    - {type: minilmv2, relation_heads: 4, end: 0.5}\n", "").replace(", start: 0.5", ""), encoding="utf-8"
+    )
+    more = [text for text, _ in sentences(60, 3)] + [text for text, _ in sentences(40, 2)]  # 40 of them are the test split
+    (recipe.parent / "more.txt").write_text("\n\n".join(more), encoding="utf-8")
+    done = compress("tiny.yaml", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    assert "40 of 100 unlabelled texts are in validation, search or test too: left out" in done.stderr
+    metrics = Artifact(next((recipe.parent / "artifacts").glob("distill-*"))).metrics
+    assert metrics["vocabulary"]["after"] < metrics["vocabulary"]["before"]
+    assert metrics["vocabulary"]["covered"] == 1.0
+    assert len(metrics["seeds"]["scores"]) == 2
+    assert metrics["seeds"]["mean"] == pytest.approx(sum(metrics["seeds"]["scores"]) / 2)
+    examples = Artifact(next((recipe.parent / "artifacts").glob("data-*"))).metrics["examples"]
+    assert examples["unlabelled"] == 60
+    assert metrics["texts"] > examples["train"] + 60
+    runtime = Runtime(recipe.parent / "artifacts/dist/tiny")
+    together = list(runtime.predict(["the film is good", "a dull plot and very weak music"]))
+    assert [a.label for a in together] == ["positive", "negative"]
+    products = Artifact(next((recipe.parent / "artifacts").glob("quantize-*"))).metrics["products"]
+    assert products["int8"] >= 2

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.errors import RecipeError
+from compressor.losses import balanced_weights, label_loss
 from compressor.modeling import PlainClassifier, load_classifier
-from compressor.objectives import balanced_weights, label_loss
 from compressor.recipe import Finetune
 from compressor.tuning import learning_parameters, merged, prepare
 from tests.test_families import batch, model_of

@@ -4,7 +4,7 @@ What:     a pretrained encoder with a classification head learns the labels; wit
 Paper:    BERT (arXiv:1810.04805); which weights learn: see compressor/tuning.py.
 Formula:  cross-entropy of the labels, weighted by class when `class_weights` is balanced.
 Defaults: all weights, 3 epochs, batch 32, learning rate 5e-5, linear schedule with 10 % warm-up.
-Limits:   adapters that stay beside the weights are not trained here: what cannot be merged would not export as a plain encoder.
+Limits:   adapters cannot be merged: a teacher that has them is a little slower, and its folder says so (`adapter_size`).
 """
 
 import dataclasses
@@ -18,34 +18,47 @@ from transformers import PreTrainedModel
 
 from compressor import checkpoint, sources
 from compressor.artifact import STATE
+from compressor.losses import balanced_weights, label_loss
 from compressor.modeling import PlainClassifier, load_classifier
-from compressor.objectives import balanced_weights, label_loss
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Finetune, Recipe
 from compressor.splits import Encoded, Splits, task_of
-from compressor.training import Step, fit, predict
+from compressor.tasks import Task
+from compressor.training import Step, Trained, fit, predict, train_seeds
 from compressor.tuning import learning_parameters, merged, prepare
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the teacher and return its score on the validation split."""
-    splits, task = Splits.of(inputs["data"]), task_of(recipe)
+    splits, task, settings = Splits.of(inputs["data"]), task_of(recipe), recipe.teacher.finetune
     folder = sources.model_folder(recipe.teacher.model, recipe.root)
-    torch.manual_seed(recipe.seed)  # the new head's weights
-    model = load_classifier(folder, splits.labels)
-    checkpoint.check_positions(model, splits.max_length)
-    metrics: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     validation = splits.encoded("validation", task, folder)
 
     def score(forward: nn.Module) -> float:
-        logits = predict(lambda b: forward(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
+        logits = predict(lambda b: forward.eval()(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
         return task.score(logits, validation.labels, recipe.task.metric)
 
-    if recipe.teacher.finetune:
-        metrics |= _finetune(model, recipe.teacher.finetune, splits.encoded("train", task, folder), score, recipe, out, log)
-    checkpoint.save(model, folder, out)
-    return metrics | {"validation_score": score(PlainClassifier(model).eval())}
+    def untrained(seed: int) -> PreTrainedModel:
+        torch.manual_seed(seed)  # the new head's weights
+        model = load_classifier(folder, splits.labels)
+        checkpoint.check_positions(model, splits.max_length)
+        return model
+
+    def once(seed: int, state: Path) -> Trained:
+        assert settings is not None
+        model = untrained(seed)
+        metrics = _finetune(model, settings, train, score, task, seed, state, log)
+        return Trained(model, {**metrics, "validation_score": score(PlainClassifier(model))})
+
+    if settings is None:
+        model = untrained(recipe.seed)
+        trained = Trained(model, {"validation_score": score(PlainClassifier(model))})
+    else:
+        train = splits.encoded("train", task, folder)
+        trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
+    checkpoint.save(trained.model, folder, out)
+    return {"parameters": sum(p.numel() for p in trained.model.parameters()), **trained.metrics}
 
 
 def _finetune(
@@ -53,21 +66,22 @@ def _finetune(
     settings: Finetune,
     train: Encoded,
     score: Callable[[nn.Module], float],
-    recipe: Recipe,
-    out: Path,
+    task: Task,
+    seed: int,
+    state: Path,
     log: Progress,
 ) -> dict[str, Any]:
     """Train the model in place and return what was done."""
-    task, classes = task_of(recipe), model.config.num_labels
     tuned = prepare(model, settings)
     forward, learning = PlainClassifier(tuned), learning_parameters(tuned)
-    weights = balanced_weights(torch.from_numpy(train.labels), classes) if settings.class_weights == "balanced" else None
+    balanced = settings.class_weights == "balanced"
+    weights = balanced_weights(torch.from_numpy(train.labels), model.config.num_labels) if balanced else None
     log.note(f"{settings.method}: {learning:,} weights learn")
 
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         logits = forward(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         yield label_loss(logits, batch["labels"], task.class_axis, None if weights is None else weights.to(logits.device))
 
-    fitted = fit(forward, losses, train, settings, recipe.seed, out / STATE, log, lambda: score(forward))
+    fitted = fit(forward, losses, train, settings, seed, state, log, lambda: score(forward))
     merged(tuned)
     return {**dataclasses.asdict(fitted), "learning_parameters": learning}

@@ -19,12 +19,13 @@ from torch import Tensor
 from compressor import checkpoint
 from compressor.artifact import STATE
 from compressor.lengths import LengthConfig
-from compressor.modeling import LengthAdaptiveClassifier
-from compressor.objectives import label_loss, soft_label_loss
+from compressor.losses import label_loss, soft_label_loss
+from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import LengthAdapt, Recipe
 from compressor.splits import MODEL, Splits, task_of
+from compressor.teaching import TeacherOutputs
 from compressor.training import Losses, Step, fit, predict
 
 Forward = Callable[[LengthConfig | None, frozenset[int]], Tensor]
@@ -49,11 +50,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         return {"full": score(None), "smallest": score(smallest)}
 
     before = scores()
-    teacher = checkpoint.load_forward(inputs["teacher"], splits.labels).eval()
+    teacher = PlainClassifier(checkpoint.load_plain(inputs["teacher"], splits.labels))
     teacher_train = splits.encoded("train", task, inputs["teacher"].path / MODEL)
-    log.note("teacher's logits, once for every text")
-    goals = torch.from_numpy(predict(lambda b: teacher(b["input_ids"], b["attention_mask"], b["token_type_ids"]), teacher_train))
-    losses = _losses(settings, model, goals, task.class_axis, recipe.seed)
+    outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", 0.0, log)
+    losses = _losses(settings, model, outputs, task.class_axis, recipe.seed)
     fitted = fit(model, losses, train, settings, recipe.seed, out / STATE, log, lambda: sum(scores().values()))
     after = scores()
     checkpoint.save(model.model, source, out, {"max_length": model.max_length, "significance": settings.significance})
@@ -66,33 +66,42 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     }
 
 
-def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, goals: Tensor, class_axis: int, seed: int) -> Losses:
+def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, outputs: TeacherOutputs, class_axis: int, seed: int) -> Losses:
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         def forward(config: LengthConfig | None, skipped: frozenset[int]) -> Tensor:
             lengths = None if config is None else torch.tensor(config.lengths, device=batch["input_ids"].device)
             logits: Tensor = model.without_layers(skipped, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], lengths)
             return logits
 
-        goal = goals[batch["rows"].cpu()].to(batch["input_ids"].device)
+        goal, _ = outputs.of(batch["rows"], (), batch["input_ids"].device)
         rng = random.Random(f"{seed}/{step.number}")
-        return sandwich(forward, batch["labels"], goal, settings, model.layers, model.max_length, class_axis, rng)
+        mask = batch["attention_mask"].bool()
+        return sandwich(forward, batch["labels"], goal, mask, settings, model.layers, model.max_length, class_axis, rng)
 
     return losses
 
 
 def sandwich(
-    forward: Forward, labels: Tensor, goal: Tensor, settings: LengthAdapt, layers: int, max_length: int, class_axis: int, rng: random.Random
+    forward: Forward,
+    labels: Tensor,
+    goal: Tensor,
+    mask: Tensor,
+    settings: LengthAdapt,
+    layers: int,
+    max_length: int,
+    class_axis: int,
+    rng: random.Random,
 ) -> Iterable[Tensor]:
     """Yield the losses of one step: the full model's, the smallest sub-model's, and those of random sub-models."""
     full = forward(None, frozenset())
-    hard, soft = label_loss(full, labels, class_axis), soft_label_loss(full, goal, class_axis, temperature=1.0)
+    hard, soft = label_loss(full, labels, class_axis), soft_label_loss(full, goal, mask, class_axis, temperature=1.0)
     yield (1 - settings.soft_labels) * hard + settings.soft_labels * soft
     target = full.detach()
     configurations = [LengthConfig.smallest(layers, max_length, settings.bound)]
     configurations += [LengthConfig.sample(layers, max_length, settings.bound, rng) for _ in range(settings.sandwiches)]
     for number, config in enumerate(configurations):
         skipped = frozenset() if number == 0 else drop_layers(layers, settings.layer_drop, rng)
-        yield soft_label_loss(forward(config, skipped), target, class_axis, temperature=1.0)
+        yield soft_label_loss(forward(config, skipped), target, mask, class_axis, temperature=1.0)
 
 
 def drop_layers(layers: int, probability: float, rng: random.Random) -> frozenset[int]:

@@ -22,7 +22,7 @@ from compressor.recipe import Recipe
 from compressor.runtime import Graph
 from compressor.splits import MODEL, Splits, task_of
 
-EIGHT_BIT = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul"}
+EIGHT_BIT = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "DynamicQuantizeLSTM"}
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
@@ -53,5 +53,5 @@ def count_products(path: Path) -> dict[str, int]:
     """Return how many matrix products of constant weights are INT8 and how many stayed float."""
     graph = onnx.load(path).graph
     weights = {i.name for i in graph.initializer}
-    stayed = sum(n.op_type in ("MatMul", "Gemm") and n.input[1] in weights for n in graph.node)
+    stayed = sum(n.op_type in ("MatMul", "Gemm", "LSTM") and n.input[1] in weights for n in graph.node)
     return {"int8": sum(n.op_type in EIGHT_BIT for n in graph.node), "float": stayed}

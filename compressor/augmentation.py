@@ -1,0 +1,93 @@
+"""More texts from few, for the teacher to answer: words masked, swapped for near ones, and texts cut to n-grams.
+
+What:     each copy of a text changes word by word, and may be cut to a few of its words; nobody labels it but the teacher.
+Papers:   biLSTM-SOFT (arXiv:1903.12136): masking, swapping, n-gram sampling; TinyBERT (arXiv:1909.10351): words near in embedding.
+Formula:  a word becomes the mask token with probability `mask`, else one of its 15 nearest words with probability `swap`; then with
+          probability `ngrams` one to five neighbouring words stay alone.
+Defaults: no augmentation; mask 0.1, swap 0.1, ngrams 0.25.
+Limits:   a word that the tokenizer splits is never swapped; near means cosine of the student's first embeddings, so antonyms are near too.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compressor.data import Example
+from compressor.recipe import Augment
+from compressor.splits import tokenizer_of
+
+NEAREST = 15
+LONGEST = 5
+
+
+@dataclass
+class Neighbours:
+    """The words of a vocabulary that lie nearest to a word, by cosine of their embeddings (words, width)."""
+
+    words: list[str]
+    vectors: Tensor
+    index: dict[str, int] = field(init=False)
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.index = {word: number for number, word in enumerate(self.words)}
+        self.vectors = F.normalize(self.vectors.float(), dim=-1)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, folder: Path) -> "Neighbours":
+        """Return those of a model's own embeddings; pieces of words and special tokens are no words."""
+        words = {token: number for token, number in tokenizer_of(folder).get_vocab().items() if token.isalpha()}
+        table: Tensor = model.get_input_embeddings().weight  # type: ignore[union-attr,assignment]
+        return cls(list(words), table.detach()[list(words.values())])
+
+    def of_word(self, word: str) -> list[str]:
+        """Return the nearest words, nearest first; none for a word that is not in the vocabulary."""
+        if word not in self.index:
+            return []
+        if word not in self.found:
+            near = (self.vectors @ self.vectors[self.index[word]]).topk(min(NEAREST + 1, len(self.words))).indices.tolist()
+            self.found[word] = [self.words[number] for number in near if self.words[number] != word]
+        return self.found[word]
+
+
+def mask_token(folder: Path) -> str | None:
+    """Return the text of a tokenizer's mask token, if it has one."""
+    special = [token.content for token in tokenizer_of(folder).get_added_tokens_decoder().values() if token.special]
+    return next((token for token in special if "mask" in token.lower()), None)
+
+
+def augmented(examples: Iterable[Example], settings: Augment, near: Neighbours, mask: str | None, seed: int) -> Iterator[Example]:
+    """Yield `copies` changed copies of each example, without a label; copies that came out unchanged are left out."""
+    for number, example in enumerate(examples):
+        rng = random.Random(f"{seed}/{number}")
+        for _ in range(settings.copies):
+            copy = Example(
+                changed(example.text, settings, near, mask, rng),
+                None if example.text_pair is None else changed(example.text_pair, settings, near, mask, rng),
+            )
+            if (copy.text, copy.text_pair) != (example.text, example.text_pair):
+                yield copy
+
+
+def changed(text: str, settings: Augment, near: Neighbours, mask: str | None, rng: random.Random) -> str:
+    """Return a text with words masked, swapped and cut."""
+    words = [_word(word, settings, near, mask, rng) for word in text.split()]
+    if rng.random() < settings.ngrams:
+        count = min(rng.randint(1, LONGEST), len(words))
+        begin = rng.randint(0, len(words) - count)
+        words = words[begin : begin + count]
+    return " ".join(words)
+
+
+def _word(word: str, settings: Augment, near: Neighbours, mask: str | None, rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < settings.mask:
+        return mask or word
+    if draw < settings.mask + settings.swap:
+        return rng.choice(near.of_word(word.lower()) or [word])
+    return word

@@ -1,0 +1,100 @@
+"""The losses' arithmetic: pure functions of tensors, each a mean over what counts, so that weights compare between tasks.
+
+Logits are (batch, classes), one answer a text; (batch, seq, classes) with class axis -1, one answer a token (token classification,
+masked tokens); or (batch, seq, outputs) with class axis 1, one position an output (extractive question answering).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compressor.splits import UNLABELLED
+
+
+def answers(logits: Tensor, mask: Tensor, class_axis: int) -> Tensor:
+    """Return one row of logits (answers, classes) for each answer that counts.
+
+    `mask` (batch, seq) says which tokens count; positions that do not count are no choice where the class is a position.
+    """
+    logits = logits.float()
+    if logits.ndim == 2:
+        return logits
+    if class_axis == 1:
+        return logits.masked_fill(~mask[..., None], -1e4).movedim(1, -1).flatten(0, 1)
+    return logits[mask]
+
+
+def soft_label_loss(student: Tensor, teacher: Tensor, mask: Tensor, class_axis: int, temperature: float) -> Tensor:
+    """Forward KL from the teacher's to the student's softened probabilities, scaled by T² (arXiv:1503.02531)."""
+    goal, found = (answers(x, mask, class_axis).div(temperature).log_softmax(-1) for x in (teacher.detach(), student))
+    if not goal.numel():
+        return student.sum() * 0.0  # no token of this batch counts
+    return F.kl_div(found, goal, log_target=True, reduction="none").sum(-1).mean() * temperature**2
+
+
+def logit_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Squared distance of the logits, a mean over those that count (biLSTM-SOFT, arXiv:1903.12136)."""
+    found, goal = (x.float() if x.ndim == 2 else x.float()[mask] for x in (student, teacher.detach()))
+    return F.mse_loss(found, goal) if goal.numel() else student.sum() * 0.0
+
+
+def label_loss(logits: Tensor, labels: Tensor, class_axis: int, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the labels, weighted by class (classes,) when asked; what is labelled -100 does not count."""
+    if bool((labels == UNLABELLED).all()):
+        return logits.sum() * 0.0  # a batch without labels; the mean over nothing would be no number
+    return F.cross_entropy(logits.float().movedim(class_axis, 1), labels, weights, ignore_index=UNLABELLED)
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """Return weights (classes,) in inverse proportion to how often each class occurs; over the labels their mean is 1."""
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return labels.numel() / (classes * counts.float())
+
+
+def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, relation_heads: int) -> Tensor:
+    """KL divergence between teacher and student self-attention relations (MiniLMv2, arXiv:2012.15828).
+
+    student and teacher are the queries, keys or values of a layer, (batch, seq, width); widths may differ.
+    """
+    return attention_loss((student, student), (teacher, teacher), mask, relation_heads, relation_heads)
+
+
+def attention_loss(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask: Tensor, student_heads: int, teacher_heads: int
+) -> Tensor:
+    """KL(teacher ‖ student) of the attention distributions of (queries, keys), a mean over heads and real queries."""
+    ours, theirs = _log_attention(*student, mask, student_heads), _log_attention(*teacher, mask, teacher_heads)
+    kl = F.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1)
+    return kl.transpose(1, 2)[mask].mean()  # padding queries do not count
+
+
+def attention_score_loss(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask: Tensor, student_heads: int, teacher_heads: int
+) -> Tensor:
+    """Squared distance of the attention scores of (queries, keys), before the softmax, over pairs of real tokens."""
+    ours, theirs = attention_scores(*student, student_heads), attention_scores(*teacher, teacher_heads)
+    real = (mask[:, None, :, None] & mask[:, None, None, :]).expand_as(ours)
+    return F.mse_loss(ours[real], theirs[real])
+
+
+def attention_scores(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """Return Q·Kᵀ / √head_dim, (batch, heads, seq, seq)."""
+    q, k = (x.float().view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys))  # (batch, heads, seq, head_dim)
+    scores: Tensor = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return scores
+
+
+def token_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Squared distance of two states (batch, seq, width), over real tokens."""
+    return F.mse_loss(student.float()[mask], teacher.float()[mask])
+
+
+def token_cosine(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """One minus the cosine of two states (batch, seq, width), a mean over real tokens (DistilBERT, arXiv:1910.01108)."""
+    return 1 - F.cosine_similarity(student.float()[mask], teacher.float()[mask], dim=-1).mean()
+
+
+def _log_attention(queries: Tensor, keys: Tensor, mask: Tensor, heads: int) -> Tensor:
+    scores = attention_scores(queries, keys, heads)
+    logs: Tensor = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)
+    return logs

@@ -1,0 +1,113 @@
+"""What the teacher says of each text, computed once and read back in any batch: logits, and the insides that objectives look at.
+
+What:     a text's outputs are computed when a batch first asks for them, and kept on disk, ragged, without padding.
+Formula:  bytes = tokens · width · 2 for each place inside (float16); 4 · classes a text for logits (float32).
+Defaults: insides are kept when more than one epoch reads them and they fit into `teacher_store`.
+Limits:   a batch of which one text is unknown is computed as a whole; the store goes with the stage's state.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compressor.families import Place, captured, shape_of
+from compressor.modeling import PlainClassifier
+from compressor.progress import Progress
+from compressor.splits import Encoded
+from compressor.tokens import Ints
+
+
+class Ragged:
+    """A disk array with some rows for each text, filled text by text in any order; it survives `kill -9`.
+
+    Raises:
+        OSError: the disk has no room for all of it.
+    """
+
+    def __init__(self, path: Path, counts: Ints, width: int, dtype: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        shape, texts = (int(self.starts[-1]), width), len(counts)
+        for file, size in ((path, shape[0] * width * np.dtype(dtype).itemsize), (path.with_suffix(".known"), texts)):
+            with file.open("ab") as opened:  # all of it at once: a memory map that meets a full disk later is killed, not told
+                os.posix_fallocate(opened.fileno(), 0, max(1, size))
+        self.values = np.memmap(path, dtype, "r+", shape=shape)
+        self.known = np.memmap(path.with_suffix(".known"), np.bool_, "r+", shape=(texts,))
+
+    def has(self, rows: Ints) -> bool:
+        """Say whether all these texts are known."""
+        return bool(self.known[rows].all())
+
+    def write(self, rows: Ints, batch: NDArray[np.floating]) -> None:
+        """Keep those texts of a batch (texts, longest, width) that are not known yet."""
+        for row, values in zip(rows, batch, strict=True):
+            if not self.known[row]:
+                begin, end = self.starts[row], self.starts[row + 1]
+                self.values[begin:end] = values[: end - begin]
+                self.known[row] = True  # after the values: what is known is whole
+
+    def read(self, rows: Ints) -> NDArray[np.floating]:
+        """Return a batch (texts, longest, width), padded with zeros."""
+        counts = self.starts[rows + 1] - self.starts[rows]
+        batch = np.zeros((len(rows), counts.max(), self.values.shape[1]), self.values.dtype)
+        for number, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            batch[number, :count] = self.values[self.starts[row] : self.starts[row] + count]
+        return batch
+
+
+class TeacherOutputs:
+    """The teacher's logits and insides for the texts of a split, each computed once.
+
+    What was stored first is what every later batch reads, so a build that was interrupted ends as one that was not.
+    """
+
+    def __init__(self, teacher: PlainClassifier, data: Encoded, per_token: bool, folder: Path, room: float, log: Progress) -> None:
+        """Keep at most `room` bytes of insides under the folder; logits are always kept."""
+        self.teacher, self.data, self.folder, self.room, self.log = teacher.eval(), data, folder, room, log
+        self.per_token = per_token
+        counts = data.tokens.lengths if per_token else np.ones(len(data), np.int64)
+        self.logits = Ragged(folder / "logits.bin", counts, teacher.model.config.num_labels, "float32")
+        self.insides: dict[Place, Ragged | None] = {}
+
+    @torch.no_grad()
+    def of(self, rows: Tensor, places: Iterable[Place], device: torch.device) -> tuple[Tensor, dict[Place, Tensor]]:
+        """Return logits and, for each place, its values (batch, seq, width), of the texts of these rows."""
+        texts, wanted = rows.cpu().numpy(), list(places)
+        for place in wanted:
+            self.insides.setdefault(place, self._opened(place))
+        stores = [self.logits, *(self.insides[place] for place in wanted)]
+        fresh: dict[Place, Tensor] = {}
+        if not all(store and store.has(texts) for store in stores):
+            fresh = self._computed(texts, wanted, device)
+        logits = torch.from_numpy(self.logits.read(texts)).to(device)
+        found = {p: fresh[p] if (store := self.insides[p]) is None else torch.from_numpy(store.read(texts)).to(device) for p in wanted}
+        return logits if self.per_token else logits[:, 0], found
+
+    def _computed(self, texts: Ints, wanted: list[Place], device: torch.device) -> dict[Place, Tensor]:
+        batch = {name: torch.from_numpy(array).to(device) for name, array in self.data.batch(texts).items()}
+        self.teacher.to(device)
+        with captured(self.teacher.model, wanted) as seen:
+            logits = self.teacher(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).float()
+        self.logits.write(texts, (logits if self.per_token else logits[:, None]).cpu().numpy())
+        for place, values in seen.items():
+            if store := self.insides[place]:
+                store.write(texts, values.to(torch.float16).cpu().numpy())
+        return seen
+
+    def _opened(self, place: Place) -> Ragged | None:
+        """Return the store of a place, or None where there is no room for it."""
+        path = self.folder / f"{place[0]}{place[1]}.bin"
+        counts, width = self.data.tokens.lengths, shape_of(self.teacher.model).width
+        size = int(counts.sum()) * width * 2
+        if size > self.room or (not path.exists() and size > shutil.disk_usage(self.folder).free / 2):
+            if self.room:
+                self.log.note(f"teacher's {place[0]} of layer {place[1]} take {size / 1e9:.1f} GB: computed at each step, not stored")
+            return None
+        self.room -= size
+        return Ragged(path, counts, width, "float16")

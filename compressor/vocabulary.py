@@ -1,0 +1,100 @@
+"""Vocabulary pruning: keep only the tokens that a corpus uses, in the tokenizer and in the embedding table.
+
+What:     tokens that no text of the corpus needs leave; single characters stay, so that any text can still be split.
+Formula:  WordPiece takes the longest piece that fits, so a text of which every token stays is split as before: same pieces, same logits.
+Defaults: off (`vocabulary: full`).
+Limits:   WordPiece tokenizers. A text with a token that left is split into smaller pieces: `covered` says how many texts are.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compressor.errors import RecipeError
+from compressor.splits import tokenizer_of
+from compressor.tokens import Ints, Tokens
+
+PREFIX = "##"
+
+
+def used(folder: Path, corpus: Tokens, key: str) -> Ints:
+    """Return the ids, ascending, that stay: those of the corpus, special tokens, and single characters.
+
+    Raises:
+        RecipeError: the tokenizer is not WordPiece.
+    """
+    described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    if described["model"]["type"] != "WordPiece":
+        kind = described["model"]["type"]
+        raise RecipeError(f"{key}: corpus is exact for WordPiece tokenizers only, and this one is {kind}; set vocabulary: full")
+    vocabulary: dict[str, int] = described["model"]["vocab"]
+    kept = {number for piece, number in vocabulary.items() if len(piece.removeprefix(PREFIX)) == 1}
+    kept |= {token["id"] for token in described["added_tokens"]}
+    kept |= {vocabulary[described["model"]["unk_token"]]}
+    return np.array(sorted(kept | set(np.unique(corpus.ids).tolist())))
+
+
+def covered(kept: Ints, tokens: Tokens) -> float:
+    """Return the share of texts of which every token stays."""
+    missing = ~np.isin(tokens.ids, kept)
+    return 1.0 - float(np.mean(np.add.reduceat(missing, tokens.starts[:-1]) > 0))
+
+
+def prune_model(model: PreTrainedModel, kept: Ints) -> None:
+    """Take the other rows out of the model's embedding table, in place."""
+    table: Any = model.get_input_embeddings()
+    old_pad = table.padding_idx
+    smaller = nn.Embedding(len(kept), table.embedding_dim)
+    smaller.weight = nn.Parameter(table.weight.detach()[torch.from_numpy(kept)].clone())
+    place = {int(number): new for new, number in enumerate(kept)}
+    if old_pad is not None:
+        smaller.padding_idx = place[old_pad]
+    model.set_input_embeddings(smaller)
+    model.config.vocab_size = len(kept)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        number = getattr(model.config, name, None)
+        if number is not None:
+            setattr(model.config, name, place.get(number))
+
+
+def prune_tokenizer(source: Path, target: Path, kept: Ints) -> None:
+    """Write the tokenizer with the kept tokens only, renumbered, over the one in `target`."""
+    place = {int(number): new for new, number in enumerate(kept)}
+    described = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = described["model"]["vocab"]
+    described["model"]["vocab"] = {piece: place[number] for piece, number in vocabulary.items() if number in place}
+    for token in described["added_tokens"]:
+        token["id"] = place[token["id"]]
+    _renumber(described["post_processor"], place)
+    (target / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
+    if (target / "vocab.txt").exists():
+        pieces = tokenizer_of(target).get_vocab()
+        (target / "vocab.txt").write_text("\n".join(sorted(pieces, key=pieces.__getitem__)) + "\n", encoding="utf-8")
+    settings = target / "tokenizer_config.json"
+    if settings.exists():
+        described = json.loads(settings.read_text(encoding="utf-8"))
+        if "added_tokens_decoder" in described:
+            described["added_tokens_decoder"] = {
+                str(place[int(number)]): token for number, token in described["added_tokens_decoder"].items()
+            }
+            settings.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _renumber(part: Any, place: dict[int, int]) -> None:
+    """Renumber the ids that a post-processor adds: BERT's and RoBERTa's pairs [token, id], a template's `ids`."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key in ("sep", "cls"):
+                value[1] = place[value[1]]
+            elif key == "ids":
+                part[key] = [place[number] for number in value]
+            else:
+                _renumber(value, place)
+    elif isinstance(part, list):
+        for value in part:
+            _renumber(value, place)

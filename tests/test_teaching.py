@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from compressor.families import Place, captured
+from compressor.modeling import PlainClassifier
+from compressor.progress import Progress
+from compressor.splits import Encoded
+from compressor.teaching import Ragged, TeacherOutputs
+from compressor.tokens import Tokens
+from tests.test_families import model_of
+
+PLACES: list[Place] = [("queries", -1), ("hidden", 0)]
+LENGTHS = (9, 4, 12, 4)
+
+
+class Counting(PlainClassifier):
+    """A teacher that counts its forward passes."""
+
+    passes = 0
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return super().forward(*inputs)
+
+
+def encoded() -> Encoded:
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(5, 50, n).astype(np.int32) for n in LENGTHS]
+    texts = Tokens.joined([Tokens(x, np.zeros(len(x), np.int8), np.array([0, len(x)])) for x in ids])
+    return Encoded(texts, np.zeros(4, np.int64), 0)
+
+
+def outputs(folder: Path, room: float = 1e9) -> tuple[TeacherOutputs, Counting]:
+    teacher = Counting(model_of("bert"))
+    return TeacherOutputs(teacher, encoded(), False, folder, room, Progress(quiet=True)), teacher
+
+
+def ask(store: TeacherOutputs, *rows: int) -> tuple[torch.Tensor, dict[Place, torch.Tensor]]:
+    return store.of(torch.tensor(rows), PLACES, torch.device("cpu"))
+
+
+def test_what_is_read_is_what_the_teacher_computes(tmp_path: Path) -> None:
+    store, teacher = outputs(tmp_path)
+    ask(store, 2, 0, 1, 3)
+    logits, insides = ask(store, 0, 3)
+    batch = {name: torch.from_numpy(array) for name, array in encoded().batch(np.array([0, 3])).items()}
+    with captured(teacher.model, PLACES) as seen, torch.no_grad():
+        expected = teacher(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+    torch.testing.assert_close(logits, expected)
+    real = batch["attention_mask"].bool()
+    for place in PLACES:
+        assert insides[place].shape == seen[place].shape
+        torch.testing.assert_close(insides[place][real].float(), seen[place][real], atol=2e-3, rtol=1e-3)
+
+
+def test_each_text_is_computed_once_whatever_batch_it_comes_in(tmp_path: Path) -> None:
+    store, teacher = outputs(tmp_path)
+    for rows in ((0, 1), (2, 3), (3, 0), (1, 2), (0, 1, 2, 3)):
+        ask(store, *rows)
+    assert teacher.passes == 2
+
+
+def test_a_second_process_goes_on_with_what_the_first_one_stored(tmp_path: Path) -> None:
+    first = outputs(tmp_path)[0]
+    known = ask(first, 0, 1)
+    store, teacher = outputs(tmp_path)
+    again = ask(store, 0, 1)
+    assert teacher.passes == 0
+    torch.testing.assert_close(again, known, rtol=0, atol=0)
+    ask(store, 1, 2)  # a batch of which one text is new changes nothing of the other
+    torch.testing.assert_close(ask(store, 0, 1), known, rtol=0, atol=0)
+
+
+def test_what_does_not_fit_is_computed_at_each_step_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = Counting(model_of("bert"))
+    store = TeacherOutputs(teacher, encoded(), False, tmp_path, sum(LENGTHS) * 32 * 2 + 10, Progress())
+    expected = ask(outputs(tmp_path / "whole")[0], 0, 2)[1]
+    for _ in range(2):
+        found = ask(store, 0, 2)[1]
+        for place in PLACES:
+            torch.testing.assert_close(found[place][1].float(), expected[place][1].float(), atol=2e-3, rtol=1e-3)
+    assert teacher.passes == 2
+    assert "computed at each step, not stored" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.glob("*.bin")) == ["logits.bin", "queries-1.bin"]
+
+
+def test_a_store_takes_its_room_at_once(tmp_path: Path) -> None:
+    Ragged(tmp_path / "x.bin", np.array([1000, 3000]), 64, "float16")
+    assert (tmp_path / "x.bin").stat().st_blocks * 512 >= 4000 * 64 * 2
+
+
+def test_padding_is_not_stored(tmp_path: Path) -> None:
+    store = Ragged(tmp_path / "x.bin", np.array([1, 3]), 2, "float32")
+    batch: NDArray[np.floating] = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    store.write(np.array([0, 1]), batch)
+    assert store.values.tolist() == [[0, 1], [6, 7], [8, 9], [10, 11]]
+    assert store.read(np.array([1, 0])).tolist() == [[[6, 7], [8, 9], [10, 11]], [[0, 1], [0, 0], [0, 0]]]

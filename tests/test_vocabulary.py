@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from compressor.data import Example
+from compressor.errors import RecipeError
+from compressor.modeling import PlainClassifier, load_classifier
+from compressor.splits import pad_id_of, tokenizer_of
+from compressor.tasks import TextClassification
+from compressor.tokens import Tokens
+from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
+
+PIECES = ["un", "##believ", "##able", "##a", "##b", "b", "a", "film", "##s", "good", "bad", "very", "unbelievable", "[PAD]"]
+TASK, LABELS = TextClassification(), ("x", "y")
+
+
+def model_folder(folder: Path, template: bool) -> Path:
+    """A BERT whose special tokens do not come first, with BERT's own post-processor or a template."""
+    vocabulary = {token: i for i, token in enumerate([*PIECES, "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = {name: vocabulary[name] for name in ("[SEP]", "[CLS]")}
+    tokenizer.post_processor = (
+        processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=list(ends.items()))
+        if template
+        else processors.BertProcessing(*ends.items())
+    )
+    names = {f"{n}_token": f"[{n.upper()}]" for n in ("pad", "unk", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    BertForSequenceClassification(BertConfig(vocab_size=len(vocabulary), pad_token_id=vocabulary["[PAD]"], **sizes)).save_pretrained(folder)
+    return folder
+
+
+def encoded(folder: Path, *texts: str) -> Tokens:
+    return TASK.encode(tokenizer_of(folder), [Example(text, "film") for text in texts], 32)
+
+
+def logits(folder: Path, *texts: str) -> torch.Tensor:
+    arrays = encoded(folder, *texts).padded(pad_id_of(folder))
+    with torch.no_grad():
+        found: torch.Tensor = PlainClassifier(load_classifier(folder, LABELS).eval())(*(torch.from_numpy(a) for a in arrays.values()))
+    return found
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_covered_text_gets_the_same_pieces_and_the_same_logits(template: bool, tmp_path: Path) -> None:
+    source, target = model_folder(tmp_path / "source", template), model_folder(tmp_path / "target", template)
+    corpus = ("very good films", "unbelievable", "a film")
+    kept = used(source, encoded(source, *corpus), "k")
+    model = load_classifier(source, LABELS)
+    prune_model(model, kept)
+    model.save_pretrained(target)
+    prune_tokenizer(source, target, kept)
+    assert tokenizer_of(target).get_vocab_size() == len(kept) < tokenizer_of(source).get_vocab_size()
+    for text in (*corpus, "good film", "very good unbelievable films"):
+        assert tokenizer_of(target).encode(text, "film").tokens == tokenizer_of(source).encode(text, "film").tokens
+    torch.testing.assert_close(logits(target, *corpus, "good"), logits(source, *corpus, "good"))
+
+
+def test_coverage_is_the_share_of_texts_that_lose_no_token(tmp_path: Path) -> None:
+    source = model_folder(tmp_path, True)
+    kept = used(source, encoded(source, "very good films"), "k")
+    assert covered(kept, encoded(source, "good film", "bad film", "very", "unbelievable")) == 0.5
+
+
+def test_any_text_can_still_be_split_into_characters(tmp_path: Path) -> None:
+    source = model_folder(tmp_path, True)
+    kept = used(source, encoded(source, "good"), "k")
+    names = {number: piece for piece, number in tokenizer_of(source).get_vocab().items()}
+    special, characters = {"[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"}, {"a", "b", "##a", "##b", "##s"}
+    assert {names[int(n)] for n in kept} == special | characters | {"good", "film"}
+    assert np.all(np.diff(kept) > 0)
+
+
+def test_a_vocabulary_that_is_no_wordpiece_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": {}}, "added_tokens": []}), encoding="utf-8")
+    with pytest.raises(RecipeError, match="k: corpus is exact for WordPiece tokenizers only, and this one is BPE; set vocabulary: full"):
+        used(tmp_path, Tokens.joined([]), "k")
