@@ -29,11 +29,11 @@ from benchmarks.child import run
 from benchmarks.record import conclude
 from compressor import sources
 from compressor.data import Columns, read_examples
-from compressor.modeling import PlainClassifier, load_classifier
+from compressor.encoded import Encoded, pad_id_of, tokenizer_of
+from compressor.modeling import PlainClassifier, load_model
 from compressor.objectives import label_loss
 from compressor.progress import Progress
 from compressor.recipe import Training
-from compressor.splits import Encoded, pad_id_of, tokenizer_of
 from compressor.tasks import TASKS
 from compressor.tokens import Ints, Tokens
 from compressor.training import Step, fit
@@ -182,7 +182,7 @@ def _work(steps: int, warm_up: int, scratch: Path) -> Work:
     torch.manual_seed(SEED)  # the new head's weights
     labels = np.array([LABELS.index(e.label or "") for e in examples])
     train = Encoded(TASK.encode(tokenizer_of(folder), examples, MAX_LENGTH), labels, pad_id_of(folder))
-    return Work(load_classifier(folder, LABELS), train, steps, warm_up, scratch)
+    return Work(load_model(folder, LABELS), train, steps, warm_up, scratch)
 
 
 def compare(rounds: int, steps: int, warm_up: int) -> dict[str, Any]:

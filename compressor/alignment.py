@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.splits import tokenizer_of
+from compressor.encoded import tokenizer_of
 from compressor.tokens import Tokens
 
 SPECIAL = -1

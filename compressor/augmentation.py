@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compressor.data import Example
+from compressor.encoded import tokenizer_of
 from compressor.recipe import Augment
-from compressor.splits import tokenizer_of
 
 NEAREST = 15
 LONGEST = 5
@@ -53,12 +53,6 @@ class Neighbours:
             near = (self.vectors @ self.vectors[self.index[word]]).topk(min(NEAREST + 1, len(self.words))).indices.tolist()
             self.found[word] = [self.words[number] for number in near if self.words[number] != word]
         return self.found[word]
-
-
-def mask_token(folder: Path) -> str | None:
-    """Return the text of a tokenizer's mask token, if it has one."""
-    special = [token.content for token in tokenizer_of(folder).get_added_tokens_decoder().values() if token.special]
-    return next((token for token in special if "mask" in token.lower()), None)
 
 
 def augmented(examples: Iterable[Example], settings: Augment, near: Neighbours, mask: str | None, seed: int) -> Iterator[Example]:

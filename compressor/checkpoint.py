@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from compressor.artifact import Artifact, write_json
 from compressor.errors import RecipeError
-from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier, load_classifier
+from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier, load_model
 from compressor.splits import MODEL
 
 ADAPTIVE = "length_adaptive.json"
@@ -42,9 +42,9 @@ def save(model: PreTrainedModel, tokenizer_from: Path, out: Path, adaptive: dict
         write_json(out / ADAPTIVE, adaptive)
 
 
-def load_plain(artifact: Artifact, labels: Sequence[str]) -> PreTrainedModel:
-    """Return the classifier of a checkpoint."""
-    return load_classifier(artifact.path / MODEL, labels)
+def load_plain(artifact: Artifact, labels: Sequence[str], head: str = "sequence-classification") -> PreTrainedModel:
+    """Return the model of a checkpoint."""
+    return load_model(artifact.path / MODEL, labels, head)
 
 
 def load_forward(artifact: Artifact, labels: Sequence[str]) -> PlainClassifier | LengthAdaptiveClassifier:

@@ -128,10 +128,13 @@ def run(
     if profile == "smoke":
         log.warn("smoke profile: a sliver of data, and no gate is judged; its figures mean nothing")
     artifact = pipeline.run(chosen, artifacts, log, until=until, force=force)
-    if artifact.manifest["stage"] != "bundle":
+    if artifact.manifest["stage"] not in pipeline.LAST:
         show(format, {"artifact": str(artifact.path), "metrics": dict(artifact.metrics)})
         return
     place = publish(artifact, artifacts, chosen.name)
+    if artifact.manifest["stage"] == "encoder":
+        show(format, {"encoder": str(place), "metrics": dict(artifact.metrics)})
+        return
     last = {"variants": artifact.metrics["variants"], "bundle": str(place), "report": str(place / "report.html")}
     show(format, {key: value for key, value in artifact.metrics.items() if key not in (*last, "seconds")} | last)
     broken = [g for g in artifact.metrics["gates"] if not g["passed"]]

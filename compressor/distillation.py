@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from compressor import checkpoint
 from compressor.alignment import aligned
 from compressor.artifact import STATE
-from compressor.augmentation import Neighbours, augmented, mask_token
+from compressor.augmentation import Neighbours, augmented
 from compressor.data import Example
+from compressor.encoded import Encoded, mask_token
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, captured, shape_of
 from compressor.modeling import PlainClassifier
@@ -23,22 +24,23 @@ from compressor.objectives import Shapes, Views, check, learned_modules, looks_i
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Distill, Recipe
-from compressor.splits import MODEL, Encoded, Splits, task_of
+from compressor.splits import MODEL, Splits, task_of
 from compressor.students import student_of
 from compressor.tasks import Task
 from compressor.teaching import TeacherOutputs
-from compressor.training import Losses, Step, Trained, fit, predict, train_seeds
+from compressor.tokens import Tokens
+from compressor.training import Losses, Step, Trained, fit, score_of, train_seeds
 from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
 
 
 def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the student of a recipe's section, taught by the newest guide, and return its score on the validation split."""
     splits, task, guide = Splits.of(inputs["data"]), task_of(recipe), inputs["guide"].path / MODEL
-    teacher = PlainClassifier(checkpoint.load_plain(inputs["guide"], splits.labels)).eval()
+    teacher = PlainClassifier(checkpoint.load_plain(inputs["guide"], splits.labels, task.head)).eval()
 
     def untrained(seed: int) -> tuple[PreTrainedModel, Path]:
         torch.manual_seed(seed)
-        return student_of(settings.student, section, recipe.root, teacher.model, guide, splits.labels)
+        return student_of(settings.student, section, recipe.root, teacher.model, guide, splits.labels, task.head)
 
     model, folder = untrained(recipe.seed)
     checkpoint.check_positions(model, splits.max_length)
@@ -54,20 +56,21 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
         learned = learned_modules(settings.objectives, shapes)
 
         def score() -> float:
-            return _score(student, validation, task, recipe.task.metric)
+            return score_of(student, validation, task, recipe.task.metric)
 
         losses = _losses(settings, student, learned, shapes, outputs, task.class_axis)
         fitted = fit(nn.ModuleList([student, learned]), losses, train, settings, seed, state, log, score)
         return Trained(student.model, {**dataclasses.asdict(fitted), "validation_score": score()})
 
     trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
-    metrics = {**trained.metrics, "texts": len(train)}
+    counts = inputs["data"].metrics["examples"]
+    originals = counts["train"] + counts.get("unlabelled", 0)
+    metrics = {**trained.metrics, "texts": {"original": originals, "augmented": len(train) - originals}}
     checkpoint.save(trained.model, folder, out)
     if settings.student.vocabulary == "corpus":
-        metrics |= _prune(trained.model, folder, train, validation, f"{section}.student.vocabulary", out)
-        metrics["validation_score"] = _score(
-            PlainClassifier(trained.model), splits.encoded("validation", task, out / MODEL), task, recipe.task.metric
-        )
+        metrics |= _prune(trained.model, folder, train.tokens.first(originals), validation, f"{section}.student.vocabulary", out)
+        covered_by_it = splits.encoded("validation", task, out / MODEL)
+        metrics["validation_score"] = score_of(PlainClassifier(trained.model), covered_by_it, task, recipe.task.metric)
     return metrics | {"parameters": sum(p.numel() for p in trained.model.parameters())}
 
 
@@ -124,7 +127,7 @@ def _losses(
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         ids, mask, segments = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
         places = places_of(settings.objectives, shapes, step.share)
-        goal, theirs = outputs.of(batch["rows"], places.teacher, ids.device)
+        goal, theirs = outputs.of(batch["rows"], places.teacher, ids.device, step.draw)
         with ExitStack() as stack:
             ours = stack.enter_context(captured(student.model, places.student)) if places else {}
             logits = student(ids, mask, segments)
@@ -134,14 +137,9 @@ def _losses(
     return losses
 
 
-def _score(student: PlainClassifier, validation: Encoded, task: Task, metric: str) -> float:
-    logits = predict(lambda b: student.eval()(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
-    return task.score(logits, validation.labels, metric)
-
-
-def _prune(model: PreTrainedModel, folder: Path, train: Encoded, validation: Encoded, key: str, out: Path) -> dict[str, Any]:
+def _prune(model: PreTrainedModel, folder: Path, corpus: Tokens, validation: Encoded, key: str, out: Path) -> dict[str, Any]:
     """Write the student again with the tokens only that its training texts use."""
-    before, kept = int(model.config.vocab_size), used(folder, train.tokens, key)
+    before, kept = int(model.config.vocab_size), used(folder, corpus, key)
     prune_model(model, kept)
     checkpoint.save(model, folder, out)
     prune_tokenizer(folder, out / MODEL, kept)

@@ -9,7 +9,7 @@ from typing import Any
 
 from compressor.artifact import Artifact
 from compressor.errors import UnfitError
-from compressor.pipeline import STAGES
+from compressor.pipeline import LAST, STAGES
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,10 @@ def _readable(folder: Path) -> bool:
 
 
 def _used(artifacts: Path) -> frozenset[str]:
-    """Return the names of all artifacts that the newest bundle of each recipe was made from, and of these bundles."""
+    """Return the names of all artifacts that the newest bundle, or encoder, of each recipe was made from, and of these."""
     newest: dict[str, Path] = {}
-    for folder in sorted(artifacts.glob("bundle-*"), key=lambda f: f.stat().st_mtime):
+    ends = [folder for stage in LAST for folder in artifacts.glob(f"{stage}-*")]
+    for folder in sorted(ends, key=lambda f: f.stat().st_mtime):
         if _readable(folder):
             newest[str(Artifact(folder).manifest["settings"]["name"])] = folder
     used: set[str] = set()

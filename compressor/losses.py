@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor.splits import UNLABELLED
+from compressor.encoded import UNLABELLED
 
 
 def answers(logits: Tensor, mask: Tensor, class_axis: int) -> Tensor:
@@ -40,6 +40,8 @@ def logit_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 def label_loss(logits: Tensor, labels: Tensor, class_axis: int, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of the labels, weighted by class (classes,) when asked; what is labelled -100 does not count."""
+    if class_axis == -1:  # of a whole vocabulary's logits only those that count are worth a softmax
+        logits, labels = logits[labels != UNLABELLED], labels[labels != UNLABELLED]
     if bool((labels == UNLABELLED).all()):
         return logits.sum() * 0.0  # a batch without labels; the mean over nothing would be no number
     return F.cross_entropy(logits.float().movedim(class_axis, 1), labels, weights, ignore_index=UNLABELLED)

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compressor import machine
+from compressor.encoded import Encoded
 from compressor.gates import Variant
 from compressor.latency import Latency, Run, interleaved, sample
 from compressor.pipeline import Inputs, Kind
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Graph, Runtime
-from compressor.splits import MODEL, Encoded, Splits, task_of
+from compressor.splits import MODEL, Splits, task_of
 from compressor.tasks import interval
 from compressor.tokens import Floats
 

@@ -8,14 +8,15 @@ Defaults: significance from all real queries (`attention`); `cls` reads only the
 Limits:   the families of compressor/backbones.py.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
 from compressor import adapters, bilstm
@@ -27,19 +28,23 @@ logging.disable_progress_bar()
 bilstm.register()
 
 
-def load_classifier(folder: Path, labels: Sequence[str]) -> PreTrainedModel:
-    """Return the folder's encoder with a head for these labels; a head of that size is kept, any other is made anew.
+HEADS: Mapping[str, Any] = {"sequence-classification": AutoModelForSequenceClassification, "masked-lm": AutoModelForMaskedLM}
+
+
+def load_model(folder: Path, labels: Sequence[str], head: str = "sequence-classification") -> PreTrainedModel:
+    """Return the folder's encoder with a head, for these labels if any; a head that fits is kept, any other is made anew.
 
     Raises:
-        RecipeError: the folder holds no classifier that transformers can load.
+        RecipeError: the folder holds no encoder that transformers can load.
     """
     names = dict(enumerate(labels))
-    settings: dict[str, Any] = {"num_labels": len(labels), "id2label": names, "label2id": {v: k for k, v in names.items()}}
+    ids = {label: number for number, label in names.items()}
+    settings: dict[str, Any] = {"num_labels": len(labels), "id2label": names, "label2id": ids} if labels else {}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if hasattr(config, adapters.SIZE):
-            return _with_adapters(folder, config, settings)
-        return AutoModelForSequenceClassification.from_pretrained(
+            return _with_adapters(folder, config, head, settings)
+        return HEADS[head].from_pretrained(
             folder,
             **settings,
             ignore_mismatched_sizes=True,
@@ -52,13 +57,24 @@ def load_classifier(folder: Path, labels: Sequence[str]) -> PreTrainedModel:
         raise RecipeError(f"{folder}: {' '.join(str(error).split())[:300]}; name a folder of a transformers encoder") from error
 
 
-def _with_adapters(folder: Path, config: Any, settings: dict[str, Any]) -> PreTrainedModel:
+def _with_adapters(folder: Path, config: Any, head: str, settings: dict[str, Any]) -> PreTrainedModel:
     """Return a classifier whose layers have adapters: these are put in before the weights are read."""
     config.update(settings)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    model: PreTrainedModel = HEADS[head].from_config(config)
     adapters.insert(model, getattr(config, adapters.SIZE))
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval()
+
+
+def has_head(folder: Path, model: PreTrainedModel) -> bool:
+    """Say whether the folder holds all weights of the model's head, in its sizes: a head that was made anew knows nothing."""
+    shapes: dict[str, list[int]] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    tied = {name for name in model.state_dict() if any(name.endswith(part) for part in getattr(model, "_tied_weights_keys", None) or ())}
+    wanted = {name: list(x.shape) for name, x in model.state_dict().items() if not name.startswith(f"{model.base_model_prefix}.")}
+    return all(shapes.get(name) == shape for name, shape in wanted.items() if name not in tied)
 
 
 class PlainClassifier(nn.Module):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.encoded import UNLABELLED
 from compressor.errors import RecipeError
 from compressor.families import PROJECTIONS, Inner, Part, Place, Shape
 from compressor.losses import (
@@ -30,7 +31,6 @@ from compressor.losses import (
     token_mse,
 )
 from compressor.recipe import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
-from compressor.splits import UNLABELLED
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class Stage:
     """Recipe section without which the stage does not run."""
     times: bool = False
     """Whether it measures latencies, which another machine must not take from the cache."""
+    deploys: bool | None = None
+    """Whether only a recipe that ends with a bundle runs it (True), or only one that ends with an encoder (False); None: both."""
 
 
 _TORCH = ("torch", "transformers", "tokenizers")
@@ -56,11 +58,16 @@ STAGES: tuple[Stage, ...] = (
     Stage("assistant", ("data", "guide"), ("guide",), ("assistant", "task", "seed"), _TORCH, "assistant"),
     Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "task", "seed"), _TORCH, "distill"),
     Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),
-    Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT)),
+    Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT), deploys=True),
     Stage("quantize", ("data", "checkpoint", "float_graph"), ("int8_graph",), ("quantize", "task"), _ORT, "quantize"),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
-    Stage("bundle", (*_GRAPHS, "teacher", "frontier"), ("bundle",), _BUNDLE, _ORT, times=True),
+    Stage("bundle", (*_GRAPHS, "teacher", "frontier"), ("bundle",), _BUNDLE, _ORT, times=True, deploys=True),
+    Stage("encoder", ("data", "checkpoint"), ("bundle",), ("name",), deploys=False),
 )
+
+
+LAST = ("bundle", "encoder")
+"""Stages that end a build: what they write is published."""
 
 
 class Run(Protocol):
@@ -95,7 +102,8 @@ class Flow:
 
 def stages_of(recipe: Recipe) -> list[Stage]:
     """Return the stages that this recipe asks for, in order."""
-    return [s for s in STAGES if s.section is None or getattr(recipe, s.section) is not None]
+    asked = [s for s in STAGES if s.section is None or getattr(recipe, s.section) is not None]
+    return [s for s in asked if s.deploys in (None, recipe.deployed)]
 
 
 def cache_key(stage: Stage, recipe: Recipe, inputs: Inputs) -> str:

@@ -31,10 +31,17 @@ class Section(BaseModel):
 
 
 class Task(Section):
-    type: Literal["text-classification"] = "text-classification"
-    """What the model answers: one label for a text or for a pair of texts."""
+    type: Literal["text-classification", "masked-lm"] = "text-classification"
+    """What the model answers: one label for a text or a pair of texts; or the hidden tokens of plain text, which makes an encoder for
+    other recipes to start from (general distillation)."""
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
     """The score that search, gates and report use."""
+
+    @model_validator(mode="after")
+    def _metric_of_the_type(self) -> "Task":
+        if self.type == "masked-lm" and self.metric != "accuracy":
+            raise ValueError("masked-lm is scored by the accuracy of hidden tokens: set metric: accuracy")
+        return self
 
 
 class Split(Section):
@@ -398,6 +405,12 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if self.assistant and not self.distill:
             raise ValueError("`assistant` teaches the student of a `distill` section: add one, or leave `assistant` out")
+        if not self.deployed:
+            for section in ("length_adapt", "quantize", "search", "default_point", "gates"):
+                if getattr(self, section):
+                    raise ValueError(f"a masked-lm recipe ends with an encoder that answers no task yet: leave `{section}` out")
+            if self.data.unlabelled:
+                raise ValueError("a masked-lm recipe needs no labels: name all texts in data.train, and leave data.unlabelled out")
         if self.length_adapt and self.distill and self.distill.student.bilstm:
             raise ValueError("a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out")
         if self.data.unlabelled and not self.distill:
@@ -410,6 +423,16 @@ class Recipe(Section):
             if isinstance(gate, DropGate) and gate.metric != self.task.metric:
                 raise ValueError(f"a gate asks for {gate.metric}, but task.metric is {self.task.metric}")
         return self
+
+    @property
+    def deployed(self) -> bool:
+        """Whether a bundle comes out, and not an encoder for other recipes."""
+        return self.task.type != "masked-lm"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that this recipe uses."""
+        return SPLITS if self.deployed else ("train", "validation")
 
     @property
     def root(self) -> Path:

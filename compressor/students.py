@@ -11,13 +11,13 @@ from compressor import adapters, sources
 from compressor.bilstm import bilstm_over
 from compressor.errors import RecipeError
 from compressor.families import family
-from compressor.modeling import load_classifier
+from compressor.modeling import load_model
 from compressor.narrowing import narrow
 from compressor.recipe import Student
 
 
 def student_of(
-    settings: Student, section: str, root: Path, teacher: PreTrainedModel, teacher_folder: Path, labels: Sequence[str]
+    settings: Student, section: str, root: Path, teacher: PreTrainedModel, teacher_folder: Path, labels: Sequence[str], head: str
 ) -> tuple[PreTrainedModel, Path]:
     """Return the untrained student, and the folder of its tokenizer.
 
@@ -26,10 +26,10 @@ def student_of(
     """
     if settings.model is not None:
         folder = sources.model_folder(settings.model, root)
-        return load_classifier(folder, labels), folder
+        return load_model(folder, labels, head), folder
     if settings.bilstm is not None:
         folder = teacher_folder if settings.bilstm.embeddings is None else sources.model_folder(settings.bilstm.embeddings, root)
-        source = teacher if settings.bilstm.embeddings is None else load_classifier(folder, labels)
+        source = teacher if settings.bilstm.embeddings is None else load_model(folder, labels, head)
         return bilstm_over(source, settings.bilstm), folder
     assert settings.layers is not None
     chosen = layers_of(settings.layers, len(_layers(teacher)), f"{section}.student.layers")

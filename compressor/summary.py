@@ -10,12 +10,13 @@ import numpy as np
 
 from compressor import machine
 from compressor.artifact import Artifact
+from compressor.encoded import tokenizer_of
 from compressor.formats import duration, points_change, times
 from compressor.gates import Variant, gains
 from compressor.measure import STUDENT, row_name
 from compressor.pipeline import Inputs
 from compressor.recipe import SPLITS, Recipe
-from compressor.splits import MODEL, Splits, task_of, tokenizer_of
+from compressor.splits import MODEL, Splits, task_of
 
 
 def found_at(variant: Variant) -> dict[str, float]:

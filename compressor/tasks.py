@@ -42,7 +42,12 @@ class Prediction:
 
 
 class Task(Protocol):
-    """What every stage and the runtime need to know of a task."""
+    """What the training stages need to know of a task."""
+
+    head: str
+    """Which head the model has: sequence-classification or masked-lm."""
+    labelled: bool
+    """Whether texts come with labels; without, a text's own hidden tokens are the labels."""
 
     class_axis: int
     """Axis of the logits that the loss normalises over: -1 over labels, 1 over positions (extractive QA)."""
@@ -53,26 +58,36 @@ class Task(Protocol):
         """Return the tokens of each text (or window of it), at most `max_length` tokens long."""
         ...
 
-    def decode(self, logits: Floats, labels: Sequence[str]) -> list[Prediction]:
-        """Return the answers for the logits of a batch."""
-        ...
-
     def score(self, logits: Floats, gold: Ints, metric: str) -> float:
         """Return the metric of the logits against the gold labels, in [0, 1]."""
         ...
 
 
-class TextClassification:
-    """One label for a text or a pair of texts; logits are (batch, labels)."""
+class ServedTask(Task, Protocol):
+    """What the runtime needs beside: a task whose answers a bundle gives."""
 
-    class_axis = -1
-    per_token = False
+    def decode(self, logits: Floats, labels: Sequence[str]) -> list[Prediction]:
+        """Return the answers for the logits of a batch."""
+        ...
+
+
+class _WholeTexts:
+    """Tasks that read a text, or a pair of texts, in one piece."""
 
     def encode(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> Tokens:
         """Encode each text, or pair of texts, cutting the longer side first."""
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
         return Tokens.of(tokenizer.encode_batch([e.text if e.text_pair is None else (e.text, e.text_pair) for e in examples]))
+
+
+class TextClassification(_WholeTexts):
+    """One label for a text or a pair of texts; logits are (batch, labels)."""
+
+    head = "sequence-classification"
+    labelled = True
+    class_axis = -1
+    per_token = False
 
     def decode(self, logits: Floats, labels: Sequence[str]) -> list[Prediction]:
         """Return for each row its most probable label and all probabilities."""
@@ -87,7 +102,23 @@ class TextClassification:
         return METRICS[metric](logits.argmax(-1), gold, logits.shape[-1])
 
 
-TASKS: Mapping[str, Task] = {"text-classification": TextClassification()}
+class MaskedLanguageModelling(_WholeTexts):
+    """The tokens that were hidden in a text; logits are (batch, seq, vocabulary). It trains encoders, and no bundle answers it."""
+
+    head = "masked-lm"
+    labelled = False
+    class_axis = -1
+    per_token = True
+
+    def score(self, logits: Floats, gold: Ints, metric: str) -> float:
+        """Return the share of hidden tokens that were found, from each text's counts (texts, 2) of found and hidden ones."""
+        found, hidden = logits.sum(0)
+        return float(found / max(hidden, 1.0))
+
+
+TASKS: Mapping[str, ServedTask] = {"text-classification": TextClassification()}
+TRAINED: Mapping[str, Task] = {**TASKS, "masked-lm": MaskedLanguageModelling()}
+"""All that can be trained for; TASKS are those that can be served too."""
 
 
 def softmax(logits: Floats) -> Floats:

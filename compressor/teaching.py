@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compressor.encoded import Encoded
 from compressor.families import Place, captured, shape_of
 from compressor.modeling import PlainClassifier
 from compressor.progress import Progress
-from compressor.splits import Encoded
 from compressor.tokens import Ints
 
 
@@ -72,13 +72,15 @@ class TeacherOutputs:
         self.teacher, self.data, self.folder, self.room, self.log = teacher.eval(), data, folder, room, log
         self.per_token = per_token
         counts = data.tokens.lengths if per_token else np.ones(len(data), np.int64)
-        self.logits = Ragged(folder / "logits.bin", counts, teacher.model.config.num_labels, "float32")
+        self.logits = None if data.varies else Ragged(folder / "logits.bin", counts, teacher.model.config.num_labels, "float32")
         self.insides: dict[Place, Ragged | None] = {}
 
     @torch.no_grad()
-    def of(self, rows: Tensor, places: Iterable[Place], device: torch.device) -> tuple[Tensor, dict[Place, Tensor]]:
-        """Return logits and, for each place, its values (batch, seq, width), of the texts of these rows."""
+    def of(self, rows: Tensor, places: Iterable[Place], device: torch.device, draw: int = 0) -> tuple[Tensor, dict[Place, Tensor]]:
+        """Return logits and, for each place, its values (batch, seq, width), of the texts of these rows; `draw` as in Encoded.batch."""
         texts, wanted = rows.cpu().numpy(), list(places)
+        if self.logits is None:  # a text that is another one each time
+            return self._forward(texts, wanted, device, draw)
         for place in wanted:
             self.insides.setdefault(place, self._opened(place))
         stores = [self.logits, *(self.insides[place] for place in wanted)]
@@ -90,15 +92,19 @@ class TeacherOutputs:
         return logits if self.per_token else logits[:, 0], found
 
     def _computed(self, texts: Ints, wanted: list[Place], device: torch.device) -> dict[Place, Tensor]:
-        batch = {name: torch.from_numpy(array).to(device) for name, array in self.data.batch(texts).items()}
-        self.teacher.to(device)
-        with captured(self.teacher.model, wanted) as seen:
-            logits = self.teacher(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).float()
+        assert self.logits is not None
+        logits, seen = self._forward(texts, wanted, device, draw=0)
         self.logits.write(texts, (logits if self.per_token else logits[:, None]).cpu().numpy())
         for place, values in seen.items():
             if store := self.insides[place]:
                 store.write(texts, values.to(torch.float16).cpu().numpy())
         return seen
+
+    def _forward(self, texts: Ints, wanted: list[Place], device: torch.device, draw: int) -> tuple[Tensor, dict[Place, Tensor]]:
+        batch = {name: torch.from_numpy(array).to(device) for name, array in self.data.batch(texts, draw).items()}
+        self.teacher.to(device)
+        with captured(self.teacher.model, wanted) as seen:
+            return self.teacher(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).float(), seen
 
     def _opened(self, place: Place) -> Ragged | None:
         """Return the store of a place, or None where there is no room for it."""

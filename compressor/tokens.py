@@ -54,6 +54,11 @@ class Tokens:
         begin, end = self.starts[row], self.starts[row + 1]
         return Tokens(self.ids[begin:end], self.segments[begin:end], np.array([0, end - begin]))
 
+    def first(self, count: int) -> "Tokens":
+        """Return the first so many texts."""
+        end = self.starts[count]
+        return Tokens(self.ids[:end], self.segments[:end], self.starts[: count + 1])
+
     def rows(self, chosen: Sequence[int] | Ints) -> "Tokens":
         """Return the chosen texts, in that order."""
         return self.joined([self.of_text(row) for row in chosen])

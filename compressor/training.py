@@ -20,12 +20,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from compressor.dropout import cheapen
+from compressor.encoded import Encoded
 from compressor.errors import StageError
 from compressor.interrupts import Interrupted, held_back
 from compressor.machine import describe
 from compressor.progress import Progress
 from compressor.recipe import Training
-from compressor.splits import Encoded
+from compressor.tasks import Task
 from compressor.tokens import Floats, Ints, length_batches
 
 
@@ -35,6 +36,11 @@ class Step:
 
     number: int
     share: float
+
+    @property
+    def draw(self) -> int:
+        """Return which draw of a varying text's batch this step reads; 0 is for scores."""
+        return self.number + 1
 
 
 Losses = Callable[[dict[str, Tensor], Step], Iterable[Tensor]]
@@ -110,12 +116,13 @@ def fit(
     started, texts = time.perf_counter(), 0
     try:
         for number, rows in batches(train.tokens.lengths, settings, seed, run.done, steps):
-            batch = _on(accelerator.device, train.batch(rows))
+            step = Step(number, number / steps)
+            batch = _on(accelerator.device, train.batch(rows, step.draw))
             if settings.patience is not None and run.done - run.best_step >= settings.patience * per_epoch:
                 log.note(f"stopped after step {run.done} of {steps}: no better score in {settings.patience} epochs")
                 break
             with held_back():
-                loss = _step(accelerator, precision, model, optimizer, losses(batch, Step(number, number / steps)), number, rows)
+                loss = _step(accelerator, precision, model, optimizer, losses(batch, step), number, rows)
                 scheduler.step()
                 run.count(loss)
                 texts += len(rows)
@@ -157,14 +164,22 @@ def batches(lengths: Ints, settings: Training, seed: int, first: int, steps: int
                 yield number, rows
 
 
+def score_of(model: nn.Module, data: Encoded, task: Task, metric: str, *extra: Tensor | None) -> float:
+    """Return the score of a model on a split; `extra` are further inputs of its forward pass, as a length configuration."""
+    model.eval()
+    answers = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"], *extra), data)
+    return task.score(answers, data.labels, metric)
+
+
 @torch.inference_mode()
-def predict(forward: Callable[[dict[str, Tensor]], Tensor], data: Encoded, batch_size: int = 64, precision: str = "auto") -> Floats:
-    """Return the logits (examples, ...) of a model in evaluation mode, in the order of the data."""
+def predict(forward: Callable[[dict[str, Tensor]], Tensor], data: Encoded, precision: str = "auto") -> Floats:
+    """Return what a score needs of a model's logits (examples, ...), in the order of the data; the model is in evaluation mode."""
     device = Accelerator().device
     ordered: Floats | None = None
-    for rows in length_batches(data.tokens.lengths, batch_size):
+    for rows in length_batches(data.tokens.lengths, data.rows_at_once):
+        batch = _on(device, data.batch(rows))
         with autocast(precision, device):
-            logits = forward(_on(device, data.batch(rows))).float().cpu().numpy()
+            logits = data.reduced(forward(batch), batch).float().cpu().numpy()
         if ordered is None:
             ordered = np.empty((len(data), *logits.shape[1:]), np.float32)
         ordered[rows] = logits

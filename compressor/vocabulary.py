@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from compressor.encoded import tokenizer_of
 from compressor.errors import RecipeError
-from compressor.splits import tokenizer_of
 from compressor.tokens import Ints, Tokens
 
 PREFIX = "##"

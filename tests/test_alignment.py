@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from compressor.alignment import aligned
 from compressor.data import Example
-from compressor.splits import tokenizer_of
+from compressor.encoded import tokenizer_of
 from compressor.tasks import TextClassification
 from compressor.tokens import Tokens
 from tests.conftest import BAD, GOOD, WORDS

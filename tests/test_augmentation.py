@@ -3,9 +3,10 @@ from pathlib import Path
 
 import torch
 
-from compressor.augmentation import Neighbours, augmented, changed, mask_token
+from compressor.augmentation import Neighbours, augmented, changed
 from compressor.data import Example
-from compressor.modeling import load_classifier
+from compressor.encoded import mask_token
+from compressor.modeling import load_model
 from compressor.recipe import Augment
 from tests.conftest import BAD, GOOD, WORDS
 
@@ -22,8 +23,8 @@ def test_the_nearest_words_come_first_and_never_the_word_itself() -> None:
 
 
 def test_words_of_a_model_are_whole_words(tiny_model: Path) -> None:
-    near = Neighbours.of(load_classifier(tiny_model, ("a", "b")), tiny_model)
-    assert set(near.words) == {*WORDS, *GOOD, *BAD}
+    near = Neighbours.of(load_model(tiny_model, ("a", "b")), tiny_model)
+    assert set(near.words) == {*WORDS, *GOOD, *BAD, "unseen"}
     table = near.vectors[near.index["film"]] @ near.vectors.T
     assert near.words[int(table.argsort(descending=True)[1])] == near.of_word("film")[0]
 
@@ -55,4 +56,4 @@ def test_copies_have_no_label_and_follow_from_the_seed() -> None:
 
 
 def test_the_mask_token_is_the_tokenizers_own(tiny_model: Path) -> None:
-    assert mask_token(tiny_model) is None  # it is in the vocabulary, but the tokenizer does not know it as special
+    assert mask_token(tiny_model) == "[MASK]"

@@ -28,7 +28,7 @@ def tiny(seed: int = 1) -> LengthAdaptiveClassifier:
 
 
 def tokens(tiny_model: Path, *texts: str) -> Tokens:
-    from compressor.splits import tokenizer_of
+    from compressor.encoded import tokenizer_of
 
     return TASKS["text-classification"].encode(tokenizer_of(tiny_model), [Example(t) for t in texts], 32)
 

@@ -323,9 +323,59 @@ def test_a_bilstm_learns_from_unlabelled_and_augmented_texts_and_ships_with_a_pr
     assert metrics["seeds"]["mean"] == pytest.approx(sum(metrics["seeds"]["scores"]) / 2)
     examples = Artifact(next((recipe.parent / "artifacts").glob("data-*"))).metrics["examples"]
     assert examples["unlabelled"] == 60
-    assert metrics["texts"] > examples["train"] + 60
+    assert metrics["texts"]["original"] == examples["train"] + 60
+    assert metrics["texts"]["augmented"] > examples["train"]
     runtime = Runtime(recipe.parent / "artifacts/dist/tiny")
     together = list(runtime.predict(["the film is good", "a dull plot and very weak music"]))
     assert [a.label for a in together] == ["positive", "negative"]
     products = Artifact(next((recipe.parent / "artifacts").glob("quantize-*"))).metrics["products"]
     assert products["int8"] >= 2
+
+
+GENERAL = """\
+version: 1
+name: general
+task: {{type: masked-lm}}
+data: {{train: plain.txt, max_length: 32}}
+teacher: {{model: {model}}}
+distill:
+  student: {{layers: every second, hidden_size: 16}}
+  epochs: 2
+  batch_size: 16
+  learning_rate: 1e-3
+  precision: float32
+  checkpoint_every: 5
+  objectives: [{{type: minilmv2, relation_heads: 2}}, {{type: labels}}, {{type: soft_labels}}, {{type: hidden_cosine}}]
+"""
+
+
+def test_general_distillation_makes_an_encoder_that_another_recipe_starts_from(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
+    recipe = make_recipe(**{"student: {layers: [0, 2]}": "student: {model: artifacts/dist/general}"})
+    (recipe.parent / "plain.txt").write_text("\n".join(text for text, _ in sentences(200, 5)), encoding="utf-8")
+    (recipe.parent / "general.yaml").write_text(GENERAL.format(model=tiny_model), encoding="utf-8")
+    done = compress("general.yaml", "--format", "json", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["encoder"] == "artifacts/dist/general"
+    assert 0 < told["metrics"]["validation_score"] < 1
+    assert "masked tokens" in (recipe.parent / told["encoder"] / "README.md").read_text(encoding="utf-8")
+    general = {link["path"] for link in Artifact(next((recipe.parent / "artifacts").glob("encoder-*"))).manifest["inputs"].values()}
+    done = compress("cache", "gc", "--dry-run", "--format", "json", cwd=recipe.parent)
+    assert general.isdisjoint(Path(path).name for path in json.loads(done.stdout)["removed"])
+    done = compress("tiny.yaml", "--until", "distill", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    students = [json.loads(p.read_text(encoding="utf-8")) for p in (recipe.parent / "artifacts").glob("distill-*/model/config.json")]
+    assert sorted((s["architectures"][0], s["hidden_size"]) for s in students) == [
+        ("BertForMaskedLM", 16),
+        ("BertForSequenceClassification", 16),
+    ]
+
+
+def test_a_teacher_without_the_tasks_head_is_refused(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    text = recipe.read_text(encoding="utf-8")
+    begin, end = text.index("  finetune:"), text.index("distill:")
+    recipe.write_text(text[:begin] + text[end:], encoding="utf-8")
+    done = compress("tiny.yaml", cwd=recipe.parent)
+    assert done.returncode == 3
+    assert "is no classifier of these 2 labels; add teacher.finetune" in done.stderr

@@ -9,7 +9,7 @@ from compressor.bilstm import bilstm_over
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, shape_of
 from compressor.graphs import export_graph, parity
-from compressor.modeling import PlainClassifier, load_classifier
+from compressor.modeling import PlainClassifier, load_model
 from compressor.narrowing import narrow
 from compressor.recipe import BiLSTM, Student
 from compressor.students import layers_of, select_layers, student_of
@@ -57,7 +57,7 @@ def test_a_student_of_all_layers_is_the_teacher_and_survives_a_save(kind: str, t
     torch.testing.assert_close(logits(select_layers(model, [0, 1, 2])), logits(model))
     student = select_layers(model, [0, 2])
     student.save_pretrained(tmp_path)
-    torch.testing.assert_close(logits(load_classifier(tmp_path, LABELS)), logits(student))
+    torch.testing.assert_close(logits(load_model(tmp_path, LABELS)), logits(student))
 
 
 @pytest.mark.parametrize("kind", CUT)
@@ -66,7 +66,7 @@ def test_a_narrower_student_runs_and_survives_a_save(kind: str, tmp_path: Path) 
     assert shape_of(student).width == 16
     assert shape_of(student).heads == 2
     student.save_pretrained(tmp_path)
-    torch.testing.assert_close(logits(load_classifier(tmp_path, LABELS)), logits(student))
+    torch.testing.assert_close(logits(load_model(tmp_path, LABELS)), logits(student))
 
 
 def test_narrowing_keeps_what_carries_the_answer() -> None:
@@ -114,7 +114,7 @@ def test_a_bilstm_has_the_encoders_embeddings_and_never_reads_padding(layers: in
             alone = PlainClassifier(student)(*[tensor[:, :length] for tensor in batch(length)])
             torch.testing.assert_close(together[row], alone[0])
     student.save_pretrained(tmp_path)
-    torch.testing.assert_close(logits(load_classifier(tmp_path, LABELS)), logits(student))
+    torch.testing.assert_close(logits(load_model(tmp_path, LABELS)), logits(student))
 
 
 def test_a_bilstms_graph_equals_torch(tmp_path: Path) -> None:
@@ -126,12 +126,12 @@ def test_a_bilstms_graph_equals_torch(tmp_path: Path) -> None:
 
 
 def test_a_student_is_a_model_or_layers_or_a_bilstm(tiny_model: Path, tmp_path: Path) -> None:
-    teacher = load_classifier(tiny_model, LABELS)
+    teacher = load_model(tiny_model, LABELS)
     for settings, kind, layers in (
         (Student(model=str(tiny_model)), "bert", 3),
         (Student(layers="last 2", hidden_size=16), "bert", 2),
         (Student(bilstm=BiLSTM(layers=2)), "bilstm", 2),
         (Student(bilstm=BiLSTM(embeddings=str(tiny_model))), "bilstm", 1),
     ):
-        student, folder = student_of(settings, "distill", tmp_path, teacher, tiny_model, LABELS)
+        student, folder = student_of(settings, "distill", tmp_path, teacher, tiny_model, LABELS, "sequence-classification")
         assert (student.config.model_type, student.config.num_hidden_layers, folder) == (kind, layers, tiny_model)

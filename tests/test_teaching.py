@@ -5,10 +5,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from compressor.encoded import Encoded
 from compressor.families import Place, captured
 from compressor.modeling import PlainClassifier
 from compressor.progress import Progress
-from compressor.splits import Encoded
 from compressor.teaching import Ragged, TeacherOutputs
 from compressor.tokens import Tokens
 from tests.test_families import model_of

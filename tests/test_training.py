@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.encoded import Encoded
 from compressor.errors import StageError
 from compressor.progress import Progress
 from compressor.recipe import Training
-from compressor.splits import Encoded
 from compressor.tokens import Tokens
 from compressor.training import Fitted, Step, count_steps, fit
 

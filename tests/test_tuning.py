@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from compressor.errors import RecipeError
 from compressor.losses import balanced_weights, label_loss
-from compressor.modeling import PlainClassifier, load_classifier
+from compressor.modeling import PlainClassifier, load_model
 from compressor.recipe import Finetune
 from compressor.tuning import learning_parameters, merged, prepare
 from tests.test_families import batch, model_of
@@ -93,7 +93,7 @@ def test_a_merged_model_is_saved_as_a_plain_one(tmp_path: Path) -> None:
     model = model_of("bert")
     merged(train(model, SETTINGS["lora"]))
     model.save_pretrained(tmp_path)
-    again = load_classifier(tmp_path, ("a", "b", "c"))
+    again = load_model(tmp_path, ("a", "b", "c"))
     torch.testing.assert_close(again.state_dict(), model.state_dict())
 
 

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from compressor.data import Example
+from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.errors import RecipeError
-from compressor.modeling import PlainClassifier, load_classifier
-from compressor.splits import pad_id_of, tokenizer_of
+from compressor.modeling import PlainClassifier, load_model
 from compressor.tasks import TextClassification
 from compressor.tokens import Tokens
 from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
@@ -45,7 +45,7 @@ def encoded(folder: Path, *texts: str) -> Tokens:
 def logits(folder: Path, *texts: str) -> torch.Tensor:
     arrays = encoded(folder, *texts).padded(pad_id_of(folder))
     with torch.no_grad():
-        found: torch.Tensor = PlainClassifier(load_classifier(folder, LABELS).eval())(*(torch.from_numpy(a) for a in arrays.values()))
+        found: torch.Tensor = PlainClassifier(load_model(folder, LABELS).eval())(*(torch.from_numpy(a) for a in arrays.values()))
     return found
 
 
@@ -54,7 +54,7 @@ def test_a_covered_text_gets_the_same_pieces_and_the_same_logits(template: bool,
     source, target = model_folder(tmp_path / "source", template), model_folder(tmp_path / "target", template)
     corpus = ("very good films", "unbelievable", "a film")
     kept = used(source, encoded(source, *corpus), "k")
-    model = load_classifier(source, LABELS)
+    model = load_model(source, LABELS)
     prune_model(model, kept)
     model.save_pretrained(target)
     prune_tokenizer(source, target, kept)

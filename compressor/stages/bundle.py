@@ -17,6 +17,7 @@ import onnx
 
 from compressor import machine
 from compressor.artifact import Artifact, digest_of, files_of, write_json
+from compressor.encoded import pad_id_of
 from compressor.gates import judge
 from compressor.graphs import set_default_lengths
 from compressor.measure import STUDENT, TEACHER, measure, row_name
@@ -25,7 +26,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.report import render_card, render_report
 from compressor.runtime import FORMAT, seal
-from compressor.splits import MODEL, Splits, pad_id_of
+from compressor.splits import MODEL, Splits
 from compressor.summary import found_at, summarize
 
 FOLDER = "bundle"

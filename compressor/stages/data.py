@@ -19,7 +19,7 @@ from compressor.data import Columns, Example, held_out, read_examples, text_hash
 from compressor.errors import RecipeError
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.recipe import SPLITS, Recipe
+from compressor.recipe import Recipe
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Written:
     def add(self, example: Example) -> None:
         """Write one example."""
         self.examples += 1
-        assert example.label is not None
-        self.first.setdefault(example.label, self.examples)
+        if example.label is not None:
+            self.first.setdefault(example.label, self.examples)
         if self.hashed:
             self.hashes.append(text_hash(example))
         self.file.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False) + "\n")
@@ -45,12 +45,12 @@ class Written:
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write one jsonl a split, and meta.json with labels and max_length."""
     with ExitStack() as stack:
-        files = {name: stack.enter_context((out / f"{name}.jsonl").open("w", encoding="utf-8")) for name in (*SPLITS, "unlabelled")}
-        splits = {name: Written(files[name], hashed=name != "train") for name in SPLITS}
+        files = {name: stack.enter_context((out / f"{name}.jsonl").open("w", encoding="utf-8")) for name in (*recipe.splits, "unlabelled")}
+        splits = {name: Written(files[name], hashed=name != "train") for name in recipe.splits}
         shared = _write(recipe, splits)
         unlabelled = _write_unlabelled(recipe, splits, files["unlabelled"], log)
     _check_cuts(recipe, splits, log)
-    labels = _labels(recipe, splits)
+    labels = _labels(recipe, splits) if recipe.deployed else []
     write_json(out / "meta.json", {"labels": labels, "max_length": recipe.data.max_length})
     for name, count in shared.items():
         if count:
@@ -60,19 +60,19 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
 
 def _write(recipe: Recipe, splits: Mapping[str, Written]) -> dict[str, int]:
     """Fill the splits; return how many texts of each are in train too."""
-    absent = [name for name in SPLITS if getattr(recipe.data, name) is None]
-    for name in SPLITS:
+    absent = [name for name in recipe.splits if getattr(recipe.data, name) is None]
+    for name in recipe.splits:
         if name != "train" and name not in absent:
             for example in _read(recipe, name):
                 splits[name].add(example)
-    named = [splits[name] for name in SPLITS if name != "train" and name not in absent]
+    named = [splits[name] for name in recipe.splits if name != "train" and name not in absent]
     wanted, found = {h for split in named for h in split.hashes}, set[int]()
     for example in _read(recipe, "train"):
         name = next((n for n in absent if held_out(example, recipe.data.holdout, n)), "train")
         splits[name].add(example)
         if name == "train" and (known := text_hash(example)) in wanted:
             found.add(known)
-    return {name: sum(h in found for h in splits[name].hashes) for name in SPLITS if name != "train" and name not in absent}
+    return {name: sum(h in found for h in splits[name].hashes) for name in recipe.splits if name != "train" and name not in absent}
 
 
 def _write_unlabelled(recipe: Recipe, splits: Mapping[str, Written], file: IO[str], log: Progress) -> dict[str, int]:
@@ -80,7 +80,7 @@ def _write_unlabelled(recipe: Recipe, splits: Mapping[str, Written], file: IO[st
     source, count, left_out = recipe.data.unlabelled, 0, 0
     if source is None:
         return {}
-    measured = {h for name in SPLITS if name != "train" for h in splits[name].hashes}
+    measured = {h for name in recipe.splits if name != "train" for h in splits[name].hashes}
     columns = Columns(recipe.data.text, recipe.data.text_pair, None)
     for example in read_examples(source.path, columns, root=recipe.root, split="unlabelled", limit=source.limit):
         if text_hash(example) in measured:
@@ -95,12 +95,12 @@ def _write_unlabelled(recipe: Recipe, splits: Mapping[str, Written], file: IO[st
 
 def _read(recipe: Recipe, name: str) -> Iterator[Example]:
     data = recipe.data
-    source, columns = getattr(data, name), Columns(data.text, data.text_pair, data.label)
+    source, columns = getattr(data, name), Columns(data.text, data.text_pair, data.label if recipe.deployed else None)
     return read_examples(source.path, columns, root=recipe.root, split=name, limit=source.limit)
 
 
 def _check_cuts(recipe: Recipe, splits: Mapping[str, Written], log: Progress) -> None:
-    for name in SPLITS:
+    for name in recipe.splits:
         cut = getattr(recipe.data, name) is None
         if cut:
             log.note(f"{name}: {splits[name].examples} examples cut from train by a hash of the text")

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from compressor import checkpoint
+from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.graphs import export_graph, parity
 from compressor.lengths import LengthConfig
 from compressor.modeling import LengthAdaptiveClassifier
 from compressor.pipeline import Inputs, Kind
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from compressor.splits import MODEL, Splits, pad_id_of, task_of, tokenizer_of
+from compressor.splits import MODEL, Splits, task_of
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:

@@ -18,14 +18,16 @@ from transformers import PreTrainedModel
 
 from compressor import checkpoint, sources
 from compressor.artifact import STATE
+from compressor.encoded import Encoded
+from compressor.errors import RecipeError
 from compressor.losses import balanced_weights, label_loss
-from compressor.modeling import PlainClassifier, load_classifier
+from compressor.modeling import PlainClassifier, has_head, load_model
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Finetune, Recipe
-from compressor.splits import Encoded, Splits, task_of
+from compressor.splits import Splits, task_of
 from compressor.tasks import Task
-from compressor.training import Step, Trained, fit, predict, train_seeds
+from compressor.training import Step, Trained, fit, score_of, train_seeds
 from compressor.tuning import learning_parameters, merged, prepare
 
 
@@ -36,12 +38,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     validation = splits.encoded("validation", task, folder)
 
     def score(forward: nn.Module) -> float:
-        logits = predict(lambda b: forward.eval()(b["input_ids"], b["attention_mask"], b["token_type_ids"]), validation)
-        return task.score(logits, validation.labels, recipe.task.metric)
+        return score_of(forward, validation, task, recipe.task.metric)
 
     def untrained(seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)  # the new head's weights
-        model = load_classifier(folder, splits.labels)
+        model = load_model(folder, splits.labels, task.head)
         checkpoint.check_positions(model, splits.max_length)
         return model
 
@@ -53,6 +54,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
 
     if settings is None:
         model = untrained(recipe.seed)
+        if task.labelled and not has_head(folder, model):
+            what = f"{recipe.teacher.model} is no classifier of these {len(splits.labels)} labels"
+            raise RecipeError(f"teacher.model: {what}; add teacher.finetune")
         trained = Trained(model, {"validation_score": score(PlainClassifier(model))})
     else:
         train = splits.encoded("train", task, folder)

@@ -26,7 +26,7 @@ from compressor.progress import Progress
 from compressor.recipe import LengthAdapt, Recipe
 from compressor.splits import MODEL, Splits, task_of
 from compressor.teaching import TeacherOutputs
-from compressor.training import Losses, Step, fit, predict
+from compressor.training import Losses, Step, fit, score_of
 
 Forward = Callable[[LengthConfig | None, frozenset[int]], Tensor]
 """Logits of one batch at a length configuration (None: full), without the given layers."""
@@ -42,12 +42,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     train, validation = splits.encoded("train", task, source), splits.encoded("validation", task, source)
     smallest = torch.tensor(LengthConfig.smallest(model.layers, model.max_length, settings.bound).lengths)
 
-    def score(lengths: Tensor | None) -> float:
-        logits = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"], lengths), validation)
-        return task.score(logits, validation.labels, recipe.task.metric)
-
     def scores() -> dict[str, float]:
-        return {"full": score(None), "smallest": score(smallest)}
+        named = {"full": None, "smallest": smallest}
+        return {name: score_of(model, validation, task, recipe.task.metric, lengths) for name, lengths in named.items()}
 
     before = scores()
     teacher = PlainClassifier(checkpoint.load_plain(inputs["teacher"], splits.labels))

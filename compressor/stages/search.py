@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifact import STATE, write_json
+from compressor.encoded import Encoded
 from compressor.evolution import Candidate, Genome, evolve, operating_points, pareto_front, repaired
 from compressor.latency import Run, interleaved, sample
 from compressor.lengths import LengthConfig
@@ -23,7 +24,7 @@ from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe, Search
 from compressor.runtime import Graph
-from compressor.splits import MODEL, Encoded, Splits, task_of
+from compressor.splits import MODEL, Splits, task_of
 from compressor.tasks import Task
 
 
