@@ -9,7 +9,7 @@ from statistics import median
 from compressor import sources
 from compressor.data import Columns, opened, read_examples
 from compressor.errors import CompressorError
-from compressor.recipe import Recipe
+from compressor.recipe import Recipe, Student
 
 FEW, MANY_WORDS, FEW_WORDS = 2000, 90, 45
 LOOK = 2000
@@ -36,7 +36,7 @@ def advise(recipe: Recipe) -> list[str]:
 def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     tuned = recipe.teacher.finetune
     if facts.examples is not None and facts.examples < FEW and tuned and tuned.method == "full":
-        yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method bitfit or lora overfits less than full"
+        yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method bitfit, adapters or lora overfits less"
     if recipe.distill is None and facts.teacher and facts.teacher[0] >= 6:
         yield f"no distill section: a student of {facts.teacher[0] // 2} of the {facts.teacher[0]} layers halves the time, before all else"
     if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
@@ -55,12 +55,12 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
 def facts_of(recipe: Recipe) -> Facts:
     """Look at the data's first texts and at the models' configurations; what is not on this machine is not looked at."""
     path = sources.resolve(recipe.data.train.path, recipe.root)
-    student = recipe.distill.student.model if recipe.distill else None
     try:
         examples, words = (None, None) if path is None else (_count(path, recipe.data.train.limit), _words(recipe))
     except CompressorError:  # the data stage tells what is wrong with it
         examples = words = None
-    return Facts(examples, words, _size(recipe.teacher.model, recipe.root), _size(student, recipe.root) if student else None)
+    teacher = _size(recipe.teacher.model, recipe.root)
+    return Facts(examples, words, teacher, _student_size(recipe.distill.student, teacher, recipe.root) if recipe.distill else None)
 
 
 def _count(path: Path, limit: int | None) -> int | None:
@@ -77,6 +77,16 @@ def _words(recipe: Recipe) -> float:
     data = recipe.data
     rows = read_examples(data.train.path, Columns(data.text, data.text_pair, data.label), root=recipe.root, split="train", limit=LOOK)
     return median(len(f"{e.text} {e.text_pair or ''}".split()) for e in rows)
+
+
+def _student_size(student: Student, teacher: tuple[int, int] | None, root: Path) -> tuple[int, int] | None:
+    if student.model is not None:
+        return _size(student.model, root)
+    if student.layers is None or teacher is None:
+        return None
+    asked = student.layers
+    count = len(asked) if not isinstance(asked, str) else teacher[0] // 2 if asked.startswith("every") else int(asked.split()[1])
+    return count, student.hidden_size or teacher[1]
 
 
 def _size(model: str, root: Path) -> tuple[int, int] | None:

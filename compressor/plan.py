@@ -10,11 +10,12 @@ def check_sources(recipe: Recipe) -> None:
     Raises:
         RecipeError: names what is missing.
     """
-    for name in SPLITS:
+    for name in (*SPLITS, "unlabelled"):
         split = getattr(recipe.data, name)
         if split is not None:
             sources.resolve(split.path, recipe.root)
-    students = [section.student.model for section in (recipe.assistant, recipe.distill) if section]
-    for model in (recipe.teacher.model, *students):
+    students = [section.student for section in (recipe.assistant, recipe.distill) if section]
+    named = [model for s in students for model in (s.model, s.bilstm and s.bilstm.embeddings)]
+    for model in (recipe.teacher.model, *named):
         if model and sources.resolve(model, recipe.root) is not None:
             sources.model_folder(model, recipe.root)

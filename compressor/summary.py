@@ -11,7 +11,7 @@ import numpy as np
 from compressor import machine
 from compressor.artifact import Artifact
 from compressor.encoded import tokenizer_of
-from compressor.formats import duration, points_change, times
+from compressor.formats import count, duration, percent, points_change, times
 from compressor.gates import Variant, gains
 from compressor.measure import STUDENT, row_name
 from compressor.pipeline import Inputs
@@ -65,12 +65,28 @@ def _ancestors(inputs: Inputs) -> list[dict[str, Any]]:
         for link in artifact.manifest["inputs"].values():
             visit(Artifact(artifact.path.parent / link["path"]))
         metrics, name = artifact.metrics, artifact.manifest["stage"]
-        summary = f"score {metrics['validation_score']:.4f} on validation" if "validation_score" in metrics else ""
-        found.setdefault(name, {"name": name, "seconds": metrics["seconds"], "summary": summary, "metrics": dict(metrics)})
+        found.setdefault(name, {"name": name, "seconds": metrics["seconds"], "summary": _told(metrics), "metrics": dict(metrics)})
 
     for artifact in inputs.values():
         visit(artifact)
     return list(found.values())
+
+
+def _told(metrics: Mapping[str, Any]) -> str:
+    """Return what a stage's row of the report says of its result."""
+    parts = []
+    if "seeds" in metrics:
+        seeds = metrics["seeds"]
+        parts.append(f"{len(seeds['scores'])} seeds: {seeds['mean']:.4f} ± {seeds['standard_deviation']:.4f}; the best went on")
+    if "validation_score" in metrics:
+        parts.append(f"score {metrics['validation_score']:.4f} on validation")
+    if metrics.get("learning_parameters", 0) < metrics.get("parameters", 0) and "learning_parameters" in metrics:
+        parts.append(f"{count(metrics['learning_parameters'])} of {count(metrics['parameters'])} weights learned")
+    if "vocabulary" in metrics:
+        kept = metrics["vocabulary"]
+        sizes = f"{count(kept['after'])} of {count(kept['before'])} tokens"
+        parts.append(f"{sizes}, which cover {percent(kept['covered'])} of the validation texts")
+    return "; ".join(parts)
 
 
 def _data_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:

@@ -47,6 +47,19 @@ def test_a_much_smaller_student_calls_for_an_assistant(make_recipe: Callable[...
         assert ("an assistant section may help" in advice(recipe)) == called
 
 
+@pytest.mark.parametrize(
+    ("student", "called"),
+    [
+        ("{layers: [0], hidden_size: 16}", True),
+        ("{layers: every second, hidden_size: 16}", True),
+        ("{layers: first 2, hidden_size: 16}", False),
+    ],
+)
+def test_layers_of_the_teacher_have_a_size_too(student: str, called: bool, make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"student: {layers: [0, 2]}": f"student: {student}"})
+    assert ("an assistant section may help" in advice(recipe)) == called
+
+
 def test_missing_sections_that_would_pay_are_named(make_recipe: Callable[..., Path]) -> None:
     assert "no quantize section" in advice(make_recipe(**{"quantize: {}\n": ""}))
 

@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -332,6 +333,12 @@ def test_a_bilstm_learns_from_unlabelled_and_augmented_texts_and_ships_with_a_pr
     assert products["int8"] >= 2
 
 
+LENGTHS = """\
+length_adapt: {epochs: 1, batch_size: 16, learning_rate: 5e-4, precision: float32, checkpoint_every: 5, layer_drop: 0.1}
+quantize: {}
+search: {evaluations: 8, population: 4, texts: 8, latency: macs}
+default_point: fast
+"""
 GENERAL = """\
 version: 1
 name: general
@@ -369,6 +376,47 @@ def test_general_distillation_makes_an_encoder_that_another_recipe_starts_from(m
         ("BertForMaskedLM", 16),
         ("BertForSequenceClassification", 16),
     ]
+
+
+LAYERS, BILSTM = "layers: [0, 2]", "bilstm: {}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({LAYERS: BILSTM, LENGTHS: ""}, "distill.objectives: minilmv2 looks inside self-attention, which is not known of a bilstm student"),
+        ({LAYERS: "layers: [0, 3]"}, "distill.student.layers: 3 is out of range; the teacher has layers 0 to 2"),
+        ({LAYERS: "layers: last 4"}, "distill.student.layers: last 4 is out of range; the teacher has 3 layers"),
+        ({LAYERS: "layers: [0], hidden_size: 30"}, "distill.student.hidden_size: 30 does not fit this teacher; choose a multiple of 8"),
+        ({"relation_heads: 4": "relation_heads: 5"}, "distill.objectives: relation_heads 5 does not divide the teacher's hidden size 32"),
+        (
+            {LAYERS: "model: ./other"},
+            "distill.objectives: minilmv2 compares models token by token, but teacher and student tokenize differ",
+        ),
+        ({"epochs: 8": "method: freeze, frozen_layers: 4, epochs: 1"}, "teacher.finetune.frozen_layers: 4 of 3 layers cannot be frozen"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_with_its_reason(
+    changes: dict[str, str], message: str, make_recipe: Callable[..., Path], tiny_model: Path
+) -> None:
+    recipe = make_recipe(**{"epochs: 8": "epochs: 1, max_steps: 1"} | changes)
+    other = shutil.copytree(tiny_model, recipe.parent / "other")
+    tokenizer = (other / "tokenizer.json").read_text(encoding="utf-8")
+    (other / "tokenizer.json").write_text(tokenizer.replace('"film"', '"fi##"'), encoding="utf-8")
+    done = compress("tiny.yaml", cwd=recipe.parent)
+    assert done.returncode == 3
+    assert f"error: {message}" in done.stderr
+    assert len(done.stderr.split("error: ")[1].splitlines()) == 1
+    if "finetune" not in message:
+        assert list((recipe.parent / "artifacts").glob("finetune-*"))  # what was done stays
+
+
+def test_a_loss_that_is_no_number_names_step_and_texts_and_a_mended_recipe_goes_on(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"learning_rate: 1e-3": "learning_rate: 1e30"})
+    done = compress("tiny.yaml", cwd=recipe.parent)
+    assert done.returncode == 4
+    assert re.search(r"error: step \d+ \(training texts \d+, \d+, \d+ …\): the loss is nan; lower learning_rate", done.stderr)
+    assert compress("tiny.yaml", "--set", "distill.learning_rate=1e-3", "--until", "distill", cwd=recipe.parent).returncode == 0
 
 
 def test_a_teacher_without_the_tasks_head_is_refused(make_recipe: Callable[..., Path]) -> None:
