@@ -30,8 +30,8 @@ from benchmarks.record import conclude
 from compressor import sources
 from compressor.data import Columns, read_examples
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
+from compressor.losses import label_loss
 from compressor.modeling import PlainClassifier, load_model
-from compressor.objectives import label_loss
 from compressor.progress import Progress
 from compressor.recipe import Training
 from compressor.tasks import TASKS

@@ -18,9 +18,9 @@ from compressor.augmentation import Neighbours, augmented
 from compressor.data import Example
 from compressor.encoded import Encoded, mask_token
 from compressor.errors import RecipeError
-from compressor.families import FAMILIES, captured, shape_of
+from compressor.families import FAMILIES, Place, captured, shape_of
 from compressor.modeling import PlainClassifier
-from compressor.objectives import Shapes, Views, check, learned_modules, looks_inside, places_of, total
+from compressor.objectives import Shapes, Views, asks_teacher, check, learned_modules, looks_inside, places_of, total
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Distill, Recipe
@@ -58,7 +58,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
         def score() -> float:
             return score_of(student, validation, task, recipe.task.metric)
 
-        losses = _losses(settings, student, learned, shapes, outputs, task.class_axis)
+        losses = losses_of(settings, student, learned, shapes, outputs, task.class_axis)
         fitted = fit(nn.ModuleList([student, learned]), losses, train, settings, seed, state, log, score)
         return Trained(student.model, {**dataclasses.asdict(fitted), "validation_score": score()})
 
@@ -121,16 +121,20 @@ def _epochs_inside(settings: Distill) -> float:
     return settings.epochs * (max(end for _, end in spans) - min(start for start, _ in spans)) if spans else 0.0
 
 
-def _losses(
+def losses_of(
     settings: Distill, student: PlainClassifier, learned: nn.ModuleDict, shapes: Shapes, outputs: TeacherOutputs, class_axis: int
 ) -> Losses:
+    """Return the losses of a batch: the objectives that are active at a step, added."""
+
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         ids, mask, segments = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
         places = places_of(settings.objectives, shapes, step.share)
-        goal, theirs = outputs.of(batch["rows"], places.teacher, ids.device, step.draw)
         with ExitStack() as stack:
             ours = stack.enter_context(captured(student.model, places.student)) if places else {}
             logits = student(ids, mask, segments)
+        goal, theirs = logits.detach(), dict[Place, Tensor]()
+        if asks_teacher(settings.objectives, step.share):
+            goal, theirs = outputs.of(batch["rows"], places.teacher, ids.device, step.draw)
         views = Views(shapes, mask.bool(), batch["labels"], class_axis, logits, goal, ours, theirs)
         yield total(settings.objectives, views, step.share, learned)
 

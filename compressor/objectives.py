@@ -176,6 +176,8 @@ class Method:
     places: Callable[[Any, Shapes], Places] | None = None
     check: Callable[[Any, Shapes], str] | None = None
     learned: Callable[[Shapes], nn.Module] | None = None
+    teacher: bool = True
+    """Whether it asks the teacher at all."""
 
 
 OBJECTIVES: Mapping[type[Objective], Method] = {
@@ -187,7 +189,7 @@ OBJECTIVES: Mapping[type[Objective], Method] = {
     ),
     Logits: Method(lambda _, v: logit_loss(v.student_logits, v.teacher_logits, v.counted)),
     SoftLabels: Method(lambda s, v: soft_label_loss(v.student_logits, v.teacher_logits, v.counted, v.class_axis, s.temperature)),
-    Labels: Method(lambda _, v: label_loss(v.student_logits, v.labels, v.class_axis)),
+    Labels: Method(lambda _, v: label_loss(v.student_logits, v.labels, v.class_axis), teacher=False),
 }
 
 
@@ -217,6 +219,11 @@ def learned_modules(objectives: Sequence[Objective], shapes: Shapes) -> nn.Modul
 def active(objectives: Sequence[Objective], share: float) -> list[tuple[str, Objective]]:
     """Return the objectives that count after `share` of the training, each with its place in the recipe."""
     return [(str(number), o) for number, o in enumerate(objectives) if o.start <= share < o.end]
+
+
+def asks_teacher(objectives: Sequence[Objective], share: float) -> bool:
+    """Say whether an objective that is active after `share` of the training asks the teacher."""
+    return any(OBJECTIVES[type(o)].teacher for _, o in active(objectives, share))
 
 
 def places_of(objectives: Sequence[Objective], shapes: Shapes, share: float) -> Places:
