@@ -441,10 +441,10 @@ class Recipe(Section):
 
     def smoke(self) -> "Recipe":
         """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
-        limits = dict.fromkeys(SPLITS, 48) | {"train": 192}
+        limits = dict.fromkeys((*SPLITS, "unlabelled"), 48) | {"train": 192}
         splits = {k: s.model_copy(update={"limit": min(n, s.limit or n)}) for k, n in limits.items() if (s := getattr(self.data, k))}
         changed: dict[str, Any] = {"name": f"{self.name}-smoke", "gates": (), "data": self.data.model_copy(update=splits)}
-        short = {"max_steps": 6, "batch_size": 16}
+        short = {"max_steps": 6, "batch_size": 16, "seeds": 1}
         changed["teacher"] = self.teacher.model_copy(
             update={"finetune": self.teacher.finetune and self.teacher.finetune.model_copy(update=short)}
         )

@@ -35,8 +35,11 @@ class Ragged:
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         shape, texts = (int(self.starts[-1]), width), len(counts)
         for file, size in ((path, shape[0] * width * np.dtype(dtype).itemsize), (path.with_suffix(".known"), texts)):
-            with file.open("ab") as opened:  # all of it at once: a memory map that meets a full disk later is killed, not told
-                os.posix_fallocate(opened.fileno(), 0, max(1, size))
+            with file.open("ab") as opened:
+                if hasattr(os, "posix_fallocate"):  # all of it at once: a memory map that meets a full disk later is killed, not told
+                    os.posix_fallocate(opened.fileno(), 0, max(1, size))
+                else:
+                    opened.truncate(max(1, size))
         self.values = np.memmap(path, dtype, "r+", shape=shape)
         self.known = np.memmap(path.with_suffix(".known"), np.bool_, "r+", shape=(texts,))
 

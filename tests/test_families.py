@@ -129,3 +129,12 @@ def test_the_exported_graph_equals_torch(kind: str, tmp_path: Path) -> None:
 def test_an_unsupported_family_is_refused_as_a_length_adaptive_student() -> None:
     with pytest.raises(RecipeError, match="mpnet encoders cannot be length-adaptive students; choose one of bert, distilbert"):
         LengthAdaptiveClassifier(model_of("mpnet"), L)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_plain_teachers_graph_equals_torch(kind: str, tmp_path: Path) -> None:
+    model = PlainClassifier(model_of(kind))
+    export_graph(model, tmp_path / "teacher.onnx", 17)
+    ids = batch(16, 9, 3)[0].numpy()
+    texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
+    assert parity(model, tmp_path / "teacher.onnx", texts, [None], 0, 1e-4) < 1e-4

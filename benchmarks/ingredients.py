@@ -1,0 +1,75 @@
+"""What each ingredient of recipes/sst2.yaml gives the student: soft labels, relations, augmented text.
+
+    python -m benchmarks.ingredients --set data.train=… --set data.validation=… --set data.search=… --set data.test=… --set teacher.model=…
+
+Rows have the same number of steps: without augmentation the epochs are doubled. The teacher is built once; every row comes from the cache
+when it is there. Scores are those of the test split, in torch, before length adaptation and INT8.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import conclude
+from compressor import pipeline
+from compressor.artifact import Artifact
+from compressor.checkpoint import load_plain
+from compressor.loader import load_recipe
+from compressor.modeling import PlainClassifier
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+from compressor.splits import MODEL, Splits, task_of
+from compressor.tasks import interval
+from compressor.training import predict
+
+RECIPE, ARTIFACTS = Path("recipes/sst2.yaml"), Path("artifacts")
+SOFT = {"type": "soft_labels", "temperature": 2.0}
+
+
+def rows_of(recipe: Recipe) -> Mapping[str, Sequence[str]]:
+    """Return the changes of each row."""
+    assert recipe.distill is not None
+    assert recipe.distill.augment is not None
+    doubled = f"distill.epochs={recipe.distill.epochs * (1 + recipe.distill.augment.copies)}"
+    plain = ["distill.augment=null", doubled]
+    return {
+        "labels": [*plain, "distill.objectives=[{type: labels}]"],
+        "+ soft labels": [*plain, f"distill.objectives={json.dumps([SOFT, {'type': 'labels', 'weight': 0.2}])}"],
+        "+ relations": plain,
+        "+ augmented text": [],
+    }
+
+
+def main() -> None:
+    """Build every row and record its score."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
+    parser.add_argument("--trial", action="store_true", help="a sliver of the data, to see that it works; records nothing")
+    chosen = parser.parse_args()
+    rows = []
+    for name, changes in rows_of(load_recipe(RECIPE, chosen.changes)).items():
+        recipe = load_recipe(RECIPE, [*chosen.changes, *changes])
+        recipe = recipe.smoke() if chosen.trial else recipe
+        rows.append({"name": name, **scored(recipe, pipeline.run(recipe, ARTIFACTS, Progress(), until="distill"))})
+        print(json.dumps(rows[-1]), flush=True)
+    teacher = scored(recipe, pipeline.run(recipe, ARTIFACTS, Progress(), until="finetune"))
+    conclude("ingredients", {"teacher": teacher, "students": rows}, chosen.trial)
+
+
+def scored(recipe: Recipe, artifact: Artifact) -> dict[str, Any]:
+    """Return a checkpoint's score on the test split with its interval, and what its training took."""
+    data = ARTIFACTS / artifact.manifest["inputs"]["data"]["path"]
+    splits, task = Splits.of(Artifact(data)), task_of(recipe)
+    model = PlainClassifier(load_plain(artifact, splits.labels)).eval()
+    test = splits.encoded("test", task, artifact.path / MODEL)
+    logits = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"]), test)
+    metric, metrics = recipe.task.metric, artifact.metrics
+    low, high = interval(task, logits, test.labels, metric)
+    facts = {"validation": metrics["validation_score"], "seconds": round(metrics["seconds"]), "steps": metrics["steps"]}
+    return {"score": task.score(logits, test.labels, metric), "low": low, "high": high, **facts}
+
+
+if __name__ == "__main__":
+    main()
