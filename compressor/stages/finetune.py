@@ -25,9 +25,11 @@ from compressor.modeling import PlainClassifier, has_head, load_model
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Finetune, Recipe
+from compressor.scoring import score_of
+from compressor.seeds import Trained, train_seeds
 from compressor.splits import Splits, task_of
 from compressor.tasks import Task
-from compressor.training import Step, Trained, fit, score_of, train_seeds
+from compressor.training import Step, fit
 from compressor.tuning import learning_parameters, merged, prepare
 
 

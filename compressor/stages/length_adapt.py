@@ -24,9 +24,10 @@ from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import LengthAdapt, Recipe
+from compressor.scoring import score_of
 from compressor.splits import MODEL, Splits, task_of
 from compressor.teaching import TeacherOutputs
-from compressor.training import Losses, Step, fit, score_of
+from compressor.training import Losses, Step, fit
 
 Forward = Callable[[LengthConfig | None, frozenset[int]], Tensor]
 """Logits of one batch at a length configuration (None: full), without the given layers."""
