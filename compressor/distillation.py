@@ -34,6 +34,9 @@ from compressor.tokens import Tokens
 from compressor.training import Losses, Step, fit
 from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
 
+ENOUGH = 0.95
+"""Share of texts that a pruned vocabulary should cover; with less the user is warned."""
+
 
 def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the student of a recipe's section, taught by the newest guide, and return its score on the validation split."""
@@ -70,7 +73,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     metrics = {**trained.metrics, "texts": {"original": originals, "augmented": len(train) - originals}}
     checkpoint.save(trained.model, folder, out)
     if settings.student.vocabulary == "corpus":
-        metrics |= _prune(trained.model, folder, train.tokens.first(originals), validation, f"{section}.student.vocabulary", out)
+        metrics |= _prune(trained.model, folder, train.tokens.first(originals), validation, f"{section}.student.vocabulary", out, log)
         covered_by_it = splits.encoded("validation", task, out / MODEL)
         metrics["validation_score"] = score_of(PlainClassifier(trained.model), covered_by_it, task, recipe.task.metric)
     return metrics | {"parameters": sum(p.numel() for p in trained.model.parameters())}
@@ -143,10 +146,13 @@ def losses_of(
     return losses
 
 
-def _prune(model: PreTrainedModel, folder: Path, corpus: Tokens, validation: Encoded, key: str, out: Path) -> dict[str, Any]:
+def _prune(model: PreTrainedModel, folder: Path, corpus: Tokens, validation: Encoded, key: str, out: Path, log: Progress) -> dict[str, Any]:
     """Write the student again with the tokens only that its training texts use."""
     before, kept = int(model.config.vocab_size), used(folder, corpus, key)
     prune_model(model, kept)
     checkpoint.save(model, folder, out)
     prune_tokenizer(folder, out / MODEL, kept)
-    return {"vocabulary": {"before": before, "after": len(kept), "covered": covered(kept, validation.tokens)}}
+    share = covered(kept, validation.tokens)
+    told = f"vocabulary: {len(kept):,} of {before:,} tokens stay; {share:.1%} of the validation texts lose none"
+    (log.note if share > ENOUGH else log.warn)(told)
+    return {"vocabulary": {"before": before, "after": len(kept), "covered": share}}

@@ -65,14 +65,14 @@ def _ancestors(inputs: Inputs) -> list[dict[str, Any]]:
         for link in artifact.manifest["inputs"].values():
             visit(Artifact(artifact.path.parent / link["path"]))
         metrics, name = artifact.metrics, artifact.manifest["stage"]
-        found.setdefault(name, {"name": name, "seconds": metrics["seconds"], "summary": _told(metrics), "metrics": dict(metrics)})
+        found.setdefault(name, {"name": name, "seconds": metrics["seconds"], "summary": told(metrics), "metrics": dict(metrics)})
 
     for artifact in inputs.values():
         visit(artifact)
     return list(found.values())
 
 
-def _told(metrics: Mapping[str, Any]) -> str:
+def told(metrics: Mapping[str, Any]) -> str:
     """Return what a stage's row of the report says of its result."""
     parts = []
     if "seeds" in metrics:

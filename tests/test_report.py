@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from compressor import report
+from compressor.summary import told
 from tests.test_plot import candidate, lengths_of
 
 MINIMAL: dict[str, Any] = {
@@ -193,3 +194,14 @@ def test_a_bundle_without_int8_is_reported_and_indexed_too() -> None:
     assert [metric["name"] for metric in result["metrics"]] == ["accuracy (fp32 full)"]
     assert "int8" not in card.lower()
     assert "6.3× faster than its teacher" in report.render_report(metrics)
+
+
+def test_a_stage_tells_seeds_weights_that_learned_and_vocabulary() -> None:
+    seeds = {"scores": [0.9, 0.92], "mean": 0.91, "standard_deviation": 0.014}
+    metrics = {"seeds": seeds, "validation_score": 0.92, "parameters": 1000, "learning_parameters": 10}
+    metrics["vocabulary"] = {"before": 30522, "after": 13487, "covered": 0.625}
+    assert told(metrics) == (
+        "2 seeds: 0.9100 ± 0.0140; the best went on; score 0.9200 on validation; 10 of 1,000 weights learned; "
+        "13,487 of 30,522 tokens, which cover 62.5% of the validation texts"
+    )
+    assert told({"validation_score": 0.5, "parameters": 10, "learning_parameters": 10}) == "score 0.5000 on validation"
