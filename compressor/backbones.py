@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,8 +23,15 @@ class Backbone(Protocol):
         """Return the first hidden state (batch, seq, width)."""
         ...
 
-    def project(self, layer: Any, queries: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q of `queries`, k and v of `states`, each (batch, tokens, width)."""
+    def project(self, layer: Any, queries: Tensor, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q of `queries`, k and v of `states`, each (batch, tokens, width).
+
+        `positions` (batch, tokens) says where each state stood in its text; the queries are the first of the states.
+        """
+        ...
+
+    def near(self, layer: Any, positions: Tensor) -> Tensor | None:
+        """Return which tokens see each other (batch, tokens, tokens) in a layer of local attention; None: all do."""
         ...
 
     def attended(self, layer: Any, context: Tensor, queries: Tensor) -> Tensor:
@@ -56,8 +64,11 @@ class BertBackbone:
         hidden: Tensor = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids if self.segments else None)
         return self.encoder.embeddings_project(hidden) if hasattr(self.encoder, "embeddings_project") else hidden
 
-    def project(self, layer: Any, queries: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k, v."""
+    def near(self, layer: Any, positions: Tensor) -> None:
+        """Return None: attention is global here."""
+
+    def project(self, layer: Any, queries: Tensor, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k, v; positions are in the embeddings."""
         attention = layer.attention.self
         return attention.query(queries), attention.key(states), attention.value(states)
 
@@ -94,8 +105,11 @@ class DistilBertBackbone:
         hidden: Tensor = self.model.distilbert.embeddings(input_ids)
         return hidden
 
-    def project(self, layer: Any, queries: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k, v."""
+    def near(self, layer: Any, positions: Tensor) -> None:
+        """Return None: attention is global here."""
+
+    def project(self, layer: Any, queries: Tensor, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k, v; positions are in the embeddings."""
         attention = layer.attention
         return attention.q_lin(queries), attention.k_lin(states), attention.v_lin(states)
 
@@ -121,11 +135,69 @@ class DistilBertBackbone:
         return found
 
 
+class ModernBertBackbone:
+    """ModernBERT: positions turn queries and keys (rotary embedding), and most layers see only neighbours."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.encoder = model, model.model
+        self.layers, self.heads = self.encoder.layers, model.config.num_attention_heads
+        if model.config.classifier_pooling != "cls":
+            raise RecipeError("modernbert students adapt their length with classifier_pooling cls only; set it in the model's config.json")
+
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Return embeddings; this family has no segments."""
+        hidden: Tensor = self.encoder.embeddings(input_ids=input_ids)
+        return hidden
+
+    def near(self, layer: Any, positions: Tensor) -> Tensor | None:
+        """Return which tokens stood near each other in their text."""
+        if layer.attention_type != "sliding_attention":
+            return None
+        near: Tensor = (positions[:, :, None] - positions[:, None, :]).abs() <= self.model.config.sliding_window
+        return near
+
+    def project(self, layer: Any, queries: Tensor, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q and k, turned by where each token stood in its text, and v."""
+        width, weight, bias = states.shape[-1], layer.attn.Wqkv.weight, layer.attn.Wqkv.bias
+        normed = layer.attn_norm(states)
+        q = F.linear(normed[:, : queries.shape[1]], weight[:width], None if bias is None else bias[:width])
+        k, v = F.linear(normed, weight[width:], None if bias is None else bias[width:]).chunk(2, -1)
+        cos, sin = self.encoder.rotary_emb(states, positions, layer.attention_type)  # (batch, tokens, head_dim)
+        return self._turned(q, cos, sin), self._turned(k, cos, sin), v
+
+    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        heads = x.view(*x.shape[:2], self.heads, -1)
+        first, second = heads.float().chunk(2, -1)
+        turned = heads * cos[:, : x.shape[1], None] + torch.cat([-second, first], -1) * sin[:, : x.shape[1], None]
+        return turned.to(x.dtype).flatten(2)
+
+    def attended(self, layer: Any, context: Tensor, queries: Tensor) -> Tensor:
+        """Return the attention block's output."""
+        output: Tensor = queries + layer.attn.out_drop(layer.attn.Wo(context))
+        return output
+
+    def feed_forward(self, layer: Any, states: Tensor) -> Tensor:
+        """Return the layer's output."""
+        output: Tensor = states + layer.mlp(layer.mlp_norm(states))
+        return output
+
+    def dropout(self, layer: Any) -> nn.Module:
+        """Return the dropout of attention probabilities."""
+        return nn.Dropout(layer.attn.attention_dropout).train(layer.training)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the head's logits."""
+        pooled = self.model.head(self.encoder.final_norm(states[:, 0]))
+        found: Tensor = self.model.classifier(self.model.drop(pooled))
+        return found
+
+
 BACKBONES: dict[str, Callable[[Any], Backbone]] = {
     "bert": BertBackbone,
     "roberta": BertBackbone,
     "electra": BertBackbone,
     "distilbert": DistilBertBackbone,
+    "modernbert": ModernBertBackbone,
 }
 """Families that can be length-adaptive students."""
 

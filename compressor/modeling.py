@@ -135,7 +135,7 @@ class LengthAdaptiveClassifier(nn.Module):
             if index in skipped:
                 continue
             only_cls = index == last and not restore  # a sentence head reads [CLS] alone: the rest of this layer would be thrown away
-            hidden, significance = self._attend(layer, hidden, real, only_cls)
+            hidden, significance = self._attend(layer, hidden, real, rows, only_cls)
             if lengths is not None and not only_cls:
                 keep = (tokens * lengths[index] + self.max_length - 1) // self.max_length  # (batch,) ceil, so at least 1
                 hidden, real, kept = drop(hidden, significance, real, keep)
@@ -146,7 +146,7 @@ class LengthAdaptiveClassifier(nn.Module):
         states: Tensor = restored if restore else hidden
         return states
 
-    def _attend(self, layer: nn.Module, hidden: Tensor, real: Tensor, only_cls: bool) -> tuple[Tensor, Tensor]:
+    def _attend(self, layer: nn.Module, hidden: Tensor, real: Tensor, rows: Tensor, only_cls: bool) -> tuple[Tensor, Tensor]:
         """Return the attention block's output (batch, queries, hidden) and the significance of each key (batch, seq)."""
         queries = hidden[:, :1] if only_cls else hidden
 
@@ -154,10 +154,12 @@ class LengthAdaptiveClassifier(nn.Module):
             split: Tensor = x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
             return split  # (batch, heads, seq, head_dim)
 
-        q, k, v = (heads(x) for x in self.parts.project(layer, queries, hidden))
+        q, k, v = (heads(x) for x in self.parts.project(layer, queries, hidden, rows))
         scores = q @ k.transpose(-1, -2) * (self.model.config.hidden_size // self.heads) ** -0.5
-        bias = torch.where(real, 0.0, -1e4)[:, None, None, :].to(scores.dtype)
-        probabilities = (scores + bias).softmax(-1)  # (batch, heads, queries, seq)
+        seen, near = real[:, None, None, :], self.parts.near(layer, rows)
+        if near is not None:
+            seen = seen & near[:, None, : queries.shape[1]]
+        probabilities = (scores + torch.where(seen, 0.0, -1e4).to(scores.dtype)).softmax(-1)  # (batch, heads, queries, seq)
         context = (self.parts.dropout(layer)(probabilities) @ v).transpose(1, 2).flatten(2)
         return self.parts.attended(layer, context, queries), self._significance(probabilities, real, only_cls)
 

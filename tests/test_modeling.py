@@ -95,7 +95,7 @@ def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptive
         state = bert.embeddings(input_ids=ids, token_type_ids=segments)[0]
         last, kept = dict(enumerate(state)), list(range(length))
         for index, layer in enumerate(bert.encoder.layer):
-            out, significance = model._attend(layer, state[None], torch.ones(1, len(kept)).bool(), only_cls=False)
+            out, significance = model._attend(layer, state[None], torch.ones(1, len(kept)).bool(), torch.tensor([kept]), only_cls=False)
             order = sorted(range(len(kept)), key=lambda i: (i != 0, -significance[0, i].item()))[: config.kept(length)[index]]
             kept, state = [kept[i] for i in order], out[0, order]
             state = layer.output(layer.intermediate(state), state)
