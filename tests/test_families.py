@@ -138,3 +138,19 @@ def test_a_plain_teachers_graph_equals_torch(kind: str, tmp_path: Path) -> None:
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
     assert parity(model, tmp_path / "teacher.onnx", texts, [None], 0, 1e-4) < 1e-4
+
+
+@torch.no_grad()
+def test_kept_tokens_of_modernbert_stay_where_they_stood() -> None:
+    """A layer of local attention after a drop equals Hugging Face's own layer, told the kept tokens' positions and who sees whom."""
+    model = model_of("modernbert")
+    adaptive, encoder = LengthAdaptiveClassifier(model, L).eval(), model.model
+    layer = encoder.layers[1]
+    assert layer.attention_type == "sliding_attention"
+    positions, states = torch.tensor([[0, 3, 4, 12, 15]]), torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    context, _ = adaptive._attend(layer, states, torch.ones(1, 5).bool(), positions, only_cls=False)
+    far = (positions[0][:, None] - positions[0]).abs() > 4  # local_attention is 8: four to each side
+    bias = torch.where(far, torch.finfo(torch.float32).min, 0.0)[None, None]
+    rotary = encoder.rotary_emb(states, positions, "sliding_attention")
+    expected = layer(states, attention_mask=bias, position_embeddings=rotary)
+    torch.testing.assert_close(adaptive.parts.feed_forward(layer, context), expected, atol=1e-5, rtol=0)
