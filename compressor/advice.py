@@ -14,7 +14,7 @@ from compressor.recipe import Recipe, Student
 FEW, MANY_WORDS, FEW_WORDS = 2000, 90, 45
 LOOK = 2000
 """Examples that are read for their lengths."""
-COUNTED = (".csv", ".tsv", ".jsonl")
+COUNTED = (".csv", ".tsv", ".jsonl", ".txt")
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"no distill section: a student of {facts.teacher[0] // 2} of the {facts.teacher[0]} layers halves the time, before all else"
     if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
         yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
-    if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt:
+    if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and recipe.deployed:
         yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
     if facts.teacher and facts.student and recipe.assistant is None:
         (layers, width), (few, narrow) = facts.teacher, facts.student
         if 2 * few <= layers and 2 * narrow <= width:
             sizes = f"the student ({few}x{narrow}) has at most half of the teacher's layers and width ({layers}x{width})"
             yield f"{sizes}: an assistant section may help"
-    if recipe.quantize is None:
+    if recipe.quantize is None and recipe.deployed:
         yield "no quantize section: INT8 is the cheapest gain on a processor with VNNI or AMX"
 
 
@@ -69,13 +69,20 @@ def _count(path: Path, limit: int | None) -> int | None:
         return None
     with opened(path) as file:
         lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-    rows = lines if ".jsonl" in path.name else max(0, lines - 1)  # without the header
+    headless = any(kind in path.suffixes for kind in (".jsonl", ".txt"))
+    rows = lines if headless else max(0, lines - 1)
     return min(rows, limit or rows)
 
 
 def _words(recipe: Recipe) -> float:
     data = recipe.data
-    rows = read_examples(data.train.path, Columns(data.text, data.text_pair, data.label), root=recipe.root, split="train", limit=LOOK)
+    rows = read_examples(
+        data.train.path,
+        Columns(data.text, data.text_pair, data.label if recipe.deployed else None),
+        root=recipe.root,
+        split="train",
+        limit=LOOK,
+    )
     return median(len(f"{e.text} {e.text_pair or ''}".split()) for e in rows)
 
 

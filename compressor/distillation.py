@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +85,10 @@ def _texts(
     mask, teachers_mask = mask_token(folder), mask_token(guide)
     near = Neighbours.of(student, folder) if settings.augment else None
 
-    def originals() -> Iterator[Example]:
-        return chain(splits.examples("train"), splits.examples("unlabelled"))
-
     def examples() -> Iterator[Example]:
-        yield from originals()
+        yield from splits.texts()
         if settings.augment and near:
-            yield from augmented(originals(), settings.augment, near, mask, seed)
+            yield from augmented(splits.texts(), settings.augment, near, mask, seed)
 
     def as_teacher_reads(example: Example) -> Example:
         if not mask or not teachers_mask or mask == teachers_mask:

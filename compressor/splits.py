@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,10 @@ class Splits:
         with (self.folder / f"{split}.jsonl").open(encoding="utf-8") as file:
             for line in file:
                 yield Example(**json.loads(line))
+
+    def texts(self) -> Iterator[Example]:
+        """Yield all that is learned from: the labelled texts of train, then the unlabelled ones."""
+        return chain(self.examples("train"), self.examples("unlabelled"))
 
     def encoded(self, split: str, task: Task, model: Path) -> Encoded:
         """Return a split as token ids of a model's tokenizer, with label ids."""

@@ -84,3 +84,14 @@ def test_a_damaged_archive_gives_no_advice_and_no_error(make_recipe: Callable[..
         (recipe.parent / "train.csv.gz").write_bytes(damaged)
         facts = facts_of(load_recipe(recipe, []))
         assert (facts.examples, facts.words) == (None, None)
+
+
+def test_plain_text_for_an_encoder_is_counted_and_gets_no_advice_on_bundles(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain.txt").write_text(f"{LONG}\n" * 30, encoding="utf-8")
+    recipe = tmp_path / "general.yaml"
+    student = "distill: {student: {layers: [0, 2]}, objectives: [{type: minilmv2, relation_heads: 4}]}"
+    head = "version: 1\nname: general\ntask: {type: masked-lm}\ndata: {train: plain.txt}\n"
+    recipe.write_text(f"{head}teacher: {{model: {tiny_model}}}\n{student}\n", encoding="utf-8")
+    facts = facts_of(load_recipe(recipe, []))
+    assert (facts.examples, facts.words) == (30, 120)
+    assert advice(recipe) == ""

@@ -427,3 +427,13 @@ def test_a_teacher_without_the_tasks_head_is_refused(make_recipe: Callable[..., 
     done = compress("tiny.yaml", cwd=recipe.parent)
     assert done.returncode == 3
     assert "is no classifier of these 2 labels; add teacher.finetune" in done.stderr
+
+
+def test_length_adaptation_over_seeds_goes_on_with_the_best(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"length_adapt: {epochs: 1,": "length_adapt: {epochs: 1, max_steps: 4, seeds: 2,"})
+    done = compress("tiny.yaml", "--until", "length_adapt", "--format", "json", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["metrics"]
+    assert metrics["validation_score"] == max(metrics["seeds"]["scores"])
+    assert metrics["seed"] in (17, 18)
+    assert metrics["after"]["full"] == metrics["validation_score"]

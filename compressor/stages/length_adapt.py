@@ -25,6 +25,7 @@ from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import LengthAdapt, Recipe
 from compressor.scoring import score_of
+from compressor.seeds import Trained, train_seeds
 from compressor.splits import MODEL, Splits, task_of
 from compressor.teaching import TeacherOutputs
 from compressor.training import Losses, Step, fit
@@ -38,30 +39,30 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     assert recipe.length_adapt is not None
     settings = recipe.length_adapt
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
-    source = inputs["checkpoint"].path / MODEL
-    model = LengthAdaptiveClassifier(checkpoint.load_plain(inputs["checkpoint"], splits.labels), splits.max_length, settings.significance)
-    train, validation = splits.encoded("train", task, source), splits.encoded("validation", task, source)
-    smallest = torch.tensor(LengthConfig.smallest(model.layers, model.max_length, settings.bound).lengths)
-
-    def scores() -> dict[str, float]:
-        named = {"full": None, "smallest": smallest}
-        return {name: score_of(model, validation, task, recipe.task.metric, lengths) for name, lengths in named.items()}
-
-    before = scores()
+    source, guide = inputs["checkpoint"].path / MODEL, inputs["teacher"].path / MODEL
+    train, validation = splits.encode(splits.texts(), task, source), splits.encoded("validation", task, source)
     teacher = PlainClassifier(checkpoint.load_plain(inputs["teacher"], splits.labels))
-    teacher_train = splits.encoded("train", task, inputs["teacher"].path / MODEL)
+    teacher_train = splits.encode(splits.texts(), task, guide)
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", 0.0, log)
-    losses = _losses(settings, model, outputs, task.class_axis, recipe.seed)
-    fitted = fit(model, losses, train, settings, recipe.seed, out / STATE, log, lambda: sum(scores().values()))
-    after = scores()
-    checkpoint.save(model.model, source, out, {"max_length": model.max_length, "significance": settings.significance})
-    return {
-        **dataclasses.asdict(fitted),
-        "validation_score": after["full"],
-        "before": before,
-        "after": after,
-        "smallest": smallest.tolist(),
-    }
+
+    def once(seed: int, state: Path) -> Trained:
+        plain = checkpoint.load_plain(inputs["checkpoint"], splits.labels)
+        model = LengthAdaptiveClassifier(plain, splits.max_length, settings.significance)
+        smallest = torch.tensor(LengthConfig.smallest(model.layers, model.max_length, settings.bound).lengths)
+
+        def scores() -> dict[str, float]:
+            named = {"full": None, "smallest": smallest}
+            return {name: score_of(model, validation, task, recipe.task.metric, lengths) for name, lengths in named.items()}
+
+        before, losses = scores(), _losses(settings, model, outputs, task.class_axis, seed)
+        fitted = fit(model, losses, train, settings, seed, state, log, lambda: sum(scores().values()))
+        after = scores()
+        facts = {"validation_score": after["full"], "before": before, "after": after, "smallest": smallest.tolist()}
+        return Trained(plain, {**dataclasses.asdict(fitted), **facts})
+
+    trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
+    checkpoint.save(trained.model, source, out, {"max_length": splits.max_length, "significance": settings.significance})
+    return trained.metrics
 
 
 def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, outputs: TeacherOutputs, class_axis: int, seed: int) -> Losses:
