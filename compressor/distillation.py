@@ -82,19 +82,20 @@ def _texts(
     settings: Distill, splits: Splits, task: Task, student: PreTrainedModel, folder: Path, guide: Path, seed: int
 ) -> tuple[Encoded, Encoded]:
     """Return what the student reads and what the teacher reads, text by text the same: labelled, unlabelled, augmented."""
-    mask, teachers_mask = mask_token(folder), mask_token(guide)
+    masks = mask_token(folder), mask_token(guide)
     near = Neighbours.of(student, folder) if settings.augment else None
 
     def examples() -> Iterator[Example]:
         yield from splits.texts()
         if settings.augment and near:
-            yield from augmented(splits.texts(), settings.augment, near, mask, seed)
+            yield from augmented(splits.texts(), settings.augment, near, masks[0] if all(masks) else None, seed)
 
     def as_teacher_reads(example: Example) -> Example:
-        if not mask or not teachers_mask or mask == teachers_mask:
+        ours, theirs = masks
+        if not ours or not theirs or ours == theirs:
             return example
-        pair = example.text_pair and example.text_pair.replace(mask, teachers_mask)
-        return dataclasses.replace(example, text=example.text.replace(mask, teachers_mask), text_pair=pair)
+        pair = example.text_pair and example.text_pair.replace(ours, theirs)
+        return dataclasses.replace(example, text=example.text.replace(ours, theirs), text_pair=pair)
 
     return splits.encode(examples(), task, folder), splits.encode(map(as_teacher_reads, examples()), task, guide)
 
@@ -117,9 +118,9 @@ def _check(section: str, settings: Distill, student: PreTrainedModel, teacher: P
 
 
 def _epochs_inside(settings: Distill) -> float:
-    """Return over how many epochs objectives look inside the models."""
+    """Return over how many epochs, of all seeds, objectives look inside the models."""
     spans = [(o.start, o.end) for o in settings.objectives if looks_inside([o])]
-    return settings.epochs * (max(end for _, end in spans) - min(start for start, _ in spans)) if spans else 0.0
+    return settings.epochs * settings.seeds * (max(end for _, end in spans) - min(start for start, _ in spans)) if spans else 0.0
 
 
 def losses_of(

@@ -409,6 +409,9 @@ class Recipe(Section):
             for section in ("length_adapt", "quantize", "search", "default_point", "gates"):
                 if getattr(self, section):
                     raise ValueError(f"a masked-lm recipe ends with an encoder that answers no task yet: leave `{section}` out")
+            students = [section.student for section in (self.assistant, self.distill) if section]
+            if any(student.bilstm or student.vocabulary == "corpus" for student in students):
+                raise ValueError("a masked-lm recipe makes a whole encoder: name a student by `model` or `layers`, with vocabulary: full")
             if self.data.unlabelled:
                 raise ValueError("a masked-lm recipe needs no labels: name all texts in data.train, and leave data.unlabelled out")
         if self.length_adapt and self.distill and self.distill.student.bilstm:

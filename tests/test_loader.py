@@ -201,12 +201,58 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
         (("end: 0.5", "start: 0.2"), "9:1: distill: no objective is active at 0% of the training"),
         (("end: 0.5", "end: 0.4"), "9:1: distill: no objective is active at 40% of the training"),
         (("start: 0.5", "start: 0.5, end: 0.9"), "9:1: distill: no objective is active at 90% of the training"),
-        (("layers: [0, 2]", "layers: [0, 2], model: ./small"), "10:3: distill.student: name either `model` or `layers` of the teacher"),
-        (("layers: [0, 2]", ""), "10:3: distill.student: name either `model` or `layers` of the teacher"),
+        (
+            ("layers: [0, 2]", "layers: [0, 2], model: ./small"),
+            "10:3: distill.student: name one of `model`, `layers` of the teacher, and `bilstm`",
+        ),
+        (("layers: [0, 2]", ""), "10:3: distill.student: name one of `model`, `layers` of the teacher, and `bilstm`"),
+        (("layers: [0, 2]", "model: ./small, hidden_size: 16"), "10:3: distill.student: hidden_size cuts `layers` of the teacher"),
+        (("layers: [0, 2]", "bilstm: {}"), "1:1: recipe: a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out"),
+        (
+            ("  student:", "  augment: {mask: 0, swap: 0, ngrams: 0}\n  student:"),
+            "10:3: distill.augment: mask and swap add up to at most 1",
+        ),
+        (
+            (
+                "{type: minilmv2, end: 0.5}",
+                "{type: labels}",
+                "{type: soft_labels, start: 0.5}",
+                "{type: labels}",
+                "  student:",
+                "  augment: {}\n  student:",
+            ),
+            "9:1: distill: augment makes texts that only the teacher answers",
+        ),
+        (
+            ("finetune: {epochs: 1}", "finetune: {adapter_size: 8}"),
+            "8:3: teacher.finetune: adapter_size belongs to method adapters, but method is full",
+        ),
+        (
+            ("version: 1", "version: 1\ntask: {type: masked-lm}"),
+            "1:1: recipe: a masked-lm recipe ends with an encoder that answers no task yet: leave `length_adapt` out",
+        ),
+        (
+            ("version: 1", "version: 1\ntask: {type: masked-lm, metric: macro_f1}"),
+            "2:1: task: masked-lm is scored by the accuracy of hidden tokens",
+        ),
     ],
 )
 def test_parts_that_contradict_each_other_are_told(path: Path, changes: tuple[str, ...], message: str) -> None:
     assert refusal(path, changed(*changes)).startswith(message)
+
+
+@pytest.mark.parametrize("layers", ["every third", "first 0", "last", "[-1]", "[a]", "[]", "5"])
+def test_a_layer_map_that_is_none_is_told_with_what_fits(path: Path, layers: str) -> None:
+    told = refusal(path, changed("[0, 2]", layers))
+    assert told.startswith("10:")
+    assert "distill.student.layers" in told
+
+
+@pytest.mark.parametrize(("text", "layers"), [("every second", "every second"), ("last 4", "last 4"), ("[0, 2]", (0, 2))])
+def test_layer_maps_are_read(path: Path, text: str, layers: object) -> None:
+    recipe = loaded(path, changed("[0, 2]", text))
+    assert recipe.distill is not None
+    assert recipe.distill.student.layers == layers
 
 
 @pytest.mark.parametrize("share", ["1e-5", "1E-5", "0.00001"])
