@@ -34,7 +34,7 @@ class Study:
 
 
 STUDIES = {
-    "sst2-10k": Study({"train": "sst2/train.tsv.gz", "test": "sst2/dev.tsv.gz"}, {"text": "sentence"}, 64, 3, 10_000),
+    "sst2-10k": Study({"train": "sst2/train.tsv.gz", "test": "sst2/dev.tsv.gz"}, {"text": "sentence"}, 64, 4, 10_000),
     "sci-cite": Study({"train": "sci-cite/train.jsonl.gz", "test": "sci-cite/test.jsonl.gz"}, {}, 128, 3),
 }
 
@@ -63,8 +63,8 @@ STUDENTS: Mapping[str, Mapping[str, Any]] = {
 """Rows of the table of objectives; `epochs_factor` keeps the number of steps where there are more texts."""
 
 FINETUNING: Mapping[str, Mapping[str, Any]] = {
-    "full": {"learning_rate": 1e-4},
-    "freeze, 3 of 6 layers": {"method": "freeze", "frozen_layers": 3, "learning_rate": 1e-4},
+    "full": {"learning_rate": 1.5e-4},
+    "freeze, 3 of 6 layers": {"method": "freeze", "frozen_layers": 3, "learning_rate": 1.5e-4},
     "freeze, all but the head": {"method": "freeze", "learning_rate": 1e-3},
     "bitfit": {"method": "bitfit", "learning_rate": 1e-3},
     "adapters": {"method": "adapters", "learning_rate": 1e-3},
@@ -94,14 +94,14 @@ def rows_of(name: str, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if study.limit:
         data["train"] = {**data["train"], "limit": study.limit}
     short = {"max_steps": 3} if chosen.trial else {}
-    budget = {"batch_size": 32, "seeds": 2 if chosen.trial else SEEDS, **short}
-    tuned = {"epochs": study.epochs, "batch_size": 32, "learning_rate": 3e-5, **short}
+    budget = {"batch_size": 64, "seeds": 2 if chosen.trial else SEEDS, **short}
+    tuned = {"epochs": study.epochs, "batch_size": 64, "learning_rate": 4e-5, **short}
     teacher = {"model": str(chosen.models.resolve() / "mpnet-base"), "finetune": tuned}
     yield _row(name, "teacher", "mpnet-base", _build(name, data, teacher, until="finetune"))
     for row, settings in STUDENTS.items():
         given = dict(settings)
         epochs = study.epochs * given.pop("epochs_factor", 1)
-        distill = {"learning_rate": 1e-4} | budget | {"epochs": epochs} | given
+        distill = {"learning_rate": 1.5e-4} | budget | {"epochs": epochs} | given
         distill["student"] = _with_folders(settings["student"], chosen.models.resolve())
         yield _row(name, "objectives", row, _build(name, data, teacher, distill, until="distill"))
     for row, settings in FINETUNING.items():
