@@ -1,0 +1,55 @@
+"""What a recipe gives and how long it takes: a whole build as a user would run it.
+
+    python -m benchmarks.build recipes/sst2.yaml --set data.train=../shared/data/sst2/train.tsv.gz …
+
+The result is called after the recipe. The artifacts folder is a new one, so that nothing comes from the cache, unless one is named: then
+`cached` says which stages were there before.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.child import COMPRESS, run
+from benchmarks.record import conclude
+from compressor.errors import GateError
+
+KEPT = ("data", "variants", "points", "gates", "findings", "stage_gains")
+
+
+def measure(recipe: Path, changes: list[str], artifacts: Path, profile: str) -> dict[str, Any]:
+    """Build the recipe and return what its bundle's report says, with the build's own cost."""
+    before = {folder.name for folder in artifacts.glob("*-*")}
+    sets = [part for change in changes for part in ("--set", change)]
+    command = [*COMPRESS, "run", str(recipe), *sets, "--artifacts", str(artifacts), "--profile", profile, "--format", "json"]
+    ended = run(command, allowed=(0, GateError.exit_code))
+    told = json.loads(ended.stdout)
+    result = {"recipe": str(recipe), "exit_code": ended.exit_code, "minutes": round(ended.seconds / 60, 1)}
+    result |= {"peak_memory_mb": round(ended.peak_bytes / 1e6), "cached": sorted(before)}
+    if "bundle" not in told:
+        return result | {"encoder": told["encoder"], "metrics": told["metrics"]}
+    metrics = json.loads((Path(told["bundle"]) / "metrics.json").read_text(encoding="utf-8"))
+    stages = {stage["name"]: {"seconds": stage["seconds"], "summary": stage["summary"]} for stage in metrics["stages"]}
+    return result | {"stages": stages} | {key: metrics[key] for key in KEPT}
+
+
+def main() -> None:
+    """Build in a folder that is removed afterwards, or in the one that is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
+    parser.add_argument("--artifacts", type=Path, help="a folder to build in and to keep (default: a temporary one)")
+    parser.add_argument("--trial", action="store_true", help="the smoke profile, not recorded: does it work?")
+    chosen = parser.parse_args()
+    if not chosen.recipe.exists():
+        sys.exit(f"{chosen.recipe}: no such recipe")
+    with tempfile.TemporaryDirectory() as scratch:
+        result = measure(chosen.recipe, chosen.changes, chosen.artifacts or Path(scratch), "smoke" if chosen.trial else "full")
+    conclude(f"build_{chosen.recipe.stem}", result, chosen.trial)
+
+
+if __name__ == "__main__":
+    main()
