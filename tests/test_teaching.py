@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,10 +21,10 @@ LENGTHS = (9, 4, 12, 4)
 class Counting(PlainClassifier):
     """A teacher that counts its forward passes."""
 
-    passes = 0
+    passes: ClassVar[int] = 0
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        self.passes += 1
+        Counting.passes += 1
         return super().forward(*inputs)
 
 
@@ -36,6 +37,7 @@ def encoded() -> Encoded:
 
 def outputs(folder: Path, room: float = 1e9) -> tuple[TeacherOutputs, Counting]:
     teacher = Counting(model_of("bert"))
+    Counting.passes = 0
     return TeacherOutputs(teacher, encoded(), False, folder, room, Progress(quiet=True)), teacher
 
 
@@ -77,14 +79,16 @@ def test_a_second_process_goes_on_with_what_the_first_one_stored(tmp_path: Path)
 
 def test_what_does_not_fit_is_computed_at_each_step_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = Counting(model_of("bert"))
+    Counting.passes = 0
     store = TeacherOutputs(teacher, encoded(), False, tmp_path, sum(LENGTHS) * 32 * 2 + 10, Progress())
     expected = ask(outputs(tmp_path / "whole")[0], 0, 2)[1]
+    Counting.passes = 0
     for _ in range(2):
         found = ask(store, 0, 2)[1]
         for place in PLACES:
             torch.testing.assert_close(found[place][1].float(), expected[place][1].float(), atol=2e-3, rtol=1e-3)
     assert teacher.passes == 2
-    assert "computed at each step, not stored" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("computed at each step, not stored") == 1
     assert sorted(p.name for p in tmp_path.glob("*.bin")) == ["logits.bin", "queries-1.bin"]
 
 
@@ -99,3 +103,14 @@ def test_padding_is_not_stored(tmp_path: Path) -> None:
     store.write(np.array([0, 1]), batch)
     assert store.values.tolist() == [[0, 1], [6, 7], [8, 9], [10, 11]]
     assert store.read(np.array([1, 0])).tolist() == [[[6, 7], [8, 9], [10, 11]], [[0, 1], [0, 0], [0, 0]]]
+
+
+def test_under_autocast_the_teacher_answers_the_same_and_is_left_as_it_was(tmp_path: Path) -> None:
+    store, teacher = outputs(tmp_path)
+    batch = {name: torch.from_numpy(array) for name, array in encoded().batch(np.array([0, 2])).items()}
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = teacher(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).float()
+        logits, _ = ask(store, 0, 2)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in store.teacher.parameters()}
