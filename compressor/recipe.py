@@ -144,7 +144,8 @@ LayerList = Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field
 
 
 def _layer_map(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(r"every second|(first|last) [1-9][0-9]{0,3}", value):
+    named = isinstance(value, str) and re.fullmatch(r"every second|(first|last) [1-9][0-9]{0,3}", value)
+    if not named and not (isinstance(value, list | tuple) and value):
         raise ValueError("write layers as [0, 5, 11], every second, first 4 or last 4")
     return value
 

@@ -123,8 +123,11 @@ def test_an_unknown_key_is_told_with_its_place_and_the_nearest_key(path: Path, c
         (("population: 12", "population: 10"), "16:10: search.population is 10: input should be a multiple of 4"),
         (("train.csv", "[train.csv]"), "4:3: data.train: write keys and values"),
         (("train.csv", "''"), "4:3: data.train is '': string should have at least 1 character"),
-        (("layers: [0, 2]", "layers: '02'"), "10:13: distill.student.layers is '02': write a list"),
-        (("layers: [0, 2]", "layers: []"), "10:13: distill.student.layers: tuple should have at least 1 item"),
+        (
+            ("layers: [0, 2]", "layers: '02'"),
+            "10:13: distill.student.layers is '02': write layers as [0, 5, 11], every second, first 4 or last 4",
+        ),
+        (("layers: [0, 2]", "layers: []"), "10:13: distill.student.layers: write layers as [0, 5, 11]"),
         (("layers: [0, 2]", "layers: [0, -2]"), "10:25: distill.student.layers.1 is -2: input should be greater than or equal to 0"),
         (("layers: [0, 2]", "layers: [0, true]"), "10:25: distill.student.layers.1 is True: input should be a valid integer"),
         (("quantize: {}", "quantize: [onnxruntime]"), "15:1: quantize: write keys and values"),
