@@ -8,7 +8,7 @@ data's own development split, which nothing was chosen on: the last epoch counts
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,15 +138,6 @@ def _row(study: str, kind: str, name: str, metrics: Mapping[str, Any]) -> dict[s
     row |= facts | {"seconds": round(metrics["seconds"]), "steps": metrics["steps"]}
     print(json.dumps(row), flush=True)
     return row
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as Markdown, for benchmarks/README.md."""
-    lines = ["| data | method | score ± spread | time | parameters that learn |", "|---|---|--:|--:|--:|"]
-    for r in rows:
-        spread = "" if r["spread"] is None else f" ± {100 * r['spread']:.1f}"
-        lines.append(f"| {r['study']} | {r['name']} | {100 * r['score']:.1f}{spread} | {r['seconds']} s | {r['learning']:,} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

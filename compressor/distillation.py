@@ -54,6 +54,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     room = settings.teacher_store * 1e6 if _epochs_inside(settings) > 1 else 0.0
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", room, log)
     validation = splits.encoded("validation", task, folder)
+    del model  # the checks needed it; each seed starts from one of its own
 
     def once(seed: int, state: Path) -> Trained:
         student = PlainClassifier(untrained(seed)[0])
@@ -97,7 +98,8 @@ def _texts(
         pair = example.text_pair and example.text_pair.replace(ours, theirs)
         return dataclasses.replace(example, text=example.text.replace(ours, theirs), text_pair=pair)
 
-    return splits.encode(examples(), task, folder), splits.encode(map(as_teacher_reads, examples()), task, guide)
+    texts = splits.encode(examples(), task, folder)
+    return texts, texts if folder == guide else splits.encode(map(as_teacher_reads, examples()), task, guide)
 
 
 def _check(section: str, settings: Distill, student: PreTrainedModel, teacher: PreTrainedModel, shapes: Shapes, same_tokens: bool) -> None:
