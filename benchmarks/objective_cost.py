@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from compressor.dropout import cheapen
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
 from compressor.families import shape_of
 from compressor.modeling import PlainClassifier, load_model
-from compressor.objectives import Shapes, learned_modules
+from compressor.objectives import Shapes, check, learned_modules
 from compressor.progress import Progress
 from compressor.recipe import Distill
 from compressor.scoring import autocast
@@ -75,10 +74,10 @@ def _encoded(folder: Path, count: int) -> Encoded:
 
 def _timed(name: str, folders: Mapping[str, Path], texts: Mapping[str, Encoded], seed: int) -> dict[str, float]:
     """Return the median milliseconds of a step, when the teacher is computed and when it is read."""
-    objective: dict[str, Any] = {"type": name} | ({"attention": False} if name == "tinybert" else {})
-    settings = Distill.model_validate({"student": {"model": "x"}, "objectives": [objective]})
     teacher, student = (PlainClassifier(load_model(folders[who], LABELS)) for who in ("teacher", "student"))
     shapes = Shapes(shape_of(student.model), shape_of(teacher.model))
+    settings = Distill.model_validate({"student": {"model": "x"}, "objectives": [{"type": name}]})
+    check("distill", settings.objectives, shapes)
     learned = learned_modules(settings.objectives, shapes)
     cheapen(student)
     parameters = [*student.parameters(), *learned.parameters()]
