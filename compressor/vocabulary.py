@@ -70,7 +70,8 @@ def prune_tokenizer(source: Path, target: Path, kept: Ints) -> None:
     described["model"]["vocab"] = {piece: place[number] for piece, number in vocabulary.items() if number in place}
     for token in described["added_tokens"]:
         token["id"] = place[token["id"]]
-    _renumber(described["post_processor"], place)
+    for part in ("post_processor", "padding"):
+        _renumber(described[part], place)
     (target / "tokenizer.json").write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
     if (target / "vocab.txt").exists():
         pieces = tokenizer_of(target).get_vocab()
@@ -86,11 +87,13 @@ def prune_tokenizer(source: Path, target: Path, kept: Ints) -> None:
 
 
 def _renumber(part: Any, place: dict[int, int]) -> None:
-    """Renumber the ids that a post-processor adds: BERT's and RoBERTa's pairs [token, id], a template's `ids`."""
+    """Renumber the ids that a post-processor or padding adds: BERT's and RoBERTa's pairs [token, id], a template's `ids`, `pad_id`."""
     if isinstance(part, dict):
         for key, value in part.items():
             if key in ("sep", "cls"):
                 value[1] = place[value[1]]
+            elif key == "pad_id":
+                part[key] = place[value]
             elif key == "ids":
                 part[key] = [place[number] for number in value]
             else:

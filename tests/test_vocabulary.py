@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
@@ -30,6 +30,7 @@ def model_folder(folder: Path, template: bool) -> Path:
         if template
         else processors.BertProcessing(*ends.items())
     )
+    tokenizer.enable_padding(pad_id=vocabulary["[PAD]"], pad_token="[PAD]")
     names = {f"{n}_token": f"[{n.upper()}]" for n in ("pad", "unk", "cls", "sep", "mask")}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -62,6 +63,10 @@ def test_a_covered_text_gets_the_same_pieces_and_the_same_logits(template: bool,
     for text in (*corpus, "good film", "very good unbelievable films"):
         assert tokenizer_of(target).encode(text, "film").tokens == tokenizer_of(source).encode(text, "film").tokens
     torch.testing.assert_close(logits(target, *corpus, "good"), logits(source, *corpus, "good"))
+    padded = AutoTokenizer.from_pretrained(target)(["good", "very good films"], padding=True)["input_ids"][0]
+    assert padded[-1] == tokenizer_of(target).token_to_id("[PAD]") == pad_id_of(target)
+    shorter, _ = tokenizer_of(target).encode_batch(["good", "very good films"])  # by the file's own padding
+    assert shorter.ids == padded
 
 
 def test_coverage_is_the_share_of_texts_that_lose_no_token(tmp_path: Path) -> None:
