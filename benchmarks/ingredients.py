@@ -22,7 +22,6 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.scoring import predict
 from compressor.splits import MODEL, Splits, task_of
-from compressor.tasks import interval
 
 RECIPE, ARTIFACTS = Path("recipes/sst2.yaml"), Path("artifacts")
 SOFT = {"type": "soft_labels", "temperature": 2.0}
@@ -62,13 +61,13 @@ def scored(recipe: Recipe, artifact: Artifact) -> dict[str, Any]:
     """Return a checkpoint's score on the test split with its interval, and what its training took."""
     data = ARTIFACTS / artifact.manifest["inputs"]["data"]["path"]
     splits, task = Splits.of(Artifact(data)), task_of(recipe)
-    model = PlainClassifier(load_plain(artifact, splits.labels)).eval()
+    model = PlainClassifier(load_plain(artifact, splits.labels, task.head)).eval()
     test = splits.encoded("test", task, artifact.path / MODEL)
     logits = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"]), test)
     metric, metrics = recipe.task.metric, artifact.metrics
-    low, high = interval(task, logits, test.labels, metric)
+    low, high = test.interval(logits, metric)
     facts = {"validation": metrics["validation_score"], "seconds": round(metrics["seconds"]), "steps": metrics["steps"]}
-    return {"score": task.score(logits, test.labels, metric), "low": low, "high": high, **facts}
+    return {"score": test.score(logits, metric), "low": low, "high": high, **facts}
 
 
 if __name__ == "__main__":

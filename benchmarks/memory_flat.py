@@ -114,7 +114,7 @@ def probe(data: Path) -> dict[str, Any]:
         return thing
 
     hold("start", None)
-    train = hold("token ids and labels (Splits.encoded)", splits.encoded("train", TASKS["text-classification"], model))
+    train = hold("token ids and labels (Splits.encoded)", splits.encoded("train", TASKS["text-classification"](), model))
     hold("rows of an epoch's batches (length_batches)", length_batches(train.tokens.lengths, 32, seed=17))
     return {
         "examples": len(train),

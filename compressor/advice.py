@@ -7,9 +7,11 @@ from pathlib import Path
 from statistics import median
 
 from compressor import sources
-from compressor.data import Columns, opened, read_examples
+from compressor.data import read_examples
 from compressor.errors import CompressorError
+from compressor.files import opened
 from compressor.recipe import Recipe, Student
+from compressor.tasks import TRAINED
 
 FEW, MANY_WORDS, FEW_WORDS = 2000, 90, 45
 LOOK = 2000
@@ -75,14 +77,8 @@ def _count(path: Path, limit: int | None) -> int | None:
 
 
 def _words(recipe: Recipe) -> float:
-    data = recipe.data
-    rows = read_examples(
-        data.train.path,
-        Columns(data.text, data.text_pair, data.label if recipe.deployed else None),
-        root=recipe.root,
-        split="train",
-        limit=LOOK,
-    )
+    task, skipped = TRAINED[recipe.task.type](**recipe.task.settings), list[str]()
+    rows = read_examples(recipe.data.train.path, recipe.columns(), task, root=recipe.root, split="train", limit=LOOK, skipped=skipped)
     return median(len(f"{e.text} {e.text_pair or ''}".split()) for e in rows)
 
 

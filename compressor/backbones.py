@@ -47,7 +47,7 @@ class Backbone(Protocol):
         ...
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return the logits (batch, labels) of hidden states whose first token is [CLS]."""
+        """Return the logits (batch, labels) of states whose first is [CLS], or (batch, seq, outputs) of a head that reads every token."""
         ...
 
 
@@ -89,6 +89,8 @@ class BertBackbone:
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the head's logits: BERT pools [CLS] itself, the others' heads do."""
+        if reads_tokens(self.model):
+            return _token_logits(self.model, states)
         pooler = getattr(self.encoder, "pooler", None)
         found: Tensor = self.model.classifier(states if pooler is None else self.model.dropout(pooler(states)))
         return found
@@ -130,6 +132,8 @@ class DistilBertBackbone:
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the head's logits."""
+        if reads_tokens(self.model):
+            return _token_logits(self.model, states)
         pooled = torch.relu(self.model.pre_classifier(states[:, 0]))
         found: Tensor = self.model.classifier(self.model.dropout(pooled))
         return found
@@ -141,7 +145,7 @@ class ModernBertBackbone:
     def __init__(self, model: Any) -> None:
         self.model, self.encoder = model, model.model
         self.layers, self.heads = self.encoder.layers, model.config.num_attention_heads
-        if model.config.classifier_pooling != "cls":
+        if model.config.classifier_pooling != "cls" and not reads_tokens(model):
             raise RecipeError("modernbert students adapt their length with classifier_pooling cls only; set it in the model's config.json")
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
@@ -187,9 +191,24 @@ class ModernBertBackbone:
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the head's logits."""
+        if reads_tokens(self.model):
+            return _token_logits(self.model, self.encoder.final_norm(states))
         pooled = self.model.head(self.encoder.final_norm(states[:, 0]))
         found: Tensor = self.model.classifier(self.model.drop(pooled))
         return found
+
+
+def reads_tokens(model: PreTrainedModel) -> bool:
+    """Say whether the model's head reads every token: that of token classification or of question answering."""
+    return type(model).__name__.endswith(("ForTokenClassification", "ForQuestionAnswering"))
+
+
+def _token_logits(model: Any, states: Tensor) -> Tensor:
+    """Return a per-token head's logits (batch, seq, outputs); the families name its parts alike."""
+    for part in ("head", "drop", "dropout"):
+        states = getattr(model, part)(states) if hasattr(model, part) else states
+    logits: Tensor = model.qa_outputs(states) if hasattr(model, "qa_outputs") else model.classifier(states)
+    return logits
 
 
 BACKBONES: dict[str, Callable[[Any], Backbone]] = {

@@ -42,14 +42,14 @@ def save(model: PreTrainedModel, tokenizer_from: Path, out: Path, adaptive: dict
         write_json(out / ADAPTIVE, adaptive)
 
 
-def load_plain(artifact: Artifact, labels: Sequence[str], head: str = "sequence-classification") -> PreTrainedModel:
+def load_plain(artifact: Artifact, labels: Sequence[str], head: str) -> PreTrainedModel:
     """Return the model of a checkpoint."""
     return load_model(artifact.path / MODEL, labels, head)
 
 
-def load_forward(artifact: Artifact, labels: Sequence[str]) -> PlainClassifier | LengthAdaptiveClassifier:
+def load_forward(artifact: Artifact, labels: Sequence[str], head: str) -> PlainClassifier | LengthAdaptiveClassifier:
     """Return a checkpoint as a module from token ids to logits, length-adaptive when it was trained so."""
-    model, marker = load_plain(artifact, labels), artifact.path / ADAPTIVE
+    model, marker = load_plain(artifact, labels, head), artifact.path / ADAPTIVE
     if not marker.exists():
         return PlainClassifier(model)
     return LengthAdaptiveClassifier(model, **json.loads(marker.read_text(encoding="utf-8")))

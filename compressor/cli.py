@@ -1,10 +1,12 @@
 """The command line: one function a verb. stdout carries the result, stderr everything else."""
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,6 +42,10 @@ Profile = Annotated[
 Force = Annotated[list[str], typer.Option("--force", envvar="COMPRESS_FORCE", help="Run this stage though it is cached. Repeatable.")]
 Threads = Annotated[int | None, typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads (default: the bundle's target).")]
 Point = Annotated[str | None, typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point (default: the bundle's own).")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", envvar="COMPRESS_WORKERS", min=1, help="Texts that the search scores beside each other; absent: one a core."),
+]
 Until = Annotated[str | None, typer.Option("--until", envvar="COMPRESS_UNTIL", help="Stop after this stage.")]
 LatencyBudget = Annotated[
     float | None, typer.Option("--latency-ms", envvar="COMPRESS_LATENCY_MS", help="The most accurate point within this.")
@@ -49,6 +55,10 @@ Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help="L
 TextColumn = Annotated[str, typer.Option("--text", envvar="COMPRESS_TEXT", help="Column of the text.")]
 PairColumn = Annotated[str | None, typer.Option("--text-pair", envvar="COMPRESS_TEXT_PAIR", help="Column of the second text.")]
 LabelColumn = Annotated[str, typer.Option("--label", envvar="COMPRESS_LABEL", help="Column of the label.")]
+UsualText = Annotated[str | None, typer.Option("--text", envvar="COMPRESS_TEXT", help="Column of the text; absent: the task's usual one.")]
+UsualLabel = Annotated[
+    str | None, typer.Option("--label", envvar="COMPRESS_LABEL", help="Column of what is known; absent: the task's usual one.")
+]
 TeacherModel = Annotated[str, typer.Option("--model", envvar="COMPRESS_MODEL", help="The teacher: folder, package:NAME/FOLDER or Hub id.")]
 TrainData = Annotated[
     str, typer.Option("--train", envvar="COMPRESS_TRAIN", help="Labelled examples: csv, tsv, jsonl, parquet, Hub data set id.")
@@ -117,6 +127,7 @@ def run(
     until: Until = None,
     force: Force = [],
     profile: Profile = "full",
+    workers: Workers = None,
     format: OutputFormat = "text",
 ) -> None:
     """Build what is out of date, measure, judge by the gates, and write the bundle."""
@@ -124,6 +135,7 @@ def run(
     from compressor.publish import publish
 
     chosen, log = _recipe(recipe, set_, profile), Progress()
+    chosen._workers = workers or os.cpu_count() or 1
     _known_stages([*force, *([until] if until else [])])
     if profile == "smoke":
         log.warn("smoke profile: a sliver of data, and no gate is judged; its figures mean nothing")
@@ -224,20 +236,18 @@ def predict(
     threads: Threads = None,
     format: OutputFormat = "text",
 ) -> None:
-    """Answer each line (a pair: two texts with a tab between), one answer a line."""
+    """Answer each line (a pair, or a question and its context: with a tab between), one answer a line."""
     from compressor.runtime import Runtime
 
     if point is not None and latency_ms is not None:
         raise typer.BadParameter("give --point or --latency-ms, not both")
     runtime = Runtime(bundle, threads)
     chosen = point if latency_ms is None else runtime.within(latency_ms)
-    for answer in runtime.stream(_lines(texts), chosen):
-        if format == "json":
-            typer.echo(
-                json.dumps({"label": answer.label, "score": answer.score, "probabilities": dict(answer.probabilities)}, ensure_ascii=False)
-            )
-        else:
-            typer.echo(f"{answer.label}\t{answer.score:.4f}")
+    try:
+        for answer in runtime.stream(_lines(texts), chosen):
+            typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
+    except ValueError as error:
+        raise RecipeError(f"{texts or 'stdin'}: {error}") from None
 
 
 def _lines(path: Path | None) -> Iterator[str | tuple[str, str]]:
@@ -259,20 +269,25 @@ def _lines(path: Path | None) -> Iterator[str | tuple[str, str]]:
 def evaluate(
     bundle: BundlePath,
     data: Labelled,
-    text: TextColumn = "text",
+    text: UsualText = None,
     text_pair: PairColumn = None,
-    label: LabelColumn = "label",
+    label: UsualLabel = None,
     point: Point = None,
     threads: Threads = None,
     format: OutputFormat = "text",
 ) -> None:
     """Score a bundle on labelled data, with a 95 % interval."""
-    from compressor.data import Columns, read_examples
+    from compressor.data import read_examples
     from compressor.evaluation import evaluate as score
+    from compressor.files import Columns
+    from compressor.recipe import USUAL
     from compressor.runtime import Runtime
 
-    examples = list(read_examples(data, Columns(text, text_pair, label, options=True), root=Path.cwd(), split="test"))
-    show(format, score(Runtime(bundle, threads), examples, point))
+    runtime = Runtime(bundle, threads)
+    usual = USUAL[runtime.manifest["task"]]
+    columns = Columns(text or usual.text, text_pair or usual.text_pair, label or usual.label, options=True)
+    examples = list(read_examples(data, columns, runtime.task, root=Path.cwd(), split="test"))
+    show(format, score(runtime, examples, point))
 
 
 @app.command()

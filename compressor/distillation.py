@@ -14,6 +14,7 @@ from compressor import checkpoint
 from compressor.alignment import aligned
 from compressor.artifact import STATE
 from compressor.augmentation import Neighbours, augmented
+from compressor.choices import Choice
 from compressor.data import Example
 from compressor.encoded import Encoded, mask_token
 from compressor.errors import RecipeError
@@ -61,9 +62,9 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
         learned = learned_modules(settings.objectives, shapes)
 
         def score() -> float:
-            return score_of(student, validation, task, recipe.task.metric)
+            return score_of(student, validation, recipe.task.metric)
 
-        losses = losses_of(settings, student, learned, shapes, outputs, task.class_axis)
+        losses = losses_of(settings, student, learned, shapes, outputs, task.choice)
         fitted = fit(nn.ModuleList([student, learned]), losses, train, settings, seed, state, log, score)
         return Trained(student.model, {**dataclasses.asdict(fitted), "validation_score": score()})
 
@@ -75,7 +76,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     if settings.student.vocabulary == "corpus":
         metrics |= _prune(trained.model, folder, train.tokens.first(originals), validation, f"{section}.student.vocabulary", out, log)
         covered_by_it = splits.encoded("validation", task, out / MODEL)
-        metrics["validation_score"] = score_of(PlainClassifier(trained.model), covered_by_it, task, recipe.task.metric)
+        metrics["validation_score"] = score_of(PlainClassifier(trained.model), covered_by_it, recipe.task.metric)
     return metrics | {"parameters": sum(p.numel() for p in trained.model.parameters())}
 
 
@@ -126,7 +127,7 @@ def _epochs_inside(settings: Distill) -> float:
 
 
 def losses_of(
-    settings: Distill, student: PlainClassifier, learned: nn.ModuleDict, shapes: Shapes, outputs: TeacherOutputs, class_axis: int
+    settings: Distill, student: PlainClassifier, learned: nn.ModuleDict, shapes: Shapes, outputs: TeacherOutputs, choice: Choice
 ) -> Losses:
     """Return the losses of a batch: the objectives that are active at a step, added."""
 
@@ -139,7 +140,7 @@ def losses_of(
         goal, theirs = logits.detach(), dict[Place, Tensor]()
         if asks_teacher(settings.objectives, step.share):
             goal, theirs = outputs.of(batch["rows"], places.teacher, ids.device, step.draw)
-        views = Views(shapes, mask.bool(), batch["labels"], class_axis, logits, goal, ours, theirs)
+        views = Views(shapes, mask.bool(), batch["labels"], choice, logits, goal, ours, theirs)
         yield total(settings.objectives, views, step.share, learned)
 
     return losses

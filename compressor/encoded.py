@@ -1,26 +1,34 @@
-"""A split as a model's tokenizer sees it: token ids and label ids, handed out in padded batches."""
+"""A split as a model's tokenizer sees it: token ids and what the model should answer, handed out in padded batches."""
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from compressor.tokens import Ints, Tokens
-
-UNLABELLED = -100
-"""Id of the label that a text or a token has not: no loss of labels counts it."""
+from compressor.choices import UNLABELLED
+from compressor.data import Example
+from compressor.scores import interval
+from compressor.tasks import Task
+from compressor.tokens import Floats, Ints, Tokens
+from compressor.windows import Windows
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A split ready for a model: the tokens of each text, and its label's id."""
+    """A split ready for a model: windows of its examples, what the model should answer for each, and the examples if they are scored."""
 
-    tokens: Tokens
-    labels: Ints
+    task: Task
+    windows: Windows
+    targets: NDArray[Any]
+    outputs: tuple[str, ...]
+    examples: Sequence[Example]
     pad_id: int
     varies: ClassVar[bool] = False
     """Whether a text's batch is another one each time."""
@@ -28,15 +36,56 @@ class Encoded:
     """Texts that are answered at once where nothing is learned."""
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.windows)
 
-    def batch(self, rows: Ints, draw: int = 0) -> dict[str, Ints]:
-        """Return input_ids, attention_mask, token_type_ids (batch, longest), labels and rows (batch,); `draw` changes what varies."""
-        return self.tokens.rows(rows).padded(self.pad_id) | {"labels": self.labels[rows], "rows": rows}
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens of each window."""
+        return self.windows.tokens
+
+    def batch(self, rows: Ints, draw: int = 0) -> dict[str, NDArray[Any]]:
+        """Return input_ids, attention_mask, token_type_ids (batch, longest), labels and rows (batch,); `draw` changes what varies.
+
+        Labels are what the task's targets are, a row a window, or (batch, longest) where tokens have tags.
+        """
+        arrays = self.tokens.rows(rows).padded(self.pad_id)
+        return {**arrays, "labels": self._labels(rows, arrays["attention_mask"]), "rows": rows}
+
+    def _labels(self, rows: Ints, mask: Ints) -> NDArray[Any]:
+        if len(self.targets) == len(self):
+            return self.targets[rows]
+        labels = np.full(mask.shape, UNLABELLED, np.int64)
+        labels[mask == 1] = np.concatenate([self.targets[own] for own in self._slices(rows)])
+        return labels
 
     def reduced(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what a score needs of the logits of a batch: here, all of them."""
         return logits
+
+    def part(self, share: float) -> "Encoded":
+        """Return a share of the examples, at least one, drawn alike each time: a smaller part lies in a larger one."""
+        drawn = np.random.default_rng(0).permutation(len(self.examples))
+        chosen = np.sort(drawn[: max(1, round(share * len(self.examples)))])
+        rows = np.flatnonzero(np.isin(self.windows.owners, chosen))
+        targets = np.concatenate([self.targets[rows]] if len(self.targets) == len(self) else [self.targets[s] for s in self._slices(rows)])
+        windows = self.windows.rows(rows, np.searchsorted(chosen, self.windows.owners[rows]))
+        return dataclasses.replace(self, windows=windows, targets=targets, examples=[self.examples[i] for i in chosen])
+
+    def _slices(self, rows: Ints) -> list[slice]:
+        starts = self.tokens.starts
+        return [slice(starts[row], starts[row + 1]) for row in rows]
+
+    def outcomes(self, logits: Floats) -> Floats:
+        """Return one row an example, of which scores are computed; logits are (windows, classes) or (tokens, classes)."""
+        return self.task.outcomes(logits, self.windows, self.examples, self.outputs)
+
+    def score(self, logits: Floats, metric: str) -> float:
+        """Return the metric of logits."""
+        return self.task.metrics[metric](self.outcomes(logits))
+
+    def interval(self, logits: Floats, metric: str) -> tuple[float, float]:
+        """Return the metric's 95 % interval."""
+        return interval(self.task.metrics[metric], self.outcomes(logits))
 
 
 def tokenizer_of(model: Path) -> Tokenizer:

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from compressor.data import Example
 from compressor.errors import RecipeError
 from compressor.runtime import Runtime
-from compressor.tasks import TASKS, interval
+from compressor.scores import interval
 
 
 def evaluate(runtime: Runtime, examples: Sequence[Example], point: str | None = None) -> dict[str, Any]:
@@ -17,17 +15,17 @@ def evaluate(runtime: Runtime, examples: Sequence[Example], point: str | None = 
     Raises:
         RecipeError: a label that the bundle does not know.
     """
-    ids = {label: i for i, label in enumerate(runtime.labels)}
+    task, name = runtime.task, runtime.manifest["metric"]
+    known = set(task.outputs([])) | {part for label in runtime.labels for part in (label, label[2:])}
     for number, example in enumerate(examples, 1):
-        if example.label not in ids:
-            raise RecipeError(f"example {number} has label {example.label!r}; this bundle answers {', '.join(runtime.labels)}")
-    gold = np.asarray([ids[e.label] for e in examples if e.label is not None], dtype=np.int64)
-    metric, task = runtime.manifest["metric"], TASKS[runtime.manifest["task"]]
-    logits = runtime.logits(examples, point)
-    low, high = interval(task, logits, gold, metric)
+        for label in task.names(example):
+            if label not in known:
+                raise RecipeError(f"example {number} has label {label!r}; this bundle answers {', '.join(runtime.labels)}")
+    outcomes, metric = runtime.outcomes(examples, point), task.metrics[name]
+    low, high = interval(metric, outcomes)
     return {
-        "metric": metric,
-        "score": task.score(logits, gold, metric),
+        "metric": name,
+        "score": metric(outcomes),
         "low": low,
         "high": high,
         "examples": len(examples),

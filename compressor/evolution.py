@@ -1,17 +1,18 @@
 """Evolution of length configurations: which are worth deploying.
 
-What:     DEAP's crossover, mutation and NSGA-II selection in an ask/tell loop with a barrier per generation.
-Papers:   NSGA-II (Deb 2002), Length-Adaptive Transformer's evolutionary search (arXiv:2010.07003).
+What:     DEAP's crossover, mutation and NSGA-II selection in an ask/tell loop with a barrier per generation; of several proposals for
+          each place in a generation, successive halving on growing parts of the split chooses who is measured.
+Papers:   NSGA-II (Deb 2002), Length-Adaptive Transformer's evolutionary search (arXiv:2010.07003), successive halving (arXiv:1502.07943),
+          knee (Kneedle, Satopaa 2011).
 Formula:  maximise score, minimise cost (measured latency or MACs); the result is the Pareto front.
-Defaults: population 12; half of a generation are crossovers, half mutations.
+Defaults: population 12; half of a generation are crossovers, half mutations; 4 proposals for each that is measured.
 Limits:   noise in a measured latency moves the front; the same evaluations give the same front.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from deap import base, tools
 
@@ -29,8 +30,14 @@ class Candidate:
     latency_ms: float
     macs: float
     cost: float
+    share: float = 1.0
+    """Part of the search split that the score was found on; below 1 the cost is an estimate."""
 
 
+RUNGS = (0.25, 0.5)
+"""Parts of the split on which halving looks, one after the other."""
+Rate = Callable[[Sequence[Genome], float], Sequence[Candidate]]
+"""Rate configurations on a part of the split, without timing them."""
 Measure = Callable[[Sequence[Genome]], Sequence[Candidate]]
 
 
@@ -56,13 +63,23 @@ def pareto_front(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def evolve(
-    start: Sequence[Genome], measure: Measure, *, max_length: int, fixed: int, evaluations: int, population: int, seed: int
+    start: Sequence[Genome],
+    measure: Measure,
+    rate: Rate,
+    *,
+    max_length: int,
+    fixed: int,
+    evaluations: int,
+    population: int,
+    proposals: int,
+    seed: int,
 ) -> list[Candidate]:
     """Return every candidate that was measured, at most `evaluations`; the last `fixed` genes stay 1.
 
     A generation's proposals depend on the seed, its number and the measurements so far, not on when or where they were made.
     """
     known: dict[Genome, Candidate] = {}
+    looked_at: set[Genome] = set()
     wanted = list(dict.fromkeys(start))[:evaluations]
     generation = 0
     while wanted:
@@ -71,11 +88,23 @@ def evolve(
         room = min(population, evaluations - len(known))
         with _seeded(f"{seed}/{generation}"):
             parents = tools.selNSGA2([_Individual(c.lengths, c) for c in known.values()], min(population, len(known)))
-            wanted = _proposals(parents, known, room, max_length, fixed)
+            fresh = _proposals(parents, looked_at | known.keys(), room * proposals, max_length, fixed)
+        looked_at |= set(fresh)
+        wanted = halved(fresh, rate, room)
     return list(known.values())
 
 
-def _proposals(parents: Sequence[_Individual], known: Mapping[Genome, Any], room: int, max_length: int, fixed: int) -> list[Genome]:
+def halved(genomes: Sequence[Genome], rate: Rate, room: int) -> list[Genome]:
+    """Return at most `room` of the genomes: rung by rung the better half in score and cost stays (successive halving)."""
+    for number, share in enumerate(RUNGS):
+        if len(genomes) > room:
+            last = number + 1 == len(RUNGS)
+            rated = [_Individual(c.lengths, c) for c in rate(genomes, share)]
+            genomes = [tuple(i) for i in tools.selNSGA2(rated, room if last else max(room, len(rated) // 2))]
+    return list(genomes)
+
+
+def _proposals(parents: Sequence[_Individual], known: Set[Genome], room: int, max_length: int, fixed: int) -> list[Genome]:
     """Return up to `room` new genomes; give up after a bounded number of tries."""
     fresh: dict[Genome, None] = {}
     for attempt in range(20 * room):
@@ -123,9 +152,25 @@ def _seeded(seed: str) -> Iterator[None]:
 
 
 def operating_points(candidates: Sequence[Candidate], full: Candidate) -> dict[str, Candidate]:
-    """Name the points of a front: the cheapest with at most 0, 0.5 and 1.0 points lost against full length, and the cheapest of all."""
+    """Name the points of a front: the cheapest that lose at most 0, 0.5 and 1 points against full length, the knee, the cheapest."""
     front = pareto_front([*candidates, full])
     named = {"full": full}
     for name, allowed in (("accurate", 0.0), ("balanced", 0.005), ("fast", 0.010)):
         named[name] = next((c for c in front if c.score >= full.score - allowed - 1e-9), full)
-    return named | {"min": front[0]}
+    return named | {"knee": knee(front), "min": front[0]}
+
+
+def knee(front: Sequence[Candidate]) -> Candidate:
+    """Return the point of a front that lies farthest above the line between its ends (Kneedle), the cheaper of two."""
+    low, high = front[0], front[-1]
+    cost, score = max(high.cost - low.cost, 1e-12), max(high.score - low.score, 1e-12)
+    return max(front, key=lambda c: ((c.score - low.score) / score - (c.cost - low.cost) / cost, -c.cost))
+
+
+def hypervolume(candidates: Iterable[Candidate], worst: Candidate) -> float:
+    """Return the area of score and cost that a front dominates, against a worst score and a highest cost."""
+    area, below = 0.0, worst.score
+    for candidate in pareto_front(c for c in candidates if c.cost <= worst.cost and c.score > worst.score):
+        area += (worst.cost - candidate.cost) * (candidate.score - below)
+        below = candidate.score
+    return area

@@ -1,32 +1,37 @@
 """The losses' arithmetic: pure functions of tensors, each a mean over what counts, so that weights compare between tasks.
 
-Logits are (batch, classes), one answer a text; (batch, seq, classes) with class axis -1, one answer a token (token classification,
-masked tokens); or (batch, seq, outputs) with class axis 1, one position an output (extractive question answering).
+Logits are (batch, classes), or (batch, seq, classes) where tokens have labels (token classification, masked tokens), or (batch, seq,
+outputs) where each output chooses a position (extractive question answering); a Choice says what a softmax goes over.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressor.encoded import UNLABELLED
+from compressor.choices import Choice
 
 
-def answers(logits: Tensor, mask: Tensor, class_axis: int) -> Tensor:
-    """Return one row of logits (answers, classes) for each answer that counts.
+def answers(logits: Tensor, mask: Tensor, choice: Choice) -> Tensor:
+    """Return one row of logits (answers, classes) for each answer that counts; yes or no, as two classes, has logits 0 and z.
 
     `mask` (batch, seq) says which tokens count; positions that do not count are no choice where the class is a position.
     """
     logits = logits.float()
-    if logits.ndim == 2:
-        return logits
-    if class_axis == 1:
+    if choice == "each":
+        return torch.stack([torch.zeros_like(logits), logits], -1).flatten(0, 1)
+    if choice == "positions":
         return logits.masked_fill(~mask[..., None], -1e4).movedim(1, -1).flatten(0, 1)
-    return logits[mask]
+    return logits if logits.ndim == 2 else logits[mask]
 
 
-def soft_label_loss(student: Tensor, teacher: Tensor, mask: Tensor, class_axis: int, temperature: float) -> Tensor:
-    """Forward KL from the teacher's to the student's softened probabilities, scaled by T² (arXiv:1503.02531)."""
-    goal, found = (answers(x, mask, class_axis).div(temperature).log_softmax(-1) for x in (teacher.detach(), student))
+def soft_label_loss(student: Tensor, teacher: Tensor, mask: Tensor, choice: Choice, temperature: float) -> Tensor:
+    """Forward KL from the teacher's to the student's softened probabilities, scaled by T² (arXiv:1503.02531).
+
+    A number has no probabilities: there it is the squared distance.
+    """
+    if choice == "number":
+        return logit_loss(student, teacher, mask)
+    goal, found = (answers(x, mask, choice).div(temperature).log_softmax(-1) for x in (teacher.detach(), student))
     if not goal.numel():
         return student.sum() * 0.0  # no token of this batch counts
     return F.kl_div(found, goal, log_target=True, reduction="none").sum(-1).mean() * temperature**2
@@ -38,19 +43,26 @@ def logit_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return F.mse_loss(found, goal) if goal.numel() else student.sum() * 0.0
 
 
-def label_loss(logits: Tensor, labels: Tensor, class_axis: int, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of the labels, weighted by class (classes,) when asked; what is labelled -100 does not count."""
-    if class_axis == -1:  # of a whole vocabulary's logits only those that count are worth a softmax
-        logits, labels = logits[labels != UNLABELLED], labels[labels != UNLABELLED]
-    if bool((labels == UNLABELLED).all()):
+def label_loss(logits: Tensor, labels: Tensor, mask: Tensor, choice: Choice, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the labels, weighted by class (classes,) when asked, or squared distance of numbers; what has no label is left out.
+
+    Labels below zero, and numbers that are none, are no labels.
+    """
+    known = labels.isfinite() if choice == "number" else labels >= 0
+    if not known.any():
         return logits.sum() * 0.0  # a batch without labels; the mean over nothing would be no number
-    return F.cross_entropy(logits.float().movedim(class_axis, 1), labels, weights, ignore_index=UNLABELLED)
+    if choice == "number":
+        return F.mse_loss(logits[known].float().squeeze(-1), labels[known])
+    # Of a whole vocabulary's logits only those that count are worth a softmax.
+    found = logits[known].float() if choice == "labels" else answers(logits, mask, choice)[known.flatten()]
+    return F.cross_entropy(found, labels[known], weights)
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     """Return weights (classes,) in inverse proportion to how often each class occurs; over the labels their mean is 1."""
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return labels.numel() / (classes * counts.float())
+    known = labels[labels >= 0]
+    counts = torch.bincount(known, minlength=classes).clamp(min=1)
+    return known.numel() / (classes * counts.float())
 
 
 def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, relation_heads: int) -> Tensor:

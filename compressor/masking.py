@@ -9,14 +9,18 @@ Limits:   the draw depends on the step and on the texts' rows and lengths alone,
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.encoded import UNLABELLED, Encoded, mask_token, pad_id_of, tokenizer_of
+from compressor.choices import UNLABELLED
+from compressor.encoded import Encoded, mask_token, pad_id_of, tokenizer_of
 from compressor.errors import RecipeError
-from compressor.tokens import Ints, Tokens
+from compressor.tasks import Task
+from compressor.tokens import Ints
+from compressor.windows import Windows
 
 CHOSEN, MASKED, REPLACED = 0.15, 0.8, 0.1
 
@@ -31,7 +35,7 @@ class MaskedText(Encoded):
     rows_at_once = 8
 
     @classmethod
-    def of(cls, tokens: Tokens, model: Path) -> "MaskedText":
+    def of(cls, task: Task, windows: Windows, model: Path) -> "MaskedText":
         """Return the masked form of a split.
 
         Raises:
@@ -42,9 +46,9 @@ class MaskedText(Encoded):
         if mask_id is None:
             raise RecipeError(f"{model}: its tokenizer has no mask token, which task masked-lm needs; use an encoder that has one")
         special = np.array(sorted(number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special))
-        return cls(tokens, np.full(len(tokens), UNLABELLED), pad_id_of(model), mask_id, special)
+        return cls(task, windows, np.full(len(windows), UNLABELLED), (), (), pad_id_of(model), mask_id, special)
 
-    def batch(self, rows: Ints, draw: int = 0) -> dict[str, Ints]:
+    def batch(self, rows: Ints, draw: int = 0) -> dict[str, Any]:
         """Return a batch with tokens hidden, and labels (batch, longest); another `draw` hides others."""
         arrays = self.tokens.rows(rows).padded(self.pad_id)
         ids, rng = arrays["input_ids"], np.random.default_rng([draw, int(rows[0]), len(rows)])

@@ -11,8 +11,8 @@ from compressor.pipeline import Inputs, Kind
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Graph, Runtime
+from compressor.scores import interval
 from compressor.splits import MODEL, Splits, task_of
-from compressor.tasks import interval
 from compressor.tokens import Floats
 
 LATENCY_TEXTS = 64
@@ -34,29 +34,29 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict
     runtime = Runtime(folder, threads=cores)
     timed = {n: Graph(p, recipe.target.threads, single=False, pad_id=data[k].pad_id) for n, p, k in _files(inputs, folder)}
     log.note(f"scores of {2 + len(runtime.points)} variants on {len(examples)} test examples")
-    logits: dict[str, Floats] = {
-        name: Graph(floats / file, cores, single=False, pad_id=data[kind].pad_id).logits(data[kind].tokens)
+    outcomes: dict[str, Floats] = {
+        name: data[kind].outcomes(Graph(floats / file, cores, single=False, pad_id=data[kind].pad_id).logits(data[kind].tokens))
         for name, file, kind in ((TEACHER, "teacher.onnx", "teacher"), (STUDENT, "model.onnx", "checkpoint"))
     }
-    lengths: dict[str, tuple[int, ...] | None] = dict.fromkeys(logits)
+    lengths: dict[str, tuple[int, ...] | None] = dict.fromkeys(outcomes)
     for point in runtime.points.values():
-        logits[row_name(point.name, inputs)] = runtime.logits(examples, point)
+        outcomes[row_name(point.name, inputs)] = runtime.outcomes(examples, point)
         lengths[row_name(point.name, inputs)] = point.lengths
     log.note(f"latencies, interleaved, {recipe.target.threads} thread{'s' * (recipe.target.threads > 1)}, batch 1")
     times = _latencies(timed, data, lengths)
     sizes = {n: p.stat().st_size / 1e6 for n, p, _ in _files(inputs, folder)}
-    gold = data["checkpoint"].labels
+    metric = task.metrics[recipe.task.metric]
     return {
         name: Variant(
             name,
-            task.score(found, gold, recipe.task.metric),
-            interval(task, found, gold, recipe.task.metric),
+            metric(found),
+            interval(metric, found),
             times[name].p50_ms,
             times[name].p90_ms,
             sizes.get(name, sizes["bundle"]),
             lengths[name],
         )
-        for name, found in logits.items()
+        for name, found in outcomes.items()
     }
 
 

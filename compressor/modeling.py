@@ -4,8 +4,9 @@ What:     after a layer's attention the least significant tokens leave; before a
           the last state they had (Drop-and-Restore).
 Papers:   PoWER-BERT (arXiv:2001.08950), Length-Adaptive Transformer (arXiv:2010.07003).
 Formula:  significance of token j = sum over heads and real queries i of attention[i, j]; [CLS] always stays first.
-Defaults: significance from all real queries (`attention`); `cls` reads only the [CLS] row.
-Limits:   the families of compressor/backbones.py.
+Defaults: significance from all real queries (`attention`); `cls` reads only the [CLS] row; `protect` question lets the question's tokens
+          leave last.
+Limits:   the families of compressor/backbones.py; a question is told by segment ids, which RoBERTa's tokenizers do not give.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -16,11 +17,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from compressor import adapters, bilstm
-from compressor.backbones import backbone
+from compressor.backbones import backbone, reads_tokens
 from compressor.errors import RecipeError
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
@@ -28,7 +36,14 @@ logging.disable_progress_bar()
 bilstm.register()
 
 
-HEADS: Mapping[str, Any] = {"sequence-classification": AutoModelForSequenceClassification, "masked-lm": AutoModelForMaskedLM}
+AHEAD = 1e4
+"""More than any token's significance, which is at most heads times queries."""
+HEADS: Mapping[str, Any] = {
+    "sequence-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+    "masked-lm": AutoModelForMaskedLM,
+}
 
 
 def load_model(folder: Path, labels: Sequence[str], head: str = "sequence-classification") -> PreTrainedModel:
@@ -78,7 +93,7 @@ def has_head(folder: Path, model: PreTrainedModel) -> bool:
 
 
 class PlainClassifier(nn.Module):
-    """A Hugging Face classifier that takes positional inputs and returns logits (batch, labels)."""
+    """A Hugging Face model that takes positional inputs and returns logits: (batch, labels), or (batch, seq, outputs) of every token."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -87,7 +102,10 @@ class PlainClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         segments = {"token_type_ids": token_type_ids} if self.segments else {}
-        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
+        answer = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        if "start_logits" in answer:
+            return torch.stack([answer.start_logits, answer.end_logits], -1)
+        logits: Tensor = answer.logits
         return logits
 
 
@@ -100,21 +118,23 @@ class LengthAdaptiveClassifier(nn.Module):
         RecipeError: the model is not of a supported family.
     """
 
-    def __init__(self, model: PreTrainedModel, max_length: int, significance: str = "attention") -> None:
+    def __init__(self, model: PreTrainedModel, max_length: int, significance: str = "attention", protect: str = "cls") -> None:
+        """Take a model in; `protect` question: the tokens of the first of two texts leave after those of the second."""
         super().__init__()
         self.parts = backbone(model)
-        self.model, self.max_length, self.significance = model, max_length, significance
+        self.model, self.max_length, self.significance, self.protect = model, max_length, significance, protect
         self.layers, self.heads = len(self.parts.layers), model.config.num_attention_heads
+        self.per_token = reads_tokens(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return logits (batch, labels); `lengths` is int64 (layers,), counted at max_length."""
+        """Return logits as the plain model; `lengths` is int64 (layers,), counted at max_length."""
         return self.without_layers(frozenset(), input_ids, attention_mask, token_type_ids, lengths)
 
     def without_layers(
         self, skipped: Set[int], input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, lengths: Tensor | None = None
     ) -> Tensor:
         """Return logits of the sub-model in which the `skipped` layers do nothing (LayerDrop)."""
-        return self.parts.logits(self.encode(input_ids, attention_mask, token_type_ids, lengths, skipped, restore=False))
+        return self.parts.logits(self.encode(input_ids, attention_mask, token_type_ids, lengths, skipped, restore=self.per_token))
 
     def encode(
         self,
@@ -129,6 +149,7 @@ class LengthAdaptiveClassifier(nn.Module):
         hidden = self.parts.embed(input_ids, token_type_ids)
         real, tokens = attention_mask.bool(), attention_mask.sum(1)
         restored = hidden
+        ahead = (token_type_ids == 0).to(hidden.dtype) * AHEAD if self.protect == "question" else None  # (batch, seq)
         rows = torch.arange(input_ids.shape[1], device=hidden.device).expand_as(input_ids)  # where each kept token came from
         last = max(set(range(self.layers)) - skipped)
         for index, layer in enumerate(self.parts.layers):
@@ -138,8 +159,8 @@ class LengthAdaptiveClassifier(nn.Module):
             hidden, significance = self._attend(layer, hidden, real, rows, only_cls)
             if lengths is not None and not only_cls:
                 keep = (tokens * lengths[index] + self.max_length - 1) // self.max_length  # (batch,) ceil, so at least 1
-                hidden, real, kept = drop(hidden, significance, real, keep)
-                rows = rows.gather(1, kept)
+                hidden, real, kept = drop(hidden, significance if ahead is None else significance + ahead, real, keep)
+                rows, ahead = rows.gather(1, kept), None if ahead is None else ahead.gather(1, kept)
             hidden = self.parts.feed_forward(layer, hidden)
             if restore:
                 restored = put_back(restored, hidden, rows, real)

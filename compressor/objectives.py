@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.encoded import UNLABELLED
+from compressor.choices import UNLABELLED, Choice
 from compressor.errors import RecipeError
 from compressor.families import PROJECTIONS, Inner, Part, Place, Shape
 from compressor.losses import (
@@ -63,8 +63,8 @@ class Views:
 
     shapes: Shapes
     mask: Tensor  # (batch, seq) bool, True for real tokens
-    labels: Tensor  # (batch,), (batch, seq) for labels of tokens, (batch, 2) for spans; -100 where there is none
-    class_axis: int
+    labels: Tensor  # (batch,), (batch, seq) of tokens, (batch, 2) of spans, (batch, labels) of sets; below 0 where there is none
+    choice: Choice
     student_logits: Tensor  # (batch, classes), (batch, seq, classes) or (batch, seq, outputs)
     teacher_logits: Tensor
     student: Inner = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Views:
     @property
     def counted(self) -> Tensor:
         """Which tokens' answers count (batch, seq): those with a label where tokens have labels, else the real ones."""
-        return self.labels != UNLABELLED if self.class_axis == -1 and self.labels.shape == self.mask.shape else self.mask
+        return self.labels != UNLABELLED if self.choice == "labels" and self.student_logits.ndim == 3 else self.mask
 
 
 def layer_map(layers: Sequence[int] | None, student: int, teacher: int) -> Sequence[int]:
@@ -188,8 +188,8 @@ OBJECTIVES: Mapping[type[Objective], Method] = {
         hidden_cosine, lambda *_: Places(frozenset({("hidden", -1)}), frozenset({("hidden", -1)})), learned=_projection_if_needed
     ),
     Logits: Method(lambda _, v: logit_loss(v.student_logits, v.teacher_logits, v.counted)),
-    SoftLabels: Method(lambda s, v: soft_label_loss(v.student_logits, v.teacher_logits, v.counted, v.class_axis, s.temperature)),
-    Labels: Method(lambda _, v: label_loss(v.student_logits, v.labels, v.class_axis), teacher=False),
+    SoftLabels: Method(lambda s, v: soft_label_loss(v.student_logits, v.teacher_logits, v.counted, v.choice, s.temperature)),
+    Labels: Method(lambda _, v: label_loss(v.student_logits, v.labels, v.mask, v.choice), teacher=False),
 }
 
 

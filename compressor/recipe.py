@@ -6,11 +6,12 @@ The docstring under a key is its documentation: `compress schema` and editors sh
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from compressor import sources
+from compressor.files import Columns
 from compressor.units import Megabytes, Milliseconds, Percent
 
 SPLITS = ("train", "validation", "search", "test")
@@ -30,18 +31,65 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True, allow_inf_nan=False)
 
 
+Metric = Literal["accuracy", "macro_f1", "micro_f1", "spearman", "entity_f1", "f1", "exact_match"]
+
+
+class Usual(NamedTuple):
+    """What a task's columns are usually called, and its scores, the usual one first."""
+
+    text: str
+    text_pair: str | None
+    label: str | None
+    metrics: tuple[Metric, ...]
+
+
+USUAL: Mapping[str, Usual] = {
+    "text-classification": Usual("text", None, "label", ("accuracy", "macro_f1")),
+    "multi-label-classification": Usual("text", None, "labels", ("micro_f1", "macro_f1")),
+    "text-regression": Usual("text", None, "score", ("spearman",)),
+    "token-classification": Usual("tokens", None, "tags", ("entity_f1",)),
+    "question-answering": Usual("question", "context", "answers", ("f1", "exact_match")),
+    "masked-lm": Usual("text", None, None, ("accuracy",)),
+}
+WINDOWED = ("token-classification", "question-answering")
+"""Tasks that read a long text in windows."""
+
+
 class Task(Section):
-    type: Literal["text-classification", "masked-lm"] = "text-classification"
-    """What the model answers: one label for a text or a pair of texts; or the hidden tokens of plain text, which makes an encoder for
-    other recipes to start from (general distillation)."""
-    metric: Literal["accuracy", "macro_f1"] = "accuracy"
-    """The score that search, gates and report use."""
+    type: Literal[
+        "text-classification", "multi-label-classification", "text-regression", "token-classification", "question-answering", "masked-lm"
+    ] = "text-classification"
+    """What the model answers: one label for a text or a pair of texts; any number of labels; a number; a tag for each word (entities); a
+    span of a context; or the hidden tokens of plain text, which makes an encoder for other recipes to start from (general distillation)."""
+    metric: Metric = "accuracy"
+    """The score that search, gates and report use; absent: the usual one of the type."""
+    scheme: Literal["IOB1", "IOB2", "BIOES"] | None = None
+    """token-classification: how the tags of the data mark where entities begin and end; absent: IOB2."""
+    no_answer: bool = False
+    """question-answering: whether a question may have no answer (SQuAD 2)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_metric(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "metric" not in value and value.get("type") in USUAL:
+            return {**value, "metric": USUAL[value["type"]].metrics[0]}
+        return value
 
     @model_validator(mode="after")
-    def _metric_of_the_type(self) -> "Task":
-        if self.type == "masked-lm" and self.metric != "accuracy":
-            raise ValueError("masked-lm is scored by the accuracy of hidden tokens: set metric: accuracy")
+    def _keys_of_the_type(self) -> "Task":
+        known = USUAL[self.type].metrics
+        if self.metric not in known:
+            raise ValueError(f"{self.type} has no metric {self.metric}: set metric: {' or '.join(known)}")
+        for key, owner in (("scheme", "token-classification"), ("no_answer", "question-answering")):
+            if getattr(self, key) and self.type != owner:
+                raise ValueError(f"{key} belongs to {owner}, but type is {self.type}: leave it out")
         return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the task itself is made with."""
+        chosen = {"scheme": self.scheme, "no_answer": self.no_answer}
+        return {key: value for key, value in chosen.items() if value}
 
 
 class Split(Section):
@@ -71,14 +119,18 @@ class Data(Section):
     """More texts, without labels, that the teacher answers for the student: any form of train, or .txt with a text a line."""
     holdout: Percent = 0.1
     """Share of train that each absent split takes, chosen by a hash of the text."""
-    text: str = "text"
-    """Column of the text."""
+    text: str | None = None
+    """Column of the text; absent: text, tokens (a list of words) or question, as the task is."""
     text_pair: str | None = None
-    """Column of the second text, for tasks on pairs."""
-    label: str = "label"
-    """Column of the label."""
+    """Column of the second text, for tasks on pairs; absent: none, or context for question-answering."""
+    label: str | None = None
+    """Column of what is known; absent: label, labels, score, tags or answers, as the task is."""
     max_length: Annotated[int, Field(ge=8, le=8192)] = 128
-    """Tokens after which a text is cut; length configurations are counted at this length."""
+    """Tokens after which a text is cut, or goes on in another window; length configurations are counted at this length."""
+    stride: Annotated[int, Field(ge=0, le=8192)] | None = None
+    """Tokens that neighbouring windows of a long text share; absent: a third of max_length."""
+    skip_bad: bool = False
+    """Leave out rows that are no examples, and count them, instead of stopping at the first."""
 
 
 class Training(Section):
@@ -300,6 +352,8 @@ class LengthAdapt(Training):
     """Share of the teacher's soft labels, against the labels, in what the full model learns."""
     significance: Literal["attention", "cls"] = "attention"
     """A token counts for the attention it receives from all real tokens, or from [CLS] alone (cheaper, less exact)."""
+    protect: Literal["cls", "question"] = "cls"
+    """What leaves last: [CLS], which never does, or the whole first text of a pair too, as the question of question-answering."""
 
 
 class Export(Section):
@@ -323,6 +377,10 @@ class Search(Section):
     """What the front trades the score against: milliseconds on the deployed graph, or multiply-accumulates."""
     texts: Annotated[int, Field(ge=8, le=LARGEST)] = 64
     """Texts of the search split that a latency is measured on."""
+    proposals: Annotated[int, Field(ge=1, le=100)] = 4
+    """Configurations that are looked at for each one that is measured: on a quarter of the split, the better half on a half of it."""
+    baselines: bool = False
+    """Measure constant ratios, published configurations and random search with equal evaluations too, for the report."""
 
 
 class Target(Section):
@@ -333,7 +391,7 @@ class Target(Section):
 
 
 class DropGate(Section):
-    metric: Literal["accuracy", "macro_f1"]
+    metric: Metric
     """Judges the score; it is the one of task.metric."""
     against: Literal["teacher", "student"] = "teacher"
     """Float model that the default operating point is held against."""
@@ -396,11 +454,12 @@ class Recipe(Section):
     """Find the length configurations worth deploying."""
     target: Target = Target()
     """What the bundle is measured for: set it as it will be served."""
-    default_point: Literal["full", "accurate", "balanced", "fast", "min"] | None = None
+    default_point: Literal["full", "accurate", "balanced", "fast", "knee", "min"] | None = None
     """Operating point that gates judge and that a client gets who names none; absent: balanced, or full without a search."""
     gates: Annotated[tuple[AnyGate, ...], Field(strict=False)] = ()
     """What must hold; a bundle that breaks one is rejected."""
     _root: Path = PrivateAttr(default=Path())
+    _workers: int = PrivateAttr(default=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -415,8 +474,21 @@ class Recipe(Section):
                 raise ValueError("a masked-lm recipe makes a whole encoder: name a student by `model` or `layers`, with vocabulary: full")
             if self.data.unlabelled:
                 raise ValueError("a masked-lm recipe needs no labels: name all texts in data.train, and leave data.unlabelled out")
-        if self.length_adapt and self.distill and self.distill.student.bilstm:
-            raise ValueError("a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out")
+        if self.distill and self.distill.student.bilstm:
+            if self.length_adapt:
+                raise ValueError("a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out")
+            if self.task.type in WINDOWED:
+                raise ValueError(
+                    f"a bilstm student answers for whole texts, not for {self.task.type}: name a student by `model` or `layers`"
+                )
+        if self.data.stride is not None:
+            if self.task.type not in WINDOWED:
+                raise ValueError(f"{self.task.type} cuts long texts and reads no windows: leave data.stride out")
+            if 2 * self.data.stride > self.data.max_length:
+                raise ValueError(f"data.stride {self.data.stride} is more than half of max_length {self.data.max_length}: lower it")
+        tuned = self.teacher.finetune
+        if tuned and tuned.class_weights == "balanced" and self.task.type not in ("text-classification", "token-classification"):
+            raise ValueError(f"class_weights weigh the labels of a classification; {self.task.type} has none: leave them out")
         if self.data.unlabelled and not self.distill:
             raise ValueError("data.unlabelled holds texts for a student to learn from its teacher: add a `distill` section or leave it out")
         if self.search and not self.length_adapt:
@@ -438,10 +510,28 @@ class Recipe(Section):
         """The splits that this recipe uses."""
         return SPLITS if self.deployed else ("train", "validation")
 
+    def columns(self, *, labelled: bool = True) -> Columns:
+        """Return the columns of the data's files: those that are named, else the usual ones of the task."""
+        data, usual = self.data, USUAL[self.task.type]
+        label = (data.label or usual.label) if labelled and self.deployed else None
+        return Columns(data.text or usual.text, data.text_pair or usual.text_pair, label)
+
+    @property
+    def stride(self) -> int:
+        """Tokens that neighbouring windows share."""
+        if self.task.type not in WINDOWED:
+            return 0
+        return self.data.max_length // 3 if self.data.stride is None else self.data.stride
+
     @property
     def root(self) -> Path:
         """Folder that relative paths of the recipe start from."""
         return self._root
+
+    @property
+    def workers(self) -> int:
+        """Texts that are scored beside each other in the search: it changes the time, never the result."""
+        return self._workers
 
     def smoke(self) -> "Recipe":
         """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
@@ -454,12 +544,16 @@ class Recipe(Section):
         )
         changed |= {k: section.model_copy(update=short) for k in ("assistant", "distill", "length_adapt") if (section := getattr(self, k))}
         if self.search:
-            changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8})
+            changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8, "proposals": 2})
         return self.model_copy(update=changed)
 
     def key_settings(self, sections: Iterable[str]) -> dict[str, Any]:
         """Return what a stage's result depends on: the sections' values, with every named file replaced by a hash of its content."""
-        return {name: _key_value(getattr(self, name), self.root) for name in sections}
+        values = {name: _key_value(getattr(self, name), self.root) for name in sections}
+        if "data" in values:  # a usual name that is written out is no change
+            columns = self.columns()
+            values["data"] |= {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label, "stride": self.stride}
+        return values
 
 
 def _key_value(value: Any, root: Path) -> Any:

@@ -27,11 +27,21 @@ EMPTY: Mapping[str, Any] = {
     "variants": (),
     "front": (),
     "evaluated": (),
+    "baselines": (),
     "points": {},
     "stages": (),
     "stage_gains": (),
     "license": None,
 }
+
+
+PIPELINES: Mapping[str, str] = {"multi-label-classification": "text-classification", "text-regression": "text-classification"}
+"""The Hub's name of a task, where it is another."""
+GIVEN: Mapping[str, str] = {
+    "question-answering": '("Who wrote it?", "Ada wrote it in 1843.")',
+    "token-classification": '"A text with names in it."',
+}
+"""What a model card's example gives the model, in Python."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +201,7 @@ def _front_matter(metrics: Mapping[str, Any]) -> str:
     result = {"task": {"type": metrics["task"]}, "dataset": data, "metrics": results}
     card = {
         **({"license": metrics["license"]} if metrics["license"] else {}),
-        "pipeline_tag": metrics["task"],
+        "pipeline_tag": PIPELINES.get(metrics["task"], metrics["task"]),
         "tags": ["compressed", *(["int8"] if _is_int8(metrics) else []), "onnx", "length-adaptive"],
         **({"model-index": [{"name": metrics["name"], "results": [result]}]} if results else {}),
     }
@@ -207,8 +217,9 @@ def render_card(metrics: Mapping[str, Any]) -> str:
     """Render metrics.json as the bundle's README.md, a Hugging Face model card with its front matter."""
     facts = _complete(metrics)
     point = facts["default_point"] if facts["default_point"] in facts["points"] and facts["default_point"] != "full" else None
+    given = GIVEN.get(facts["task"], '"A text to classify."')
     return (
         _environment()
         .get_template("card.md.jinja")
-        .render(m=facts, headline=headline(facts), front_matter=_front_matter(facts), point=point, int8=_is_int8(facts))
+        .render(m=facts, headline=headline(facts), front_matter=_front_matter(facts), point=point, int8=_is_int8(facts), given=given)
     )

@@ -23,10 +23,13 @@ from tokenizers import Tokenizer
 
 from compressor.data import Example
 from compressor.errors import BundleError
-from compressor.tasks import TASKS, Prediction
-from compressor.tokens import Floats, Tokens
+from compressor.tasks import TASKS, ServedTask
+from compressor.tokens import Floats, Tokens, in_order
+from compressor.windows import Windows
 
-FORMAT = 1
+Given = str | tuple[str, str] | Sequence[str]
+"""A text; a pair of texts, as a question and its context; or, where words have tags, a list of words."""
+FORMAT = 2
 TOKENS_PER_RUN = 8192
 """Padded tokens of one graph run at most: bounds memory whatever is asked."""
 CHUNK = 4096
@@ -46,11 +49,14 @@ class OperatingPoint:
 class Graph:
     """One ONNX file in onnxruntime; `logits` is all that is asked of it."""
 
-    def __init__(self, path: Path | str, threads: int = 1, *, single: bool, pad_id: int = 0) -> None:
-        """Open the file; `single`: its answers depend on the batch, so feed one text a run."""
+    def __init__(self, path: Path | str, threads: int = 1, *, single: bool, pad_id: int = 0, workers: int | None = None) -> None:
+        """Open the file; `single`: its answers depend on the batch, so feed one text a run.
+
+        `workers` batches run beside each other; by default as many as there are threads, of a graph that is fed single texts.
+        """
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        self.workers = threads if single else 1  # one text fills one core; texts beside each other fill the others
+        self.workers = workers or (threads if single else 1)  # one text fills one core; texts beside each other fill the others
         options.intra_op_num_threads = 1 if single else threads
         options.inter_op_num_threads = 1
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -66,7 +72,7 @@ class Graph:
         return logits
 
     def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
-        """Return the logits of any number of texts, in their order."""
+        """Return the logits of any number of texts, in their order: (texts, classes), or (tokens, classes) where every token has logits."""
         batches = list(_batches(tokens.lengths.tolist(), 1 if self.single else 32))
 
         def run(rows: list[int]) -> Floats:
@@ -77,9 +83,7 @@ class Graph:
                 results = list(pool.map(run, batches))
         else:
             results = [run(rows) for rows in batches]
-        ordered = np.concatenate(results)
-        ordered[np.concatenate(batches)] = ordered.copy()
-        return ordered
+        return in_order(results, batches, tokens.lengths)
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -111,25 +115,33 @@ class Runtime:
         }
         self.default: str = self.manifest["default_point"]
         self.max_length: int = self.manifest["max_length"]
-        self._task = TASKS[self.manifest["task"]]
+        self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         pad_id, single = self.manifest["pad_id"], self.manifest["single"]
         self._graph = Graph(folder / "model.onnx", threads or self.manifest["target"]["threads"], single=single, pad_id=pad_id)
 
-    def predict(self, texts: Iterable[str | tuple[str, str]], point: str | OperatingPoint | None = None) -> list[Prediction]:
-        """Return one answer a text (or pair of texts), in order, at an operating point (default: the bundle's own)."""
+    def predict(self, texts: Iterable[Given], point: str | OperatingPoint | None = None) -> list[Any]:
+        """Return one answer for each text, in order, at an operating point (default: the bundle's own).
+
+        What an answer is, the task says: Prediction, LabelSet, Number, Entities or Answer.
+
+        Raises:
+            ValueError: a text lacks something, as a question its context.
+        """
         return list(self.stream(texts, point))
 
-    def stream(self, texts: Iterable[str | tuple[str, str]], point: str | OperatingPoint | None = None) -> Iterator[Prediction]:
+    def stream(self, texts: Iterable[Given], point: str | OperatingPoint | None = None) -> Iterator[Any]:
         """Yield the answers of any number of texts with flat memory."""
-        lengths = self._point(point).lengths
-        examples = (Example(t) if isinstance(t, str) else Example(*t) for t in texts)
+        lengths, examples = self._point(point).lengths, map(self.task.given, texts)
         while chunk := list(islice(examples, CHUNK)):
-            yield from self._task.decode(self._logits(chunk, lengths), self.labels)
+            windows = self._windows(chunk)
+            yield from self.task.decode(self._graph.logits(windows.tokens, lengths), windows, chunk, self.labels)
 
-    def logits(self, examples: Sequence[Example], point: str | OperatingPoint | None = None) -> Floats:
-        """Return the raw logits (texts, labels) of examples, for scoring."""
-        return self._logits(examples, self._point(point).lengths)
+    def outcomes(self, examples: Sequence[Example], point: str | OperatingPoint | None = None) -> Floats:
+        """Return the outcomes of labelled examples, one row each, of which the task's metrics are computed."""
+        windows = self._windows(examples)
+        logits = self._graph.logits(windows.tokens, self._point(point).lengths)
+        return self.task.outcomes(logits, windows, examples, self.labels)
 
     def within(self, latency_ms: float) -> OperatingPoint:
         """Return the most accurate operating point of at most this median latency, as measured on the build machine.
@@ -151,10 +163,8 @@ class Runtime:
             raise BundleError(f"no operating point {name!r}; this bundle has {', '.join(self.points)}")
         return self.points[name]
 
-    def _logits(self, examples: Sequence[Example], lengths: Sequence[int] | None) -> Floats:
-        if not examples:
-            return np.zeros((0, len(self.labels)), dtype=np.float32)
-        return self._graph.logits(self._task.encode(self._tokenizer, examples, self.max_length), lengths)
+    def _windows(self, examples: Sequence[Example]) -> Windows:
+        return self.task.windows(self._tokenizer, examples, self.max_length, self.manifest["stride"])
 
 
 def verify(folder: Path) -> Mapping[str, Any]:

@@ -2,41 +2,36 @@
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from compressor.encoded import Encoded
 from compressor.machine import describe
-from compressor.tasks import Task
-from compressor.tokens import Floats, Ints, length_batches
+from compressor.tokens import Floats, Ints, in_order, length_batches
 
 
-def score_of(model: nn.Module, data: Encoded, task: Task, metric: str, *extra: Tensor | None) -> float:
+def score_of(model: nn.Module, data: Encoded, metric: str, *extra: Tensor | None) -> float:
     """Return the score of a model on a split; `extra` are further inputs of its forward pass, as a length configuration."""
     model.eval()
-    answers = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"], *extra), data)
-    return task.score(answers, data.labels, metric)
+    return data.score(predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"], *extra), data), metric)
 
 
 @torch.inference_mode()
 def predict(forward: Callable[[dict[str, Tensor]], Tensor], data: Encoded, precision: str = "auto") -> Floats:
-    """Return what a score needs of a model's logits (examples, ...), in the order of the data; the model is in evaluation mode."""
-    device = Accelerator().device
-    ordered: Floats | None = None
-    for rows in length_batches(data.tokens.lengths, data.rows_at_once):
+    """Return what a score needs of a model's logits, in the order of the data; the model is in evaluation mode.
+
+    The result is (windows, classes), or (tokens, classes) where every token has logits.
+    """
+    device, batches, found = Accelerator().device, length_batches(data.tokens.lengths, data.rows_at_once), list[Floats]()
+    for rows in batches:
         batch = on(device, data.batch(rows))
         with autocast(precision, device):
-            logits = data.reduced(forward(batch), batch).float().cpu().numpy()
-        if ordered is None:
-            ordered = np.empty((len(data), *logits.shape[1:]), np.float32)
-        ordered[rows] = logits
-    assert ordered is not None
-    return ordered
+            found.append(data.reduced(forward(batch), batch).float().cpu().numpy())
+    return in_order(found, batches, data.tokens.lengths)
 
 
-def on(device: torch.device, batch: Mapping[str, Ints]) -> dict[str, Tensor]:
+def on(device: torch.device, batch: Mapping[str, Ints | Floats]) -> dict[str, Tensor]:
     """Return a batch as tensors on a device."""
     return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 

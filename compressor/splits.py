@@ -1,20 +1,24 @@
 """The data artifact, read back: a split as examples, or as the token ids of a model's tokenizer."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compressor.artifact import Artifact
 from compressor.data import Example
-from compressor.encoded import UNLABELLED, Encoded, pad_id_of, tokenizer_of
+from compressor.encoded import Encoded, pad_id_of, tokenizer_of
+from compressor.errors import RecipeError
 from compressor.masking import MaskedText
 from compressor.recipe import Recipe
 from compressor.tasks import TRAINED, Task
-from compressor.tokens import Ints, Tokens
+from compressor.windows import Windows
 
 MODEL = "model"
 """Folder of a checkpoint that holds the Hugging Face model and its tokenizer."""
@@ -29,12 +33,13 @@ class Splits:
     folder: Path
     labels: tuple[str, ...]
     max_length: int
+    stride: int
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Splits":
         """Open a data artifact."""
         meta = json.loads((artifact.path / "meta.json").read_text(encoding="utf-8"))
-        return cls(artifact.path, tuple(meta["labels"]), meta["max_length"])
+        return cls(artifact.path, tuple(meta["labels"]), meta["max_length"], meta["stride"])
 
     def examples(self, split: str) -> Iterator[Example]:
         """Yield the examples of train, validation, search or test, or those of unlabelled, which may be none."""
@@ -47,21 +52,37 @@ class Splits:
         return chain(self.examples("train"), self.examples("unlabelled"))
 
     def encoded(self, split: str, task: Task, model: Path) -> Encoded:
-        """Return a split as token ids of a model's tokenizer, with label ids."""
-        return self.encode(self.examples(split), task, model)
+        """Return a split as a model's tokenizer sees it, with what the model should answer; all but train can be scored."""
+        return self.encode(self.examples(split), task, model, scored=split != "train")
 
-    def encode(self, examples: Iterator[Example], task: Task, model: Path) -> Encoded:
-        """Return examples as token ids of a model's tokenizer, with label ids; -100 for what has no label."""
-        ids: dict[str | None, int] = {None: UNLABELLED} | {label: i for i, label in enumerate(self.labels)}
-        tokenizer, tokens, gold = tokenizer_of(model), list[Tokens](), list[Ints]()
+    def encode(self, examples: Iterator[Example], task: Task, model: Path, *, scored: bool = False) -> Encoded:
+        """Return examples as a model's tokenizer sees them; those that are `scored` are held beside their tokens.
+
+        Raises:
+            RecipeError: a text takes several windows that share no token.
+        """
+        tokenizer, kept = tokenizer_of(model), list[Example]()
+        windows, targets, counts = list[Windows](), list[NDArray[Any]](), list[int]()
         while chunk := list(islice(examples, CHUNK)):
-            tokens.append(task.encode(tokenizer, chunk, self.max_length))
-            gold.append(np.array([ids[e.label] for e in chunk], np.int64))
+            windows.append(task.windows(tokenizer, chunk, self.max_length, self.stride))
+            targets.append(task.targets(windows[-1], chunk, self.labels))
+            counts.append(len(chunk))
+            kept += chunk if scored else ()
+            if task.choice == "positions" and not self.stride and len(windows[-1]) > len(chunk):
+                owners = windows[-1].owners
+                long = chunk[owners[np.flatnonzero(np.diff(owners) == 0)[0]]]
+                raise RecipeError(
+                    f"data.stride is 0, but the context of {long.text!r:.60} takes more than max_length {self.max_length} tokens, and "
+                    f"answers at a cut would be lost; set data.stride: {self.max_length // 3}, or raise data.max_length"
+                )
+        joined = Windows.joined(windows, counts)
         if not task.labelled:
-            return MaskedText.of(Tokens.joined(tokens), model)
-        return Encoded(Tokens.joined(tokens), np.concatenate(gold), pad_id_of(model))
+            return MaskedText.of(task, joined, model)
+        if not scored:
+            joined = dataclasses.replace(joined, places=joined.places[:0])  # they are needed for answers only
+        return Encoded(task, joined, np.concatenate(targets), self.labels, kept, pad_id_of(model))
 
 
 def task_of(recipe: Recipe) -> Task:
     """Return the task that the recipe names."""
-    return TRAINED[recipe.task.type]
+    return TRAINED[recipe.task.type](**recipe.task.settings)

@@ -38,7 +38,7 @@ def summarize(
         "name": recipe.name,
         "task": recipe.task.type,
         "metric": recipe.task.metric,
-        "labels": manifest["labels"],
+        "labels": [] if task_of(recipe).choice in ("positions", "number") else manifest["labels"],
         "seed": recipe.seed,
         "max_length": manifest["max_length"],
         "default_point": manifest["default_point"],
@@ -49,12 +49,23 @@ def summarize(
         "variants": [{**dataclasses.asdict(v), "speedup": teacher.p50_ms / v.p50_ms} for v in variants],
         "front": frontier.get("front", []),
         "evaluated": frontier.get("evaluated", []),
+        "baselines": _baselines(frontier, stages),
         "points": {name: {**p, **found_at(rows[row_name(name, inputs)])} for name, p in manifest["points"].items()},
         "stages": stages,
         "gates": verdicts,
         "findings": list(_findings(inputs, rows, stages)),
         "stage_gains": gains([link for link in chain if link[0].split(":")[0] in asked], {s["name"]: s["seconds"] for s in stages}),
     }
+
+
+def _baselines(frontier: Mapping[str, Any], stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return evolution and what it was held against, if anything, with the hypervolume of each over evolution's."""
+    if not frontier.get("baselines"):
+        return []
+    volumes = next(s["metrics"]["hypervolumes"] for s in stages if s["name"] == "search")
+    counts = {"evolution": len(frontier["evaluated"])} | {name: len(some) for name, some in frontier["baselines"].items()}
+    best = volumes["evolution"] or 1.0
+    return [{"name": name, "configurations": n, "hypervolume": volumes[name] / best} for name, n in counts.items()]
 
 
 def _ancestors(inputs: Inputs) -> list[dict[str, Any]]:
@@ -95,7 +106,8 @@ def _data_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     tokenizer, task, counts = tokenizer_of(folder), task_of(recipe), inputs["data"].metrics["examples"]
     facts = {}
     for name in SPLITS:
-        lengths = task.encode(tokenizer, list(islice(splits.examples(name), 2000)), splits.max_length).lengths
+        looked_at = list(islice(splits.examples(name), 2000))
+        lengths = task.windows(tokenizer, looked_at, splits.max_length, splits.stride).tokens.lengths
         median, p90 = np.percentile(lengths, [50, 90], method="nearest")
         facts[name] = {"examples": counts[name], "median_tokens": int(median), "p90_tokens": int(p90)}
     return facts
@@ -114,6 +126,7 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
         ratio, change = student.p50_ms / full.p50_ms, points_change(full.score - student.score)
         found.append(f"INT8 is {times(ratio)} fp32 at {change} points{'' if ratio > 1 else ': it does not pay here'}.")
     for stage in stages:
+        found += stage["metrics"].get("against_baselines", ())
         if "before" in stage["metrics"]:
             before, after = stage["metrics"]["before"], stage["metrics"]["after"]
             whole, smallest = (points_change(after[k] - before[k]) for k in ("full", "smallest"))

@@ -1,136 +1,95 @@
-"""Tasks: how a text becomes tokens, how logits become an answer, how answers become a score.
+"""Tasks: how texts become tokens, how logits become answers, how answers become a score.
 
 One object serves training, search and runtime, so there is one encoding and one post-processing.
-To add a task: one class and one entry in TASKS.
+To add a task: its name and columns in recipe.py; one class and one entry in TASKS.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-import numpy as np
 from tokenizers import Tokenizer
 
-from compressor.data import Example
-from compressor.tokens import Floats, Ints, Tokens
-
-Metric = Callable[[Ints, Ints, int], float]
-
-
-def accuracy(predicted: Ints, labels: Ints, classes: int) -> float:
-    """Return the share of right answers; both arrays are (examples,)."""
-    return float(np.mean(predicted == labels))
-
-
-def macro_f1(predicted: Ints, labels: Ints, classes: int) -> float:
-    """Return the unweighted mean over classes of F1; a class that neither side names counts as absent."""
-    counts = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
-    named = counts.sum(0) + counts.sum(1)
-    return float(np.mean(2 * counts.diagonal()[named > 0] / named[named > 0]))
+from compressor.answering import QuestionAnswering
+from compressor.choices import Choice
+from compressor.classification import MaskedLanguageModelling, MultiLabelClassification, TextClassification, TextRegression
+from compressor.data import Example, Format
+from compressor.scores import Metric
+from compressor.tagging import TokenClassification
+from compressor.tokens import Floats, Ints
+from compressor.windows import Windows
 
 
-METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "macro_f1": macro_f1}
+class Task(Format, Protocol):
+    """What the compiler needs to know of a task."""
 
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The answer for one text: its label, the label's probability, and the probability of every label."""
-
-    label: str
-    score: float
-    probabilities: Mapping[str, float]
-
-
-class Task(Protocol):
-    """What the training stages need to know of a task."""
-
-    head: str
-    """Which head the model has: sequence-classification or masked-lm."""
-    labelled: bool
-    """Whether texts come with labels; without, a text's own hidden tokens are the labels."""
-
-    class_axis: int
-    """Axis of the logits that the loss normalises over: -1 over labels, 1 over positions (extractive QA)."""
-    per_token: bool
-    """Whether the head reads every token, so that dropped tokens must be restored."""
-
-    def encode(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> Tokens:
-        """Return the tokens of each text (or window of it), at most `max_length` tokens long."""
+    @property
+    def head(self) -> str:
+        """Which head the model has: sequence-classification, token-classification, question-answering or masked-lm."""
         ...
 
-    def score(self, logits: Floats, gold: Ints, metric: str) -> float:
-        """Return the metric of the logits against the gold labels, in [0, 1]."""
+    @property
+    def labelled(self) -> bool:
+        """Whether texts come with labels; without, a text's own hidden tokens are the labels."""
+        ...
+
+    @property
+    def choice(self) -> Choice:
+        """What a softmax goes over: labels; positions, for each output; yes and no, for each output; or nothing: a number."""
+        ...
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the head reads every token, so that dropped tokens must be restored."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The task's scores, the usual one first."""
+        ...
+
+    def names(self, example: Example) -> Sequence[str]:
+        """Return the names that a labelled example uses."""
+        ...
+
+    def outputs(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return what the model's outputs are called, from the names that the training split uses."""
+        ...
+
+    def windows(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int, stride: int) -> Windows:
+        """Return the windows of examples, at most `max_length` tokens long; neighbours share `stride` tokens."""
+        ...
+
+    def targets(self, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Ints | Floats:
+        """Return what the model should answer: one row a window, or one a token where tokens have tags."""
+        ...
+
+    def outcomes(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Floats:
+        """Return one row for each labelled example, of which the metrics are computed."""
         ...
 
 
 class ServedTask(Task, Protocol):
     """What the runtime needs beside: a task whose answers a bundle gives."""
 
-    def decode(self, logits: Floats, labels: Sequence[str]) -> list[Prediction]:
-        """Return the answers for the logits of a batch."""
+    def given(self, value: Any) -> Example:
+        """Return the example that a caller gave.
+
+        Raises:
+            ValueError: it lacks something.
+        """
+        ...
+
+    def decode(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Sequence[Any]:
+        """Return the answer for each example."""
         ...
 
 
-class _WholeTexts:
-    """Tasks that read a text, or a pair of texts, in one piece."""
-
-    def encode(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> Tokens:
-        """Encode each text, or pair of texts, cutting the longer side first."""
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length)
-        return Tokens.of(tokenizer.encode_batch([e.text if e.text_pair is None else (e.text, e.text_pair) for e in examples]))
-
-
-class TextClassification(_WholeTexts):
-    """One label for a text or a pair of texts; logits are (batch, labels)."""
-
-    head = "sequence-classification"
-    labelled = True
-    class_axis = -1
-    per_token = False
-
-    def decode(self, logits: Floats, labels: Sequence[str]) -> list[Prediction]:
-        """Return for each row its most probable label and all probabilities."""
-        answers = []
-        for row in softmax(logits):
-            best = int(row.argmax())
-            answers.append(Prediction(labels[best], float(row[best]), dict(zip(labels, row.tolist(), strict=True))))
-        return answers
-
-    def score(self, logits: Floats, gold: Ints, metric: str) -> float:
-        """Return the metric of the most probable labels."""
-        return METRICS[metric](logits.argmax(-1), gold, logits.shape[-1])
-
-
-class MaskedLanguageModelling(_WholeTexts):
-    """The tokens that were hidden in a text; logits are (batch, seq, vocabulary). It trains encoders, and no bundle answers it."""
-
-    head = "masked-lm"
-    labelled = False
-    class_axis = -1
-    per_token = True
-
-    def score(self, logits: Floats, gold: Ints, metric: str) -> float:
-        """Return the share of hidden tokens that were found, from each text's counts (texts, 2) of found and hidden ones."""
-        found, hidden = logits.sum(0)
-        return float(found / max(hidden, 1.0))
-
-
-TASKS: Mapping[str, ServedTask] = {"text-classification": TextClassification()}
-TRAINED: Mapping[str, Task] = {**TASKS, "masked-lm": MaskedLanguageModelling()}
-"""All that can be trained for; TASKS are those that can be served too."""
-
-
-def softmax(logits: Floats) -> Floats:
-    """Return probabilities over the last axis."""
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities: Floats = shifted / shifted.sum(-1, keepdims=True)
-    return probabilities
-
-
-def interval(task: Task, logits: Floats, gold: Ints, metric: str, resamples: int = 500) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a score (percentiles over resampled examples)."""
-    rng = np.random.default_rng(0)
-    draws = (rng.integers(0, len(gold), len(gold)) for _ in range(resamples))
-    low, high = np.percentile([task.score(logits[d], gold[d], metric) for d in draws], [2.5, 97.5])
-    return float(low), float(high)
+TASKS: Mapping[str, Callable[..., ServedTask]] = {
+    "text-classification": TextClassification,
+    "multi-label-classification": MultiLabelClassification,
+    "text-regression": TextRegression,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
+}
+TRAINED: Mapping[str, Callable[..., Task]] = {**TASKS, "masked-lm": MaskedLanguageModelling}
+"""All that can be trained for; TASKS are those that can be served too. Each takes the settings of its recipe section."""

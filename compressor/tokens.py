@@ -89,5 +89,20 @@ def length_batches(lengths: Ints, batch_size: int, seed: int | None = None) -> l
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def in_order(found: Sequence[Floats], batches: Sequence[Sequence[int] | Ints], lengths: Ints) -> Floats:
+    """Return the logits of batches of rows in the order of the rows, without padding.
+
+    Shapes: of each batch (texts, classes) or (texts, longest, classes); the result is (texts, classes) or (tokens, classes).
+    """
+    if found[0].ndim == 2:
+        joined = np.concatenate(found)
+        joined[np.concatenate(batches)] = joined.copy()
+        return joined
+    parts: dict[int, Floats] = {}
+    for rows, logits in zip(batches, found, strict=True):
+        parts |= {int(row): own[: lengths[row]] for row, own in zip(rows, logits, strict=True)}
+    return np.concatenate([parts[row] for row in range(len(lengths))])
+
+
 def _cut(rows: Ints, size: int) -> list[Ints]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]

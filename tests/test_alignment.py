@@ -4,9 +4,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from compressor.alignment import aligned
+from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import tokenizer_of
-from compressor.tasks import TextClassification
 from compressor.tokens import Tokens
 from tests.conftest import BAD, GOOD, WORDS
 
@@ -27,7 +27,7 @@ def folder_of(path: Path, special: list[str], words: list[str]) -> Path:
 
 
 def encoded(folder: Path, texts: list[str] = TEXTS) -> Tokens:
-    return TextClassification().encode(tokenizer_of(folder), [Example(text) for text in texts], 16)
+    return TextClassification().windows(tokenizer_of(folder), [Example(text) for text in texts], 16, 0).tokens
 
 
 def test_other_ids_and_other_names_of_special_tokens_are_still_the_same_pieces(tiny_model: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.conftest import RECIPE, command, compress, sentences
 
 BUNDLE = "artifacts/dist/tiny"
 STAGES = ["data", "finetune", "distill", "length_adapt", "export", "quantize", "search", "bundle"]
-VARIANTS = ["teacher fp32", "student fp32", "INT8 full", "INT8 accurate", "INT8 balanced", "INT8 fast", "INT8 min"]
+VARIANTS = ["teacher fp32", "student fp32", "INT8 full", "INT8 accurate", "INT8 balanced", "INT8 fast", "INT8 knee", "INT8 min"]
 MISUSES = ["run tiny.yaml --unknown", "plan tiny.yaml --format yaml", f"predict {BUNDLE} --point a --latency-ms 3", "eval", "cache", ""]
 READS = ["validate tiny.yaml", "plan tiny.yaml", f"eval {BUNDLE} --data test.csv", "doctor", "cache ls", "cache gc --dry-run"]
 SLIVER = ("run", "tiny.yaml", "--profile", "smoke", "--until", "data", "--force", "data")
@@ -187,7 +187,7 @@ def test_a_bundle_that_was_changed_exits_7(project: Path) -> None:
 def test_what_a_bundle_does_not_hold_exits_7(built: Path) -> None:
     assert refusal(compress("predict", ".", cwd=built), 7).startswith(".: no bundle here (manifest.json is missing); ")
     unknown = compress("predict", BUNDLE, "test.csv", "--point", "slow", cwd=built)
-    assert refusal(unknown, 7) == "no operating point 'slow'; this bundle has full, accurate, balanced, fast, min"
+    assert refusal(unknown, 7) == "no operating point 'slow'; this bundle has full, accurate, balanced, fast, knee, min"
     assert "no operating point within 1e-06 ms; " in refusal(compress("predict", BUNDLE, "--latency-ms", "1e-6", cwd=built), 7)
 
 
@@ -223,7 +223,7 @@ def test_with_json_a_build_tells_its_progress_on_stderr(project: Path) -> None:
 def test_a_build_ends_with_its_table_and_the_paths_of_bundle_and_report(project: Path) -> None:
     done = compress("tiny.yaml", cwd=project)
     assert done.returncode == 0, done.stderr
-    *table, bundle, report = done.stdout.splitlines()[-10:]
+    *table, bundle, report = done.stdout.splitlines()[-11:]
     assert [re.split("  +", line)[0] for line in table] == ["variant", *VARIANTS]
     assert (bundle, report) == (f"bundle: {BUNDLE}", f"report: {BUNDLE}/report.html")
     assert (project / report.removeprefix("report: ")).is_file()

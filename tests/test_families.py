@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
@@ -21,7 +20,7 @@ from compressor.backbones import BACKBONES
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, shape_of
 from compressor.graphs import export_graph, parity
-from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
+from compressor.modeling import HEADS, LengthAdaptiveClassifier, PlainClassifier
 from compressor.students import select_layers
 from compressor.tokens import Tokens
 
@@ -38,11 +37,14 @@ CONFIGS = {
 }
 
 
-def model_of(kind: str) -> PreTrainedModel:
+SERVED = [head for head in HEADS if head != "masked-lm"]
+
+
+def model_of(kind: str, head: str = "sequence-classification") -> PreTrainedModel:
     torch.manual_seed(1)
     config = CONFIGS[kind]
-    config.num_labels = 3
-    return AutoModelForSequenceClassification.from_config(config).eval()
+    config.num_labels = 2 if head == "question-answering" else 3
+    return HEADS[head].from_config(config).eval()
 
 
 def batch(*lengths: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,28 +100,36 @@ def test_select_layers_copies_the_named_layers_and_all_around_them(kind: str) ->
     torch.testing.assert_close({k: v for k, v in student.state_dict().items() if not k.startswith(path)}, rest)
 
 
-@pytest.mark.parametrize("kind", BACKBONES)
-@torch.no_grad()
-def test_at_full_length_it_is_the_plain_hugging_face_model(kind: str) -> None:
-    model, inputs = model_of(kind), batch(16, 9, 3)
-    plain, adaptive = PlainClassifier(model)(*inputs), LengthAdaptiveClassifier(model, L).eval()
-    torch.testing.assert_close(adaptive(*inputs), plain, atol=1e-5, rtol=0)
-    torch.testing.assert_close(adaptive(*inputs, torch.tensor([L] * 3)), plain, atol=1e-5, rtol=0)
+def answered(logits: Tensor, *lengths: int) -> list[Tensor]:
+    """Each text's logits, without those of padding where every token has some."""
+    return [row if row.ndim == 1 else row[:length] for row, length in zip(logits, lengths, strict=True)]
 
 
+@pytest.mark.parametrize("head", SERVED)
 @pytest.mark.parametrize("kind", BACKBONES)
 @torch.no_grad()
-def test_a_prediction_does_not_depend_on_its_batch(kind: str) -> None:
-    model, lengths = LengthAdaptiveClassifier(model_of(kind), L).eval(), torch.tensor([12, 6, 1])
-    together = model(*batch(16, 9, 3), lengths)
+def test_at_full_length_it_is_the_plain_hugging_face_model(kind: str, head: str) -> None:
+    model, lengths = model_of(kind, head), (16, 9, 3)
+    plain, adaptive = answered(PlainClassifier(model)(*batch(*lengths)), *lengths), LengthAdaptiveClassifier(model, L).eval()
+    for given in (None, torch.tensor([L] * 3)):
+        torch.testing.assert_close(answered(adaptive(*batch(*lengths), given), *lengths), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", SERVED)
+@pytest.mark.parametrize("kind", BACKBONES)
+@torch.no_grad()
+def test_a_prediction_does_not_depend_on_its_batch(kind: str, head: str) -> None:
+    model, lengths = LengthAdaptiveClassifier(model_of(kind, head), L).eval(), torch.tensor([12, 6, 1])
+    together = answered(model(*batch(16, 9, 3), lengths), 16, 9, 3)
     for row, length in enumerate((16, 9, 3)):
         alone = [tensor[:, :length] for tensor in batch(length)]
         torch.testing.assert_close(together[row], model(*alone, lengths)[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("head", SERVED)
 @pytest.mark.parametrize("kind", BACKBONES)
-def test_the_exported_graph_equals_torch(kind: str, tmp_path: Path) -> None:
-    model = LengthAdaptiveClassifier(model_of(kind), L).eval()
+def test_the_exported_graph_equals_torch(kind: str, head: str, tmp_path: Path) -> None:
+    model = LengthAdaptiveClassifier(model_of(kind, head), L).eval()
     export_graph(model, tmp_path / "model.onnx", 17)
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
@@ -131,9 +141,10 @@ def test_an_unsupported_family_is_refused_as_a_length_adaptive_student() -> None
         LengthAdaptiveClassifier(model_of("mpnet"), L)
 
 
+@pytest.mark.parametrize("head", SERVED)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_a_plain_teachers_graph_equals_torch(kind: str, tmp_path: Path) -> None:
-    model = PlainClassifier(model_of(kind))
+def test_a_plain_teachers_graph_equals_torch(kind: str, head: str, tmp_path: Path) -> None:
+    model = PlainClassifier(model_of(kind, head))
     export_graph(model, tmp_path / "teacher.onnx", 17)
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])

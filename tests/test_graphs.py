@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.errors import StageError
 from compressor.graphs import PlainClassifier, export_graph, parity, takes_lengths
 from compressor.modeling import LengthAdaptiveClassifier
-from compressor.tasks import TASKS
 from compressor.tokens import Tokens
 
 CONFIGURATIONS = [None, (32, 32, 32), (20, 10, 1), (16, 16, 16), (1, 1, 1)]
@@ -30,7 +30,7 @@ def tiny(seed: int = 1) -> LengthAdaptiveClassifier:
 def tokens(tiny_model: Path, *texts: str) -> Tokens:
     from compressor.encoded import tokenizer_of
 
-    return TASKS["text-classification"].encode(tokenizer_of(tiny_model), [Example(t) for t in texts], 32)
+    return TextClassification().windows(tokenizer_of(tiny_model), [Example(t) for t in texts], 32, 0).tokens
 
 
 TEXTS = ("film", "the story was very good", "a dull plot and the music is weak and it was quite awful", "it", "witty ending " * 30)

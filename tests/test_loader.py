@@ -180,7 +180,7 @@ def test_units_are_converted(path: Path, text: str, value: float) -> None:
     [
         (("metric: size, ", ""), "19:5: gates.1.metric is missing; it says which kind this is"),
         (("metric: size", "metric: sise"), "19:6: gates.1.metric is 'sise'; did you mean size?"),
-        (("metric: size", "metric: weight"), "19:6: gates.1.metric is 'weight'; choose one of 'accuracy', 'macro_f1', 'speedup', 'lat"),
+        (("metric: size", "metric: weight"), "19:6: gates.1.metric is 'weight'; choose one of 'accuracy', 'macro_f1', 'micro_f1', 'spea"),
         (("metric: size", 'metric: "a\\nb"'), "19:6: gates.1.metric is 'a\\nb'; choose one of "),
         (("type: minilmv2", "type: minilmv3"), "12:8: distill.objectives.0.type is 'minilmv3'; did you mean minilmv2?"),
         ((", max: 40MB", ""), "19:5: gates.1.max is missing; add it"),
@@ -236,7 +236,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
         ),
         (
             ("version: 1", "version: 1\ntask: {type: masked-lm, metric: macro_f1}"),
-            "2:1: task: masked-lm is scored by the accuracy of hidden tokens",
+            "2:1: task: masked-lm has no metric macro_f1: set metric: accuracy",
         ),
     ],
 )

@@ -10,16 +10,17 @@ from compressor.errors import RecipeError
 from compressor.masking import MaskedText
 from compressor.tasks import TRAINED
 from compressor.tokens import Tokens
+from compressor.windows import Windows
 from tests.conftest import sentences
 from tests.test_vocabulary import model_folder
 
-TASK = TRAINED["masked-lm"]
+TASK = TRAINED["masked-lm"]()
 
 
 @pytest.fixture
 def masked(tiny_model: Path) -> MaskedText:
     texts = [Example(text) for text, _ in sentences(400, 1)]
-    return MaskedText.of(TASK.encode(tokenizer_of(tiny_model), texts, 32), tiny_model)
+    return MaskedText.of(TASK, TASK.windows(tokenizer_of(tiny_model), texts, 32, 0), tiny_model)
 
 
 def test_what_is_hidden_is_what_is_asked(masked: MaskedText) -> None:
@@ -43,8 +44,8 @@ def test_each_draw_hides_other_tokens_and_the_same_draw_the_same(masked: MaskedT
 
 
 def test_a_teacher_with_other_ids_is_asked_about_the_same_tokens(masked: MaskedText) -> None:
-    tokens = Tokens(masked.tokens.ids + 100, masked.tokens.segments, masked.tokens.starts)
-    shifted = MaskedText(tokens, masked.labels, masked.pad_id + 100, masked.mask_id + 100, masked.special + 100)
+    windows = Windows.whole(Tokens(masked.tokens.ids + 100, masked.tokens.segments, masked.tokens.starts))
+    shifted = MaskedText(TASK, windows, masked.targets, (), (), masked.pad_id + 100, masked.mask_id + 100, masked.special + 100)
     rows = np.arange(30)
     ours, theirs = masked.batch(rows, 2), shifted.batch(rows, 2)
     assert (ours["input_ids"] + 100 == theirs["input_ids"]).all()
@@ -57,7 +58,7 @@ def test_the_score_is_the_share_of_hidden_tokens_that_were_found(masked: MaskedT
     logits[0, 0, 1] = logits[0, 1, 4] = logits[0, 2, 3] = logits[1, 1, 3] = 1.0
     counts = masked.reduced(logits, {"labels": labels})
     assert counts.tolist() == [[1, 2], [1, 1]]
-    assert TASK.score(counts.numpy().astype(float), labels.numpy(), "accuracy") == pytest.approx(2 / 3)
+    assert TASK.metrics["accuracy"](counts.numpy().astype(float)) == pytest.approx(2 / 3)
 
 
 def test_an_encoder_without_a_mask_token_is_refused(tmp_path: Path) -> None:
@@ -65,4 +66,4 @@ def test_an_encoder_without_a_mask_token_is_refused(tmp_path: Path) -> None:
     described = folder / "tokenizer.json"
     described.write_text(described.read_text(encoding="utf-8").replace("[MASK]", "[OTHER]"), encoding="utf-8")
     with pytest.raises(RecipeError, match="its tokenizer has no mask token, which task masked-lm needs"):
-        MaskedText.of(Tokens.joined([]), folder)
+        MaskedText.of(TASK, Windows.whole(Tokens.joined([])), folder)

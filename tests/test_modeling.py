@@ -6,11 +6,12 @@ from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
 )
 
 from compressor.lengths import LengthConfig
-from compressor.modeling import LengthAdaptiveClassifier, drop, put_back
+from compressor.modeling import AHEAD, LengthAdaptiveClassifier, drop, put_back
 from compressor.students import select_layers
 
 L = 16
@@ -101,6 +102,21 @@ def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptive
             state = layer.output(layer.intermediate(state), state)
             last |= dict(zip(kept, state, strict=True))
         torch.testing.assert_close(found[row, :length], torch.stack([last[i] for i in range(length)]), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_protected_question_leaves_last(model: LengthAdaptiveClassifier) -> None:
+    model = LengthAdaptiveClassifier(BertForQuestionAnswering(model.model.config), L, protect="question").eval()
+    ids, mask, _ = batch(16)
+    segments = (torch.arange(L) >= 6).long()[None]
+    hidden, real, rows = model.parts.embed(ids, segments), mask.bool(), torch.arange(L)[None]
+    _, significance = model._attend(model.parts.layers[0], hidden, real, rows, only_cls=False)
+    _, _, kept = drop(hidden, significance + (segments == 0) * AHEAD, real, torch.tensor([8]))
+    assert set(kept[0, :6].tolist()) == set(range(6))
+    assert kept[0, 6:].tolist() == (6 + significance[0, 6:].argsort(descending=True))[:2].tolist()
+    short, plain = torch.tensor([8, 8, 8]), LengthAdaptiveClassifier(model.model, L).eval()
+    assert not torch.allclose(model(ids, mask, segments, short), plain(ids, mask, segments, short), atol=1e-4)
+    torch.testing.assert_close(model(ids, mask, segments), plain(ids, mask, segments))
 
 
 def test_put_back_leaves_surplus_places_alone() -> None:

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -39,7 +40,7 @@ def random_views(student: Shape = STUDENT, same: bool = False, padding: float = 
     logits, goal = torch.randn(2, 3, generator=generator), torch.randn(2, 3, generator=generator)
     theirs = random_inner(TEACHER, generator, padding)
     ours = theirs if same else random_inner(student, generator, padding)
-    return Views(Shapes(student, TEACHER), MASK, torch.tensor([0, 2]), -1, goal if same else logits, goal, ours, theirs)
+    return Views(Shapes(student, TEACHER), MASK, torch.tensor([0, 2]), "labels", goal if same else logits, goal, ours, theirs)
 
 
 def loss(settings: Objective, views: Views) -> Tensor:
@@ -151,21 +152,39 @@ def test_hidden_cosine_asks_for_directions_not_lengths() -> None:
 def test_soft_labels_are_forward_kl_scaled_by_the_squared_temperature() -> None:
     student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     p, q = (teacher / 2).softmax(-1), (student / 2).softmax(-1)
-    torch.testing.assert_close(soft_label_loss(student, teacher, MASK, -1, 2.0), 4 * (p * (p / q).log()).sum())
+    torch.testing.assert_close(soft_label_loss(student, teacher, MASK, "labels", 2.0), 4 * (p * (p / q).log()).sum())
 
 
 def test_soft_labels_send_no_gradient_to_the_teacher() -> None:
     student, teacher = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
-    soft_label_loss(student, teacher, MASK, -1, 1.0).backward()
+    soft_label_loss(student, teacher, MASK, "labels", 1.0).backward()
     assert student.grad is not None
     assert teacher.grad is None
 
 
-def test_the_class_axis_chooses_labels_or_positions() -> None:
-    logits, labels = torch.randn(2, 5, 3), torch.tensor([[0, 1, 2, -100, 1], [2, 2, 0, 1, -100]])
-    torch.testing.assert_close(label_loss(logits, labels, -1), F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100))
-    positions = torch.tensor([[4, 0, 1], [2, 3, 3]])
-    torch.testing.assert_close(label_loss(logits, positions, 1), F.cross_entropy(logits, positions))
+def test_a_softmax_goes_over_labels_or_over_real_positions() -> None:
+    logits, labels = torch.randn(2, 4, 3), torch.tensor([[0, 1, -1, 2], [2, -100, 0, 1]])
+    expected = F.cross_entropy(logits.flatten(0, 1), labels.clamp(-1).flatten(), ignore_index=-1)  # -1: a tag that nobody told
+    torch.testing.assert_close(label_loss(logits, labels, MASK, "labels"), expected)
+    positions = torch.tensor([[3, 0, 1], [1, 0, -100]])
+    inside = logits.masked_fill(~MASK[..., None], -torch.inf)
+    torch.testing.assert_close(label_loss(logits, positions, MASK, "positions"), F.cross_entropy(inside, positions))
+
+
+def test_labels_of_which_each_may_hold_are_yes_or_no() -> None:
+    logits, labels = torch.randn(2, 3), torch.tensor([[1, 0, 1], [-100, -100, -100]])
+    expected = F.binary_cross_entropy_with_logits(logits[0], labels[0].float())
+    torch.testing.assert_close(label_loss(logits, labels, MASK, "each"), expected)
+    teacher = torch.randn(2, 3)
+    p, q = ((x / 2).sigmoid() for x in (teacher, logits))
+    kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(soft_label_loss(logits, teacher, MASK, "each", 2.0), 4 * kl.mean())
+
+
+def test_numbers_are_learned_by_squared_distance() -> None:
+    logits, numbers = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2.0, math.nan, 5.0])
+    assert label_loss(logits, numbers, MASK, "number") == 2.5
+    assert soft_label_loss(logits, logits + 3, MASK, "number", 2.0) == 9.0
 
 
 def test_weights_multiply_and_losses_add() -> None:
@@ -211,7 +230,7 @@ def test_soft_labels_of_tokens_count_where_there_is_a_label() -> None:
 
 def test_soft_labels_of_positions_leave_padding_out() -> None:
     student, teacher, spans = torch.randn(2, 4, 2), torch.randn(2, 4, 2), torch.tensor([[0, 3], [1, 1]])
-    views = replace(random_views(), class_axis=1, labels=spans, student_logits=student, teacher_logits=teacher)
+    views = replace(random_views(), choice="positions", labels=spans, student_logits=student, teacher_logits=teacher)
     parts = []
     for text, length in enumerate((4, 2)):
         for end in range(2):
@@ -226,8 +245,8 @@ def test_a_batch_in_which_nothing_counts_costs_nothing() -> None:
     logits, labels = torch.randn(2, 4, 3, requires_grad=True), torch.full((2, 4), -100)
     none = torch.zeros(2, 4, dtype=torch.bool)
     for value in (
-        label_loss(logits, labels, -1),
-        soft_label_loss(logits, logits.detach(), none, -1, 1.0),
+        label_loss(logits, labels, none, "labels"),
+        soft_label_loss(logits, logits.detach(), none, "labels", 1.0),
         logit_loss(logits, logits, none),
     ):
         value.backward(retain_graph=True)

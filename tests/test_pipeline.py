@@ -225,8 +225,15 @@ def test_gates_judge_the_arithmetic() -> None:
         LatencyGate(metric="latency", max="2ms"),
         SizeGate(metric="size", max="19MB"),
     ]
-    verdicts = judge(gates, chosen, {"teacher": teacher, "student": student})
+    verdicts = judge(gates, chosen, {"teacher": teacher, "student": student}, [chosen])
     assert [v.passed for v in verdicts] == [True, False, True, True, False, True, False]
+
+
+def test_a_latency_that_is_missed_names_the_point_that_comes_closest() -> None:
+    points = [Variant(f"INT8 {name}", 0.9, (0.8, 1), ms, ms, 20) for name, ms in (("full", 4.0), ("fast", 3.0), ("min", 1.5))]
+    for limit, expected in ((2, "3.00 ms (INT8 min takes 1.50 ms)"), (1, "3.00 ms (INT8 min takes 1.50 ms, the closest)"), (3, "3.00 ms")):
+        (verdict,) = judge([LatencyGate(metric="latency", max=f"{limit}ms")], points[1], {}, points)
+        assert verdict.value == expected
 
 
 @pytest.mark.parametrize("method", ["freeze", "bitfit", "adapters", "lora"])

@@ -10,7 +10,6 @@ import pytest
 from compressor.data import Example
 from compressor.errors import BundleError
 from compressor.runtime import Graph, Runtime, seal
-from compressor.tasks import TASKS
 from tests.conftest import compress, sentences
 
 
@@ -46,7 +45,7 @@ def test_a_float_graph_is_batched_by_length_and_no_answer_depends_on_it(built: P
     runs: list[tuple[int, ...]] = []
     session_run = graph.run
     graph.run = lambda e, lengths=None: (runs.append(tuple(e.lengths.tolist())), session_run(e, lengths))[1]  # type: ignore[method-assign]
-    tokens = TASKS["text-classification"].encode(Runtime(bundle)._tokenizer, [Example(t) for t, _ in sentences(70, 8)], 32)
+    tokens = Runtime(bundle)._windows([Example(t) for t, _ in sentences(70, 8)]).tokens
     together = graph.logits(tokens)
     assert len(runs) == 3
     assert [n for lengths in runs for n in lengths] == sorted(tokens.lengths.tolist())
@@ -87,7 +86,7 @@ def test_within_returns_the_most_accurate_point_that_is_fast_enough(bundle: Path
 
 
 def test_an_unknown_point_is_refused_by_naming_the_known_ones(bundle: Path) -> None:
-    with pytest.raises(BundleError, match="no operating point 'slow'; this bundle has full, accurate, balanced, fast, min"):
+    with pytest.raises(BundleError, match="no operating point 'slow'; this bundle has full, accurate, balanced, fast, knee, min"):
         Runtime(bundle).predict(["a"], point="slow")
 
 

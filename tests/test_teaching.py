@@ -6,12 +6,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from compressor.classification import TextClassification
 from compressor.encoded import Encoded
 from compressor.families import Place, captured
 from compressor.modeling import PlainClassifier
 from compressor.progress import Progress
 from compressor.teaching import Ragged, TeacherOutputs
 from compressor.tokens import Tokens
+from compressor.windows import Windows
 from tests.test_families import model_of
 
 PLACES: list[Place] = [("queries", -1), ("hidden", 0)]
@@ -32,7 +34,7 @@ def encoded() -> Encoded:
     rng = np.random.default_rng(0)
     ids = [rng.integers(5, 50, n).astype(np.int32) for n in LENGTHS]
     texts = Tokens.joined([Tokens(x, np.zeros(len(x), np.int8), np.array([0, len(x)])) for x in ids])
-    return Encoded(texts, np.zeros(4, np.int64), 0)
+    return Encoded(TextClassification(), Windows.whole(texts), np.zeros(4, np.int64), (), (), 0)
 
 
 def outputs(folder: Path, room: float = 1e9) -> tuple[TeacherOutputs, Counting]:

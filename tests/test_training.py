@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.classification import TextClassification
 from compressor.encoded import Encoded
 from compressor.errors import StageError
 from compressor.progress import Progress
 from compressor.recipe import Training
 from compressor.tokens import Tokens
 from compressor.training import Fitted, Step, count_steps, fit
+from compressor.windows import Windows
 
 TEXTS = 12
 SETTINGS = {"epochs": 4, "batch_size": 4, "learning_rate": 0.1, "precision": "float32", "weight_decay": 0.0}
@@ -20,7 +22,7 @@ def texts() -> Encoded:
     """Twelve texts of two tokens; the label is whether the first token is odd."""
     ids = np.arange(2 * TEXTS, dtype=np.int32)
     tokens = Tokens(ids, ids.astype(np.int8) * 0, np.arange(0, 2 * TEXTS + 1, 2))
-    return Encoded(tokens, (np.arange(TEXTS) % 2).astype(np.int64), 0)
+    return Encoded(TextClassification(), Windows.whole(tokens), (np.arange(TEXTS) % 2).astype(np.int64), (), (), 0)
 
 
 def model() -> nn.Module:

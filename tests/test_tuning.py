@@ -30,7 +30,7 @@ def train(model: PreTrainedModel, settings: Finetune, steps: int = 3) -> nn.Modu
     forward = PlainClassifier(tuned).train()
     optimizer = torch.optim.SGD([p for p in forward.parameters() if p.requires_grad], lr=0.5)
     for _ in range(steps):
-        label_loss(forward(*batch(16, 9, 3)), torch.tensor([0, 1, 2]), -1).backward()
+        label_loss(forward(*batch(16, 9, 3)), torch.tensor([0, 1, 2]), batch(16, 9, 3)[1].bool(), "labels").backward()
         optimizer.step()
         optimizer.zero_grad()
     return tuned

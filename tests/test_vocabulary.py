@@ -7,11 +7,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.errors import RecipeError
 from compressor.modeling import PlainClassifier, load_model
-from compressor.tasks import TextClassification
 from compressor.tokens import Tokens
 from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
 
@@ -40,7 +40,7 @@ def model_folder(folder: Path, template: bool) -> Path:
 
 
 def encoded(folder: Path, *texts: str) -> Tokens:
-    return TASK.encode(tokenizer_of(folder), [Example(text, "film") for text in texts], 32)
+    return TASK.windows(tokenizer_of(folder), [Example(text, "film") for text in texts], 32, 0).tokens
 
 
 def logits(folder: Path, *texts: str) -> torch.Tensor:

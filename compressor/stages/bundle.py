@@ -40,14 +40,15 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     manifest = _content(recipe, inputs, folder)
     variants = measure(recipe, inputs, folder, log)
     chosen, teacher, student = (variants[n] for n in (row_name(manifest["default_point"], inputs), TEACHER, STUDENT))
-    verdicts = [dataclasses.asdict(v) for v in judge(recipe.gates, chosen, {"teacher": teacher, "student": student})]
+    points = [variants[row_name(name, inputs)] for name in manifest["points"]]
+    verdicts = [dataclasses.asdict(v) for v in judge(recipe.gates, chosen, {"teacher": teacher, "student": student}, points)]
     metrics = summarize(recipe, inputs, manifest, list(variants.values()), verdicts)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "gates.json", verdicts)
     (folder / "report.html").write_text(render_report(metrics), encoding="utf-8")
     (folder / "README.md").write_text(render_card(metrics), encoding="utf-8")
-    points = {n: {"lengths": p["lengths"], **found_at(variants[row_name(n, inputs)])} for n, p in manifest["points"].items()}
-    digest = _seal(folder, {**manifest, "points": points, "measured_on": machine.describe()})
+    measured = {n: {"lengths": p["lengths"], **found_at(variants[row_name(n, inputs)])} for n, p in manifest["points"].items()}
+    digest = _seal(folder, {**manifest, "points": measured, "measured_on": machine.describe()})
     return {
         "digest": digest,
         "passed": all(v["passed"] for v in verdicts),
@@ -74,8 +75,10 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "name": recipe.name,
         "task": recipe.task.type,
         "metric": recipe.task.metric,
+        "task_settings": recipe.task.settings,
         "labels": list(splits.labels),
         "max_length": splits.max_length,
+        "stride": splits.stride,
         "pad_id": pad_id_of(model),
         "single": "int8_graph" in inputs,
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},

@@ -1,7 +1,8 @@
 """Read, check and split the data.
 
-What:     reads every split that the recipe names, cuts the missing ones from train by a hash of the text, and checks labels.
-Formula:  a text is held out when sha256(split, text) falls into the lowest `holdout` share.
+What:     reads every split that the recipe names, cuts the missing ones from train by a hash of the text, and checks labels; leaves
+          out of search what is in train or test too.
+Formula:  a text is held out when sha256(split, text) falls into the lowest `holdout` share; of questions the context alone decides.
 Defaults: holdout 10%, max_length 128.
 Limits:   texts pass through one at a time; of every split beside train, a hash of each text is held.
 """
@@ -15,11 +16,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from compressor.artifact import write_json
-from compressor.data import Columns, Example, held_out, read_examples, text_hash
+from compressor.data import Example, held_out, read_examples, text_hash
 from compressor.errors import RecipeError
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.tasks import TRAINED, Task
+
+MOST_SHARED = 0.05
+"""Share of the search split's texts that may be in train or test too, and are left out; more is a mistake."""
 
 
 @dataclass
@@ -27,6 +32,7 @@ class Written:
     """A split's file, and what later checks ask of it: examples so far, the first of each label, and, if wanted, each text's hash."""
 
     file: IO[str]
+    task: Task
     hashed: bool
     examples: int = 0
     hashes: list[int] = field(default_factory=list)
@@ -35,54 +41,83 @@ class Written:
     def add(self, example: Example) -> None:
         """Write one example."""
         self.examples += 1
-        if example.label is not None:
-            self.first.setdefault(example.label, self.examples)
+        for name in self.task.names(example):
+            self.first.setdefault(name, self.examples)
         if self.hashed:
             self.hashes.append(text_hash(example))
         self.file.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False) + "\n")
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
-    """Write one jsonl a split, and meta.json with labels and max_length."""
+    """Write one jsonl a split, and meta.json with labels, max_length and stride."""
+    task, skipped = TRAINED[recipe.task.type](**recipe.task.settings), list[str]()
     with ExitStack() as stack:
         files = {name: stack.enter_context((out / f"{name}.jsonl").open("w", encoding="utf-8")) for name in (*recipe.splits, "unlabelled")}
-        splits = {name: Written(files[name], hashed=name != "train") for name in recipe.splits}
-        shared = _write(recipe, splits)
-        unlabelled = _write_unlabelled(recipe, splits, files["unlabelled"], log)
+        splits = {name: Written(files[name], task, hashed=name != "train") for name in recipe.splits}
+        in_train = _write(recipe, task, splits, skipped)
+        unlabelled = _write_unlabelled(recipe, task, splits, files["unlabelled"], skipped, log)
     _check_cuts(recipe, splits, log)
-    labels = _labels(recipe, splits) if recipe.deployed else []
-    write_json(out / "meta.json", {"labels": labels, "max_length": recipe.data.max_length})
+    if "search" in splits:
+        _clear_search(recipe, splits, in_train, out / "search.jsonl", log)
+    shared = {name: sum(h in in_train for h in splits[name].hashes) for name in recipe.splits if name != "train"}
+    labels = _labels(recipe, task, splits)
+    write_json(out / "meta.json", {"labels": labels, "max_length": recipe.data.max_length, "stride": recipe.stride})
     for name, count in shared.items():
         if count:
             log.warn(f"{count} of {splits[name].examples} texts of {name} are in train too; its score flatters the model")
-    return {"examples": {name: s.examples for name, s in splits.items()} | unlabelled, "labels": len(labels), "in_train_too": shared}
+    if skipped:
+        log.warn(f"{len(skipped)} rows are no examples and were left out (data.skip_bad); the first: {skipped[0]}")
+    examples = {name: s.examples for name, s in splits.items()} | unlabelled
+    return {"examples": examples, "labels": len(labels), "in_train_too": shared, "skipped": len(skipped)}
 
 
-def _write(recipe: Recipe, splits: Mapping[str, Written]) -> dict[str, int]:
-    """Fill the splits; return how many texts of each are in train too."""
+def _write(recipe: Recipe, task: Task, splits: Mapping[str, Written], skipped: list[str]) -> set[int]:
+    """Fill the splits; return the hashes of their texts that are in train too."""
     absent = [name for name in recipe.splits if getattr(recipe.data, name) is None]
     for name in recipe.splits:
         if name != "train" and name not in absent:
-            for example in _read(recipe, name):
+            for example in _read(recipe, task, name, skipped):
                 splits[name].add(example)
     named = [splits[name] for name in recipe.splits if name != "train" and name not in absent]
     wanted, found = {h for split in named for h in split.hashes}, set[int]()
-    for example in _read(recipe, "train"):
-        name = next((n for n in absent if held_out(example, recipe.data.holdout, n)), "train")
+    for example in _read(recipe, task, "train", skipped):
+        together = dataclasses.replace(example, text="") if task.choice == "positions" else example  # all questions on one context
+        name = next((n for n in absent if held_out(together, recipe.data.holdout, n)), "train")
         splits[name].add(example)
         if name == "train" and (known := text_hash(example)) in wanted:
             found.add(known)
-    return {name: sum(h in found for h in splits[name].hashes) for name in recipe.splits if name != "train" and name not in absent}
+    return found
 
 
-def _write_unlabelled(recipe: Recipe, splits: Mapping[str, Written], file: IO[str], log: Progress) -> dict[str, int]:
+def _clear_search(recipe: Recipe, splits: Mapping[str, Written], in_train: set[int], path: Path, log: Progress) -> None:
+    """Leave out of search what is in train or test too: what was learned, or will be reported, is nothing to choose by.
+
+    Raises:
+        RecipeError: that is so much of it that the splits were mixed up.
+    """
+    search, seen = splits["search"], in_train | set(splits["test"].hashes)
+    shared = [h in seen for h in search.hashes]
+    if sum(shared) > MOST_SHARED * len(shared):
+        also = "test" if sum(h in in_train for h in search.hashes) < sum(shared) else "train"
+        told = f"{sum(shared)} of {len(shared)} texts of data.search are in {also} too"
+        raise RecipeError(f"{told}: lengths would be chosen by what was learned or is reported; name another file, or leave it out")
+    if any(shared):
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        path.write_text("".join(f"{line}\n" for line, out in zip(lines, shared, strict=True) if not out), encoding="utf-8")
+        search.hashes = [h for h in search.hashes if h not in seen]
+        search.examples = len(search.hashes)
+        log.warn(f"{sum(shared)} texts of search are in train or test too: left out")
+
+
+def _write_unlabelled(
+    recipe: Recipe, task: Task, splits: Mapping[str, Written], file: IO[str], skipped: list[str], log: Progress
+) -> dict[str, int]:
     """Write the texts that nobody labelled, without those that a score is measured on; return how many there are."""
-    source, count, left_out = recipe.data.unlabelled, 0, 0
-    if source is None:
+    count, left_out = 0, 0
+    if recipe.data.unlabelled is None:
         return {}
     measured = {h for name in recipe.splits if name != "train" for h in splits[name].hashes}
-    columns = Columns(recipe.data.text, recipe.data.text_pair, None)
-    for example in read_examples(source.path, columns, root=recipe.root, split="unlabelled", limit=source.limit):
+    for example in _read(recipe, task, "unlabelled", skipped):
         if text_hash(example) in measured:
             left_out += 1
         else:
@@ -93,10 +128,10 @@ def _write_unlabelled(recipe: Recipe, splits: Mapping[str, Written], file: IO[st
     return {"unlabelled": count}
 
 
-def _read(recipe: Recipe, name: str) -> Iterator[Example]:
-    data = recipe.data
-    source, columns = getattr(data, name), Columns(data.text, data.text_pair, data.label if recipe.deployed else None)
-    return read_examples(source.path, columns, root=recipe.root, split=name, limit=source.limit)
+def _read(recipe: Recipe, task: Task, name: str, skipped: list[str]) -> Iterator[Example]:
+    source, columns = getattr(recipe.data, name), recipe.columns(labelled=name != "unlabelled")
+    bad = skipped if recipe.data.skip_bad else None
+    return read_examples(source.path, columns, task, root=recipe.root, split=name, limit=source.limit, skipped=bad)
 
 
 def _check_cuts(recipe: Recipe, splits: Mapping[str, Written], log: Progress) -> None:
@@ -110,10 +145,12 @@ def _check_cuts(recipe: Recipe, splits: Mapping[str, Written], log: Progress) ->
             )
 
 
-def _labels(recipe: Recipe, splits: Mapping[str, Written]) -> Sequence[str]:
-    known = sorted(splits["train"].first, key=lambda x: (not x.isdigit(), int(x) if x.isdigit() else 0, x))
-    if len(known) < 2:
+def _labels(recipe: Recipe, task: Task, splits: Mapping[str, Written]) -> Sequence[str]:
+    known = task.outputs(splits["train"].first)
+    if task.choice == "labels" and task.labelled and len(known) < 2:
         raise RecipeError(f"data.train has {len(known)} label ({', '.join(known)}); a classifier needs two: check data.label")
+    if task.choice == "each" and not known:
+        raise RecipeError("no example of data.train has a label; check data.label")
     for name, split in splits.items():
         for label, number in split.first.items():
             if label not in splits["train"].first:

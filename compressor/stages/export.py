@@ -29,10 +29,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     for name, kind in graphs:
         log.note(f"{name}.onnx, and its parity with torch")
         artifact = inputs[kind]
-        model = checkpoint.load_forward(artifact, splits.labels)
+        model = checkpoint.load_forward(artifact, splits.labels, task.head)
         path, folder = out / f"{name}.onnx", artifact.path / MODEL
         export_graph(model, path, recipe.export.opset)
-        texts = task.encode(tokenizer_of(folder), list(islice(splits.examples("validation"), 8)), splits.max_length)
+        texts = task.windows(tokenizer_of(folder), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride).tokens
         configurations = _configurations(model) if isinstance(model, LengthAdaptiveClassifier) else [None]
         worst = parity(model, path, texts, configurations, pad_id_of(folder), recipe.export.tolerance)
         found[name] = {"largest_difference": worst, "megabytes": path.stat().st_size / 1e6}

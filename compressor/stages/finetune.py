@@ -40,7 +40,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     validation = splits.encoded("validation", task, folder)
 
     def score(forward: nn.Module) -> float:
-        return score_of(forward, validation, task, recipe.task.metric)
+        return score_of(forward, validation, recipe.task.metric)
 
     def untrained(seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)  # the new head's weights
@@ -81,12 +81,13 @@ def _finetune(
     tuned = prepare(model, settings)
     forward, learning = PlainClassifier(tuned), learning_parameters(tuned)
     balanced = settings.class_weights == "balanced"
-    weights = balanced_weights(torch.from_numpy(train.labels), model.config.num_labels) if balanced else None
+    weights = balanced_weights(torch.from_numpy(train.targets), model.config.num_labels) if balanced else None
     log.note(f"{settings.method}: {learning:,} weights learn")
 
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         logits = forward(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-        yield label_loss(logits, batch["labels"], task.class_axis, None if weights is None else weights.to(logits.device))
+        mask = batch["attention_mask"].bool()
+        yield label_loss(logits, batch["labels"], mask, task.choice, None if weights is None else weights.to(logits.device))
 
     fitted = fit(forward, losses, train, settings, seed, state, log, lambda: score(forward))
     merged(tuned)

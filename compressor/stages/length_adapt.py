@@ -9,7 +9,7 @@ Limits:   a step costs 2 + sandwiches passes; short texts gain little (the repor
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from compressor import checkpoint
 from compressor.artifact import STATE
+from compressor.choices import UNLABELLED, Choice
+from compressor.errors import RecipeError
 from compressor.lengths import LengthConfig
 from compressor.losses import label_loss, soft_label_loss
 from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
@@ -30,6 +32,8 @@ from compressor.splits import MODEL, Splits, task_of
 from compressor.teaching import TeacherOutputs
 from compressor.training import Losses, Step, fit
 
+LEAST = 2
+"""Tokens that the smallest sub-model keeps at least: one beside [CLS]."""
 Forward = Callable[[LengthConfig | None, frozenset[int]], Tensor]
 """Logits of one batch at a length configuration (None: full), without the given layers."""
 
@@ -41,31 +45,41 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     source, guide = inputs["checkpoint"].path / MODEL, inputs["teacher"].path / MODEL
     train, validation = splits.encode(splits.texts(), task, source), splits.encoded("validation", task, source)
-    teacher = PlainClassifier(checkpoint.load_plain(inputs["teacher"], splits.labels))
+    teacher = PlainClassifier(checkpoint.load_plain(inputs["teacher"], splits.labels, task.head))
     teacher_train = splits.encode(splits.texts(), task, guide)
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", 0.0, log)
 
     def once(seed: int, state: Path) -> Trained:
-        plain = checkpoint.load_plain(inputs["checkpoint"], splits.labels)
-        model = LengthAdaptiveClassifier(plain, splits.max_length, settings.significance)
-        smallest = torch.tensor(LengthConfig.smallest(model.layers, model.max_length, settings.bound).lengths)
+        plain = checkpoint.load_plain(inputs["checkpoint"], splits.labels, task.head)
+        model = LengthAdaptiveClassifier(plain, splits.max_length, settings.significance, settings.protect)
+        smallest = torch.tensor(_smallest(settings, model))
 
         def scores() -> dict[str, float]:
             named = {"full": None, "smallest": smallest}
-            return {name: score_of(model, validation, task, recipe.task.metric, lengths) for name, lengths in named.items()}
+            return {name: score_of(model, validation, recipe.task.metric, lengths) for name, lengths in named.items()}
 
-        before, losses = scores(), _losses(settings, model, outputs, task.class_axis, seed)
+        before, losses = scores(), _losses(settings, model, outputs, task.choice, seed)
         fitted = fit(model, losses, train, settings, seed, state, log, lambda: sum(scores().values()))
         after = scores()
         facts = {"validation_score": after["full"], "before": before, "after": after, "smallest": smallest.tolist()}
         return Trained(plain, {**dataclasses.asdict(fitted), **facts})
 
     trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
-    checkpoint.save(trained.model, source, out, {"max_length": splits.max_length, "significance": settings.significance})
+    made_for = {"max_length": splits.max_length, "significance": settings.significance, "protect": settings.protect}
+    checkpoint.save(trained.model, source, out, made_for)
     return trained.metrics
 
 
-def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, outputs: TeacherOutputs, class_axis: int, seed: int) -> Losses:
+def _smallest(settings: LengthAdapt, model: LengthAdaptiveClassifier) -> Sequence[int]:
+    """Return the smallest sub-model's lengths, refusing a bound that leaves next to nothing."""
+    lengths = LengthConfig.smallest(model.layers, model.max_length, settings.bound).lengths
+    if lengths[-1] < LEAST:
+        told = f"length_adapt.bound {settings.bound:g} leaves {lengths[-1]} of {model.max_length} tokens after {model.layers} layers"
+        raise RecipeError(f"{told}; lower it to {1 - (LEAST / model.max_length) ** (1 / model.layers):.2f} or less")
+    return lengths
+
+
+def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, outputs: TeacherOutputs, choice: Choice, seed: int) -> Losses:
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         def forward(config: LengthConfig | None, skipped: frozenset[int]) -> Tensor:
             lengths = None if config is None else torch.tensor(config.lengths, device=batch["input_ids"].device)
@@ -75,7 +89,7 @@ def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, outputs: Tea
         goal, _ = outputs.of(batch["rows"], (), batch["input_ids"].device)
         rng = random.Random(f"{seed}/{step.number}")
         mask = batch["attention_mask"].bool()
-        return sandwich(forward, batch["labels"], goal, mask, settings, model.layers, model.max_length, class_axis, rng)
+        return sandwich(forward, batch["labels"], goal, mask, settings, model.layers, model.max_length, choice, rng)
 
     return losses
 
@@ -88,19 +102,20 @@ def sandwich(
     settings: LengthAdapt,
     layers: int,
     max_length: int,
-    class_axis: int,
+    choice: Choice,
     rng: random.Random,
 ) -> Iterable[Tensor]:
     """Yield the losses of one step: the full model's, the smallest sub-model's, and those of random sub-models."""
     full = forward(None, frozenset())
-    hard, soft = label_loss(full, labels, class_axis), soft_label_loss(full, goal, mask, class_axis, temperature=1.0)
+    counted = labels != UNLABELLED if choice == "labels" and full.ndim == 3 else mask
+    hard, soft = label_loss(full, labels, mask, choice), soft_label_loss(full, goal, counted, choice, temperature=1.0)
     yield (1 - settings.soft_labels) * hard + settings.soft_labels * soft
     target = full.detach()
     configurations = [LengthConfig.smallest(layers, max_length, settings.bound)]
     configurations += [LengthConfig.sample(layers, max_length, settings.bound, rng) for _ in range(settings.sandwiches)]
     for number, config in enumerate(configurations):
         skipped = frozenset() if number == 0 else drop_layers(layers, settings.layer_drop, rng)
-        yield soft_label_loss(forward(config, skipped), target, mask, class_axis, temperature=1.0)
+        yield soft_label_loss(forward(config, skipped), target, counted, choice, temperature=1.0)
 
 
 def drop_layers(layers: int, probability: float, rng: random.Random) -> frozenset[int]:

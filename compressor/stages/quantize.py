@@ -44,7 +44,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     scores = {}
     for name, path, single in (("float", source, False), ("int8", target, True)):
         logits = Graph(path, 2, single=single, pad_id=validation.pad_id).logits(validation.tokens)
-        scores[name] = task.score(logits, validation.labels, recipe.task.metric)
+        scores[name] = validation.score(logits, recipe.task.metric)
     log.note(f"{recipe.task.metric} on validation: float {scores['float']:.4f}, INT8 {scores['int8']:.4f}")
     return {"products": counts, "validation": scores, "validation_score": scores["int8"], "megabytes": target.stat().st_size / 1e6}
 

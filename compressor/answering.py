@@ -1,0 +1,231 @@
+"""Extractive question answering: the answer is a span of the context (SQuAD).
+
+What:     contexts longer than the model are read in windows that overlap; of the most probable starts and ends of all windows, the best
+          span of at most 30 tokens answers.
+Papers:   SQuAD (arXiv:1606.05250), its second version for questions without an answer (arXiv:1806.03822), BERT (arXiv:1810.04805).
+Formula:  score of a span = start logit + end logit; [CLS] stands for no answer. Exact match and F1 as the official scripts count them.
+Limits:   a question of more than a quarter of max_length is cut there.
+"""
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from compressor.choices import UNLABELLED, Choice, softmax
+from compressor.data import Example, text_of
+from compressor.errors import RecipeError
+from compressor.files import Columns, Reader, Row, opened
+from compressor.scores import Metric
+from compressor.tokens import Floats, Ints, Tokens
+from compressor.windows import Windows, pieces
+
+N_BEST, LONGEST = 20, 30
+"""Starts and ends of a window that are tried, and the most tokens of an answer: the values of BERT's own script."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A span of the context, where it begins and ends (characters), and its probability; an empty text: there is no answer."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+
+    def line(self) -> str:
+        """Return the answer as a line for people."""
+        return f"{self.text}\t{self.score:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    score: float
+    start: int
+    end: int
+
+
+def squad_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    """Yield the questions of a SQuAD file, numbered from 1.
+
+    Raises:
+        RecipeError: it has another form.
+    """
+    with opened(path) as file:
+        try:
+            articles = json.load(file)["data"]
+            paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+            found = [
+                {columns.text: qa["question"], columns.text_pair or "": paragraph["context"], columns.label or "": qa.get("answers", [])}
+                for paragraph in paragraphs
+                for qa in paragraph["qas"]
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+            raise RecipeError(f"{path}: no SQuAD file ({what}); write data > paragraphs > context, qas > question, answers") from None
+    yield from enumerate(found, 1)
+
+
+@dataclass(frozen=True)
+class QuestionAnswering:
+    """A span of a context that answers a question; logits are (tokens, 2), outcomes (examples, 2): exact match and F1."""
+
+    no_answer: bool = False
+    head: ClassVar[str] = "question-answering"
+    labelled: ClassVar[bool] = True
+    choice: ClassVar[Choice] = "positions"
+    per_token: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "f1": lambda outcomes: float(outcomes[:, 1].mean()),
+        "exact_match": lambda outcomes: float(outcomes[:, 0].mean()),
+    }
+    forms: ClassVar[Mapping[str, Reader]] = {".json": squad_rows}
+
+    def example(self, where: str, row: Mapping[str, Any], columns: Columns) -> Example:
+        """Return a row's question, context and answers, each [text, start]: a list of objects, or an object of lists."""
+        question, context = (
+            text_of(where, columns.text, row[columns.text]),
+            text_of(where, str(columns.text_pair), row[columns.text_pair or ""]),
+        )
+        if columns.label is None:
+            return Example(question, context)
+        answers = _answers(where, columns.label, row[columns.label])
+        if not answers and not self.no_answer:
+            raise RecipeError(f"{where}: column {columns.label!r} is empty; give it an answer, or set task.no_answer: true")
+        for text, start in answers:
+            if context[start : start + len(text)] != text:
+                there = f"{context[max(0, start) : max(0, start) + len(text)]!r:.60} stands at character {start}"
+                raise RecipeError(f"{where}: answer {text!r:.60} is not in its context ({there}); mend it, or set data.skip_bad: true")
+        return Example(question, context, answers)
+
+    def given(self, value: Any) -> Example:
+        """Return the example that a caller gave as a pair of question and context."""
+        if isinstance(value, str):
+            raise ValueError("a question needs its context: give a pair of texts")
+        return Example(*value)
+
+    def names(self, example: Example) -> Sequence[str]:
+        """Return nothing: positions have no names."""
+        return ()
+
+    def outputs(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the names of the two outputs of each token."""
+        return ("start", "end")
+
+    def windows(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int, stride: int) -> Windows:
+        """Return each question with each window of its context; a token of the context stands at its characters (start, end)."""
+        questions = _cut(tokenizer, [e.text for e in examples], max_length // 4)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length, stride=stride, strategy="only_second")
+        pairs = [(question, str(e.text_pair)) for question, e in zip(questions, examples, strict=True)]
+        parts, owners = list[Encoding](), list[int]()
+        for row, encoding in enumerate(tokenizer.encode_batch(pairs)):
+            found = pieces(encoding)
+            parts += found
+            owners += [row] * len(found)
+        places = [np.where(np.array(p.sequence_ids, object)[:, None] == 1, np.array(p.offsets), -1) for p in parts]
+        return Windows(Tokens.of(parts), np.array(owners, np.int64), np.concatenate(places).astype(np.int32))
+
+    def targets(self, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Ints:
+        """Return the first and last token of each window's first answer (windows, 2): [CLS] where the window lacks it; -100 if unknown."""
+        found = np.full((len(windows), 2), UNLABELLED, np.int64)
+        for window, (owner, (begin, end)) in enumerate(zip(windows.owners.tolist(), windows.spans(), strict=True)):
+            answers = examples[owner].label
+            if answers is not None:
+                found[window] = _tokens_of(answers[0], windows.places[begin:end]) if answers else (0, 0)
+        return found
+
+    def outcomes(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Floats:
+        """Return exact match and F1 of each question, the best over its right answers."""
+        found = np.zeros((len(examples), 2))
+        for row, (answer, example) in enumerate(zip(self.decode(logits, windows, examples, outputs), examples, strict=True)):
+            right = [text for text, _ in example.label]
+            if self.no_answer:
+                right = [text for text in right if normalized(text)] or [""]
+            found[row] = max(exact_match(answer.text, text) for text in right), max(self._f1(answer.text, text) for text in right)
+        return found
+
+    def decode(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> list[Answer]:
+        """Return the best span of each question's windows."""
+        spans, answers = list(windows.spans()), []
+        for example, own in zip(examples, windows.of_examples(len(examples)), strict=True):
+            found = [span for w in own for span in _best_spans(logits[slice(*spans[w])], windows.places[slice(*spans[w])])]
+            if self.no_answer:
+                found.append(_Span(min(float(logits[spans[w][0]].sum()) for w in own), 0, 0))
+            best = sorted(found, key=lambda span: -span.score)[:N_BEST] or [_Span(0.0, 0, 0)]
+            probability = float(softmax(np.array([span.score for span in best]))[0])
+            text = str(example.text_pair)[best[0].start : best[0].end]
+            lead = len(text) - len(text.lstrip())  # some tokenizers count the space before a word to it
+            start = best[0].start + lead
+            answers.append(Answer(text.strip(), start, start + len(text.strip()), probability))
+        return answers
+
+    def _f1(self, answer: str, right: str) -> float:
+        """Return F1 over words; where questions may have no answer, two empty sides agree, as in the second version's script."""
+        ours, theirs = normalized(answer).split(), normalized(right).split()
+        if self.no_answer and not (ours and theirs):
+            return float(ours == theirs)
+        same = sum((Counter(ours) & Counter(theirs)).values())
+        return 2 * same / (len(ours) + len(theirs)) if same else 0.0
+
+
+def normalized(text: str) -> str:
+    """Return an answer in small letters without punctuation, articles and surplus spaces, as the official script compares it."""
+    bare = "".join(c for c in text.lower() if c not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def exact_match(answer: str, right: str) -> float:
+    """Return 1 if both are the same answer, else 0."""
+    return float(normalized(answer) == normalized(right))
+
+
+def _answers(where: str, column: str, value: object) -> list[tuple[str, int]]:
+    """Return the answers of SQuAD's form [{text, answer_start}], or of the Hub's {text: [], answer_start: []}."""
+    try:
+        if isinstance(value, Mapping):
+            pairs = list(zip(value["text"], value["answer_start"], strict=True))
+        else:
+            pairs = [(item["text"], item["answer_start"]) for item in value]  # type: ignore[attr-defined]
+    except (TypeError, KeyError, ValueError):
+        raise RecipeError(f"{where}: column {column!r} holds no answers; write a list of {{text, answer_start}}") from None
+    for text, start in pairs:
+        if not isinstance(text, str) or not text.strip() or not isinstance(start, int):
+            raise RecipeError(f"{where}: an answer of column {column!r} has no text or no answer_start; give it both")
+    return pairs
+
+
+def _cut(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[str]:
+    """Return texts of at most so many tokens."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [text[: e.offsets[longest - 1][1]] if len(e.ids) > longest else text for text, e in zip(texts, found, strict=True)]
+
+
+def _tokens_of(answer: tuple[str, int], places: NDArray[np.int32]) -> tuple[int, int]:
+    """Return the first and last token of an answer in a window, or [CLS] twice if it is not wholly there."""
+    text, start = answer
+    end = start + len(text)
+    inside = np.flatnonzero((places[:, 0] >= 0) & (places[:, 1] > start) & (places[:, 0] < end))
+    there = (places[:, 0] >= 0).nonzero()[0]
+    if not len(inside) or places[there[0], 0] > start or places[there[-1], 1] < end:
+        return 0, 0
+    return int(inside[0]), int(inside[-1])
+
+
+def _best_spans(logits: Floats, places: NDArray[np.int32]) -> list[_Span]:
+    """Return the spans of a window's best starts and ends that are in order and not too long."""
+    context = np.flatnonzero(places[:, 0] >= 0)
+    starts, ends = (context[np.argsort(-logits[context, side], kind="stable")[:N_BEST]] for side in (0, 1))
+    long = ends[None, :] - starts[:, None]
+    found = [(int(starts[i]), int(ends[j])) for i, j in np.argwhere((long >= 0) & (long < LONGEST))]
+    return [_Span(float(logits[s, 0] + logits[e, 1]), int(places[s, 0]), int(places[e, 1])) for s, e in found]

@@ -1,0 +1,61 @@
+"""What a search is held against: configurations that need none, and random ones of equal number.
+
+Papers:   constant ratios as in ToP's tables (arXiv:2306.13812); published configurations of six layers: QuaLA-MiniLM (arXiv:2210.17114);
+          random search (Bergstra and Bengio, 2012).
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+from compressor.evolution import Candidate, Genome, pareto_front, repaired
+from compressor.lengths import LengthConfig
+
+PUBLISHED, PUBLISHED_AT = ((269, 253, 252, 202, 104, 34), (315, 251, 242, 159, 142, 33)), 384
+"""QuaLA-MiniLM's configurations, and the length that they are counted at."""
+RATIOS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+
+
+def constant_ratios(layers: int, max_length: int, fixed: int) -> list[Genome]:
+    """Return configurations that keep one share of the tokens from the first layer on."""
+    return _distinct(([max_length * ratio] * layers for ratio in RATIOS), max_length, fixed)
+
+
+def published(layers: int, max_length: int, fixed: int) -> list[Genome]:
+    """Return the published configurations for so many layers, scaled to the length."""
+    fitting = (lengths for lengths in PUBLISHED if len(lengths) == layers)
+    return _distinct(([n * max_length / PUBLISHED_AT for n in lengths] for lengths in fitting), max_length, fixed)
+
+
+def random_search(layers: int, max_length: int, fixed: int, count: int, seed: int) -> list[Genome]:
+    """Return so many configurations drawn as LengthDrop draws them, at bounds of any size; fewer where there are no more."""
+    rng, found = random.Random(f"{seed}/random search"), dict[Genome, None]()
+    for _ in range(20 * count):
+        if len(found) < count:
+            lengths = LengthConfig.sample(layers, max_length, rng.uniform(0.05, 0.6), rng).lengths
+            found[repaired(lengths, max_length, fixed)] = None
+    return list(found)
+
+
+def ahead(front: Iterable[Candidate], others: Sequence[Candidate]) -> list[float]:
+    """Return, for each of the others, how much more the front scores at no more cost, where the front goes that low."""
+    points = pareto_front(front)
+    below = [([p.score for p in points if p.cost <= other.cost], other.score) for other in others]
+    return [max(scores) - score for scores, score in below if scores]
+
+
+def _distinct(many: Iterable[Iterable[float]], max_length: int, fixed: int) -> list[Genome]:
+    return list(dict.fromkeys(repaired(lengths, max_length, fixed) for lengths in many))
+
+
+def told(front: Sequence[Candidate], baselines: Mapping[str, Sequence[Candidate]]) -> list[str]:
+    """Return a sentence for each baseline: how far ahead of it the front is at equal cost."""
+    sentences = []
+    for name, candidates in baselines.items():
+        gaps = ahead(front, pareto_front(candidates))
+        if gaps:
+            mean, least = 100 * sum(gaps) / len(gaps), 100 * min(gaps)
+            sentences.append(
+                f"At equal cost evolution's front is {mean:.1f} points above that of {name} on average, {least:.1f} at least "
+                f"(search split, {len(candidates)} configurations)."
+            )
+    return sentences

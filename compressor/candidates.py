@@ -1,0 +1,132 @@
+"""What a length configuration is worth, on the graph that ships: its score and its time, each found once and kept on disk."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compressor.artifact import STATE
+from compressor.encoded import Encoded
+from compressor.evolution import Candidate, Genome, repaired
+from compressor.latency import Run, interleaved, sample
+from compressor.latency_model import fitted, predicted
+from compressor.lengths import LengthConfig
+from compressor.pipeline import Inputs
+from compressor.recipe import Recipe, Search
+from compressor.runtime import Graph
+from compressor.splits import MODEL, Splits, task_of
+
+
+@dataclass
+class Results:
+    """Candidates by configuration and share of the split, one line each in a file; what was written survives `kill -9`."""
+
+    path: Path
+    known: dict[tuple[Genome, float], Candidate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the last line of a run that was killed while it wrote
+            self._keep(Candidate(**{**row, "lengths": tuple(row["lengths"])}))
+        if lines:
+            self.path.write_text("".join(_line(c) for c in self.known.values()), encoding="utf-8")
+
+    def of(self, genome: Genome, share: float, find: Callable[[], Candidate]) -> Candidate:
+        """Return what is known, or find it and write it down."""
+        if (genome, share) not in self.known:
+            self._keep(find())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(self.known[genome, share]))
+                file.flush()
+                os.fsync(file.fileno())
+        return self.known[genome, share]
+
+    def _keep(self, candidate: Candidate) -> None:
+        self.known[candidate.lengths, candidate.share] = candidate
+
+    def measured(self) -> list[Candidate]:
+        """Return those of the whole split."""
+        return [c for c in self.known.values() if c.share == 1.0]
+
+
+def _line(candidate: Candidate) -> str:
+    return json.dumps(dataclasses.asdict(candidate)) + "\n"
+
+
+class Bench:
+    """Scores configurations on the search split, in parallel, and times them alone."""
+
+    def __init__(self, recipe: Recipe, inputs: Inputs, out: Path) -> None:
+        assert recipe.search is not None
+        splits, task = Splits.of(inputs["data"]), task_of(recipe)
+        folder = inputs["checkpoint"].path / MODEL
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        graph = (inputs.get("int8_graph") or inputs["float_graph"]).path / "model.onnx"
+        self.settings: Search = recipe.search
+        self.metric = recipe.task.metric
+        self.layers, self.max_length = config["num_hidden_layers"], splits.max_length
+        self.sizes = (config["hidden_size"], config["intermediate_size"])
+        self.fixed = 0 if task.per_token else 1  # a sentence task's last layer computes only [CLS]
+        self.data: Encoded = splits.encoded("search", task, folder)
+        self.parts: dict[float, Encoded] = {1.0: self.data}
+        self.scorer = Graph(graph, 1, single="int8_graph" in inputs, pad_id=self.data.pad_id, workers=recipe.workers)
+        self.timed = Graph(graph, recipe.target.threads, single=False, pad_id=self.data.pad_id)
+        self.texts = sample(self.data.tokens.lengths.tolist(), self.settings.texts)
+        self.tokens = len(self.data.tokens.ids) // len(self.data)
+        self.results = Results(out / STATE / "evaluated.jsonl")
+
+    def measured(self, genome: Genome) -> Candidate:
+        """Return a configuration's score on the whole split and its measured cost."""
+
+        def find() -> Candidate:
+            latency = self._latency(genome) if self.settings.latency == "measured" else self._macs(genome)
+            return Candidate(genome, self._score(genome, 1.0), latency, self._macs(genome), latency)
+
+        return self.results.of(genome, 1.0, find)
+
+    def rated(self, genomes: Sequence[Genome], share: float) -> list[Candidate]:
+        """Return configurations' scores on a part of the split, and the cost that the measured ones let expect."""
+        known = [c for c in self.results.measured() if self.settings.latency == "measured"]
+        fit = fitted([self._config(c.lengths) for c in known], [c.latency_ms for c in known], self.tokens) if known else None
+
+        def find(genome: Genome) -> Candidate:
+            cost = self._macs(genome) if fit is None else predicted(fit, self._config(genome), self.tokens)
+            return Candidate(genome, self._score(genome, share), cost, self._macs(genome), cost, share)
+
+        return [self.results.of(genome, share, lambda g=genome: find(g)) for genome in genomes]  # type: ignore[misc]
+
+    def _score(self, genome: Genome, share: float) -> float:
+        part = self.parts.setdefault(share, self.data.part(share))
+        return part.score(self.scorer.logits(part.tokens, genome), self.metric)
+
+    def _config(self, genome: Genome) -> LengthConfig:
+        return LengthConfig(genome, self.max_length)
+
+    @property
+    def full(self) -> Genome:
+        """Full length: what costs are held against."""
+        return repaired([self.max_length] * self.layers, self.max_length, self.fixed)
+
+    def _macs(self, genome: Genome) -> float:
+        """Return a configuration's multiply-accumulates at the split's mean length, as a share of full length's."""
+        ours, full = (self._config(g).macs(*self.sizes, self.tokens) for g in (genome, self.full))
+        return ours / full
+
+    def _latency(self, genome: Genome) -> float:
+        """Return milliseconds, corrected for the machine's drift by full length's time in the same run."""
+        texts, timed = self.data.tokens, self.timed
+
+        def at(lengths: Genome) -> Run:
+            return lambda row: timed.run(texts.of_text(row), lengths)
+
+        found = interleaved({"full": at(self.full), "this": at(genome)}, self.texts)
+        first = self.results.known.get((self.full, 1.0))
+        reference = first.latency_ms if first else found["full"].p50_ms
+        return reference * found["this"].p50_ms / found["full"].p50_ms

@@ -1,0 +1,71 @@
+"""Scores of a split, from one row of outcomes an example, so that a bootstrap over examples needs no second look at the answers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from compressor.tokens import Floats
+
+Metric = Callable[[Floats], float]
+"""A score of outcomes (examples, ...)."""
+
+
+def accuracy(outcomes: Floats) -> float:
+    """Return the share of right answers; outcomes are (examples, 2): the class that was answered, and the right one."""
+    return float(np.mean(outcomes[:, 0] == outcomes[:, 1]))
+
+
+def macro_f1(outcomes: Floats) -> float:
+    """Return the unweighted mean over classes of F1; a class that neither side names counts as absent."""
+    answered, right = outcomes.astype(np.int64).T
+    classes = int(outcomes.max(initial=0)) + 1
+    counts = np.bincount(right * classes + answered, minlength=classes**2).reshape(classes, classes)
+    return _mean_f1(counts.diagonal(), counts.sum(0) + counts.sum(1))
+
+
+def label_macro_f1(outcomes: Floats) -> float:
+    """Return the mean over labels of F1; outcomes are (examples, 2, labels): 1 for labels that were answered, and that are right."""
+    answered, right = outcomes[:, 0], outcomes[:, 1]
+    return _mean_f1((answered * right).sum(0), (answered + right).sum(0))
+
+
+def label_micro_f1(outcomes: Floats) -> float:
+    """Return F1 over all labels of all examples; outcomes as for label_macro_f1."""
+    return _f1(float(outcomes.prod(1).sum()), float(outcomes.sum()))
+
+
+def entity_f1(outcomes: Floats) -> float:
+    """Return F1 over all entities; outcomes are (examples, 3): entities that were found, answered, and that are there."""
+    found, answered, there = outcomes.sum(0)
+    return _f1(float(found), float(answered + there))
+
+
+def spearman(outcomes: Floats) -> float:
+    """Return the rank correlation, ties at their mean rank; outcomes are (examples, 2): the number answered, and the right one."""
+    answered, right = (_ranks(column) for column in outcomes.T)
+    spread = answered.std() * right.std()
+    return float(np.mean((answered - answered.mean()) * (right - right.mean())) / spread) if spread else 0.0
+
+
+def interval(metric: Metric, outcomes: Floats, resamples: int = 500) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a score (percentiles over resampled examples)."""
+    rng, count = np.random.default_rng(0), len(outcomes)
+    low, high = np.percentile([metric(outcomes[rng.integers(0, count, count)]) for _ in range(resamples)], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _f1(found: float, named: float) -> float:
+    """Return F1 of so many right answers among those that the two sides name together."""
+    return 2 * found / named if named else 0.0
+
+
+def _mean_f1(found: Any, named: Any) -> float:
+    there = named > 0
+    return float(np.mean(2 * found[there] / named[there])) if there.any() else 0.0
+
+
+def _ranks(values: Floats) -> Floats:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[where]
+    return ranks

@@ -1,0 +1,66 @@
+"""Token windows of examples: most texts are one window, a long one of a task that reads it all is several that overlap."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from compressor.tokens import Ints, Tokens
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows, the example that each is of, and where its tokens stand there.
+
+    Shapes: owners (windows,); places (tokens, k) with -1 for a token that stands nowhere; what a place is, the task says.
+    """
+
+    tokens: Tokens
+    owners: Ints
+    places: NDArray[np.int32]
+
+    @classmethod
+    def whole(cls, tokens: Tokens) -> "Windows":
+        """Return one window an example, of tasks that ask nothing of single tokens."""
+        return cls(tokens, np.arange(len(tokens)), np.zeros((len(tokens.ids), 0), np.int32))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Windows"], examples: Sequence[int]) -> "Windows":
+        """Return the windows of all parts, which are of so many examples each."""
+        before = np.cumsum([0, *examples])[: len(parts)]
+        owners = [part.owners + first for part, first in zip(parts, before, strict=True)]
+        return cls(Tokens.joined([p.tokens for p in parts]), np.concatenate(owners), np.concatenate([p.places for p in parts]))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, chosen: Ints, owners: Ints) -> "Windows":
+        """Return the chosen windows, in that order, as those of other owners."""
+        places = [self.places[self.tokens.starts[row] : self.tokens.starts[row + 1]] for row in chosen]
+        return Windows(self.tokens.rows(chosen), owners, np.concatenate(places))
+
+    def spans(self) -> Iterable[tuple[int, int]]:
+        """Yield where each window's tokens begin and end in flat arrays, as those of places and logits."""
+        return pairwise(self.tokens.starts.tolist())
+
+    def of_examples(self, count: int) -> list[list[int]]:
+        """Return the windows of each of so many examples."""
+        found: list[list[int]] = [[] for _ in range(count)]
+        for window, owner in enumerate(self.owners.tolist()):
+            found[owner].append(window)
+        return found
+
+
+def whole_texts(tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int) -> Windows:
+    """Return each text, or pair of texts, in one piece: the longer side is cut first."""
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return Windows.whole(Tokens.of(tokenizer.encode_batch(list(texts))))
+
+
+def pieces(encoding: Encoding) -> list[Encoding]:
+    """Return all windows of one example, in their order."""
+    return [encoding, *encoding.overflowing]

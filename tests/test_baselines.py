@@ -1,0 +1,36 @@
+import pytest
+
+from compressor.baselines import PUBLISHED, ahead, constant_ratios, published, random_search, told
+from compressor.evolution import Candidate
+from compressor.lengths import LengthConfig
+
+
+def candidate(score: float, cost: float) -> Candidate:
+    return Candidate((1,), score, cost, cost, cost)
+
+
+def test_baselines_are_valid_configurations() -> None:
+    for lengths in (*constant_ratios(6, 128, 1), *published(6, 128, 1), *random_search(6, 128, 1, 30, seed=1)):
+        LengthConfig(lengths, 128)
+        assert lengths[-1] == 1
+    assert constant_ratios(3, 100, 0)[4] == (60, 60, 60)
+    assert published(6, 384, 0) == list(PUBLISHED)
+    assert published(4, 384, 0) == []
+
+
+def test_random_search_has_as_many_distinct_configurations_as_asked() -> None:
+    found = random_search(6, 128, 0, 40, seed=1)
+    assert len(set(found)) == 40
+    assert random_search(6, 128, 0, 40, seed=1) == found
+    assert len(random_search(1, 3, 0, 40, seed=1)) <= 3
+
+
+def test_a_front_is_compared_at_no_more_cost() -> None:
+    front = [candidate(0.80, 2), candidate(0.90, 5), candidate(0.70, 4)]
+    others = [candidate(0.78, 3), candidate(0.89, 5), candidate(0.5, 1)]
+    assert ahead(front, others) == pytest.approx([0.02, 0.01])
+    assert told(front, {"constant ratios": others}) == [
+        "At equal cost evolution's front is 1.5 points above that of constant ratios on average, 1.0 at least "
+        "(search split, 3 configurations)."
+    ]
+    assert told(front, {"constant ratios": [candidate(0.5, 1)]}) == []

@@ -1,0 +1,37 @@
+"""What was found for a configuration is kept, whatever happens to the process."""
+
+from pathlib import Path
+
+from compressor.candidates import Results
+from compressor.evolution import Candidate
+
+
+def candidate(length: int, share: float = 1.0) -> Candidate:
+    return Candidate((length, 1), 0.5, 2.0, 0.5, 2.0, share)
+
+
+def test_a_result_is_found_once_and_read_back(tmp_path: Path) -> None:
+    results, asked = Results(tmp_path / "state" / "evaluated.jsonl"), []
+
+    def find() -> Candidate:
+        asked.append(1)
+        return candidate(8)
+
+    assert results.of((8, 1), 1.0, find) == results.of((8, 1), 1.0, find) == candidate(8)
+    assert results.of((8, 1), 0.25, lambda: candidate(8, 0.25)).share == 0.25
+    again = Results(results.path)
+    assert again.of((8, 1), 1.0, find) == candidate(8)
+    assert again.measured() == [candidate(8)]
+    assert len(asked) == 1
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped_and_the_rest_kept(tmp_path: Path) -> None:
+    path = tmp_path / "evaluated.jsonl"
+    results = Results(path)
+    for length in (8, 4):
+        results.of((length, 1), 1.0, lambda n=length: candidate(n))  # type: ignore[misc]
+    path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    again = Results(path)
+    assert again.measured() == [candidate(8)]
+    again.of((2, 1), 1.0, lambda: candidate(2))
+    assert Results(path).measured() == [candidate(8), candidate(2)]

@@ -1,0 +1,213 @@
+"""Every task from its files to a bundle that answers: fine-tuning, distillation, length adaptation, INT8, search, `eval`, `predict`."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import BAD, GOOD, WORDS, compress
+
+RECIPE = """\
+version: 1
+name: tiny
+task: {{{task}}}
+data: {{train: train.jsonl, validation: search.jsonl, search: search.jsonl, test: test.jsonl, max_length: 32{data}}}
+teacher:
+  model: {model}
+  finetune: {{epochs: 3, batch_size: 16, learning_rate: 3e-3, precision: float32}}
+distill:
+  student: {{layers: [0, 2]}}
+  epochs: 1
+  batch_size: 16
+  learning_rate: 1e-3
+  precision: float32
+  objectives:
+    - {{type: minilmv2, relation_heads: 4, end: 0.5}}
+    - {{type: soft_labels, start: 0.5}}
+    - {{type: logits, weight: 0.1, start: 0.5}}
+    - {{type: labels, start: 0.5}}
+length_adapt: {{epochs: 1, batch_size: 16, learning_rate: 5e-4, precision: float32}}
+quantize: {{}}
+search: {{evaluations: 4, population: 4, texts: 8, latency: macs}}
+gates:
+  - {{metric: {metric}, max_drop: 100%}}
+"""
+
+
+def words_of(rng: random.Random) -> list[str]:
+    words = rng.choices(WORDS, k=rng.randint(3, 12))
+    words.insert(rng.randrange(len(words)), rng.choice(GOOD + BAD))
+    return words
+
+
+def sets(rng: random.Random) -> dict[str, Any]:
+    words, named = words_of(rng), {"good": GOOD, "bad": BAD, "film": ["film"]}
+    return {"text": " ".join(words), "labels": [name for name, some in named.items() if {*some} & {*words}]}
+
+
+def numbers(rng: random.Random) -> dict[str, Any]:
+    words = words_of(rng)
+    return {"text": " ".join(words), "score": sum((w in GOOD) - (w in BAD) for w in words) + len(words) / 20}
+
+
+def tags(rng: random.Random) -> dict[str, Any]:
+    words = words_of(rng)
+    found = ["O"] * len(words)
+    for i, word in enumerate(words):
+        if word in ("film", "actor"):
+            found[i] = f"B-{word}"
+        elif i and found[i - 1] != "O" and word in GOOD + BAD:
+            found[i] = f"I{found[i - 1][1:]}"
+    return {"tokens": words, "tags": found}
+
+
+def spans(rng: random.Random) -> dict[str, Any]:
+    words = words_of(rng) + words_of(rng)
+    context, answer = " ".join(words), next(w for w in words if w in GOOD + BAD)
+    return {"question": "the film is", "context": context, "answers": {"text": [answer], "answer_start": [context.index(answer)]}}
+
+
+KINDS: dict[str, tuple[Callable[[random.Random], dict[str, Any]], str, Any, str]] = {
+    "multi-label-classification": (sets, "micro_f1", "a good film", "a good film\n"),
+    "text-regression": (numbers, "spearman", "a good film", "a good film\n"),
+    "token-classification": (tags, "entity_f1", ["a", "film", "good"], "a film good\n"),
+    "question-answering": (spans, "f1", ("the film is", "a good film " * 20), "the film is\ta good film\n"),
+}
+
+
+def write(path: Path, make: Callable[[random.Random], dict[str, Any]], count: int, seed: int) -> None:
+    rng = random.Random(seed)
+    path.write_text("".join(json.dumps(make(rng)) + "\n" for _ in range(count)), encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[str, Path]:
+    """A task, and a folder in which its whole recipe was built."""
+    kind, folder = request.param, tmp_path_factory.mktemp("task")
+    make, metric, *_ = KINDS[kind]
+    for name, count, seed in (("train", 300, 1), ("search", 40, 2), ("test", 40, 3)):
+        write(folder / f"{name}.jsonl", make, count, seed)
+    text = RECIPE.format(task=f"type: {kind}", metric=metric, model=tiny_model, data="")
+    (folder / "tiny.yaml").write_text(text, encoding="utf-8")
+    done = compress("run", "tiny.yaml", "--format", "json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "built.json").write_text(done.stdout, encoding="utf-8")
+    return kind, folder
+
+
+def test_a_recipe_of_any_task_ends_in_a_bundle(project: tuple[str, Path]) -> None:
+    kind, folder = project
+    built = json.loads((folder / "built.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in built["variants"]}
+    points = ("full", "accurate", "balanced", "fast", "knee", "min")
+    assert set(rows) == {"teacher fp32", "student fp32", *(f"INT8 {point}" for point in points)}
+    assert all(-1 <= row["score_interval"][0] <= row["score"] <= row["score_interval"][1] <= 1 for row in rows.values())
+    assert rows["teacher fp32"]["score"] > 0.5  # these tasks can be learned from single words
+
+
+def test_eval_gives_the_score_that_the_build_gave(project: tuple[str, Path]) -> None:
+    kind, folder = project
+    built = {row["name"]: row for row in json.loads((folder / "built.json").read_text(encoding="utf-8"))["variants"]}
+    done = compress("eval", "artifacts/dist/tiny", "--data", "test.jsonl", "--point", "min", "--format", "json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["metric"] == KINDS[kind][1]
+    assert found["score"] == pytest.approx(built["INT8 min"]["score"])
+
+
+def test_a_bundle_of_any_task_answers_alike_alone_and_in_company(project: tuple[str, Path]) -> None:
+    from compressor.runtime import Runtime
+
+    kind, folder = project
+    runtime, given = Runtime(folder / "artifacts/dist/tiny", threads=2), KINDS[kind][2]
+    alone = runtime.predict([given], "min")
+    longer = [given[0], given[1] + " it was weak"] if kind == "question-answering" else given
+    assert runtime.predict([longer, given, longer], "min")[1:2] == alone
+
+
+def test_predict_answers_each_line(project: tuple[str, Path]) -> None:
+    kind, folder = project
+    (folder / "lines.txt").write_text(KINDS[kind][3] * 2, encoding="utf-8")
+    for format in ("text", "json"):
+        done = compress("predict", "artifacts/dist/tiny", "lines.txt", "--format", format, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        first, second = done.stdout.splitlines()
+        assert first == second
+    assert isinstance(json.loads(first), dict)
+
+
+def test_a_question_without_a_context_is_refused_in_one_line(project: tuple[str, Path]) -> None:
+    kind, folder = project
+    if kind != "question-answering":
+        pytest.skip("only questions need a context")
+    (folder / "lines.txt").write_text("what is it\n", encoding="utf-8")
+    done = compress("predict", "artifacts/dist/tiny", "lines.txt", cwd=folder)
+    assert done.returncode == 3
+    assert "a question needs its context" in done.stderr
+
+
+def test_a_context_longer_than_the_model_needs_a_stride(tmp_path: Path, tiny_model: Path) -> None:
+    def long(rng: random.Random) -> dict[str, Any]:
+        row = spans(rng)
+        return row if rng.random() < 0.9 else row | {"context": row["context"] + " the plot" * 40}
+
+    for seed, name in enumerate(("train", "search", "test")):
+        write(tmp_path / f"{name}.jsonl", long, 40, seed)
+    text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data=", stride: 0")
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    done = compress("run", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "data.stride is 0, but the context of 'the film is' takes more than max_length 32 tokens" in done.stderr
+
+
+def test_questions_on_one_context_stay_in_one_split(tmp_path: Path, tiny_model: Path) -> None:
+    contexts = [spans(random.Random(seed)) for seed in range(60)]
+    rows = [row | {"question": f"what is {n}"} for row in contexts for n in range(3)]
+    for name, some in (("train", rows), ("test", rows[:3])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+    text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data="")
+    (tmp_path / "tiny.yaml").write_text(text.replace("validation: search.jsonl, search: search.jsonl, ", ""), encoding="utf-8")
+    done = compress("run", "tiny.yaml", "--until", "data", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "artifacts").glob("data-*")
+    lines = {name: (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in ("train", "validation", "search")}
+    seen = {name: {json.loads(line)["text_pair"] for line in some} for name, some in lines.items()}
+    assert all(seen.values())
+    assert not any(seen[a] & seen[b] for a in seen for b in seen if a < b)
+
+
+def test_a_search_split_that_is_mostly_the_test_split_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    for seed, name in enumerate(("train", "search", "test")):
+        write(tmp_path / f"{name}.jsonl", tags, 100, seed)
+    text = RECIPE.format(task="type: token-classification", metric="entity_f1", model=tiny_model, data="")
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    test = (tmp_path / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    search = (tmp_path / "search.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for shared, code, told in (
+        (50, 3, "of 150 texts of data.search are in test too"),
+        (3, 0, "3 texts of search are in train or test too: left out"),
+    ):
+        (tmp_path / "search.jsonl").write_text("".join([*search, *test[:shared]]), encoding="utf-8")
+        done = compress("run", "tiny.yaml", "--until", "data", cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert told in done.stderr
+    (folder,) = (tmp_path / "artifacts").glob("data-*")
+    assert len((folder / "search.jsonl").read_text(encoding="utf-8").splitlines()) == 100
+
+
+def test_bad_rows_are_left_out_and_counted_when_asked(tmp_path: Path, tiny_model: Path) -> None:
+    bad = {"question": "what", "context": "good film", "answers": {"text": ["plot"], "answer_start": [0]}}
+    for seed, name in enumerate(("train", "search", "test")):
+        write(tmp_path / f"{name}.jsonl", lambda rng: spans(rng) if rng.random() < 0.9 else bad, 40, seed)
+    text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data="")
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    refused = compress("run", "tiny.yaml", "--until", "data", cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "set data.skip_bad: true" in refused.stderr
+    done = compress("run", "tiny.yaml", "--until", "data", "--set", "data.skip_bad=true", "--format", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["skipped"] > 0
+    assert "are no examples and were left out" in done.stderr
