@@ -17,7 +17,7 @@ from compressor import pipeline
 from compressor.artifact import Artifact
 from compressor.checkpoint import load_plain
 from compressor.loader import load_recipe
-from compressor.modeling import PlainClassifier
+from compressor.modeling import PlainModel
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.scoring import predict
@@ -61,7 +61,7 @@ def scored(recipe: Recipe, artifact: Artifact) -> dict[str, Any]:
     """Return a checkpoint's score on the test split with its interval, and what its training took."""
     data = ARTIFACTS / artifact.manifest["inputs"]["data"]["path"]
     splits, task = Splits.of(Artifact(data)), task_of(recipe)
-    model = PlainClassifier(load_plain(artifact, splits.labels, task.head)).eval()
+    model = PlainModel(load_plain(artifact, splits.labels, task.head)).eval()
     test = splits.encoded("test", task, artifact.path / MODEL)
     logits = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"]), test)
     metric, metrics = recipe.task.metric, artifact.metrics

@@ -27,7 +27,7 @@ from compressor.dropout import cheapen
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
 from compressor.families import shape_of
 from compressor.files import Columns
-from compressor.modeling import PlainClassifier, load_model
+from compressor.modeling import PlainModel, load_model
 from compressor.objectives import Shapes, check, learned_modules
 from compressor.progress import Progress
 from compressor.recipe import Distill
@@ -76,7 +76,7 @@ def _encoded(folder: Path, count: int) -> Encoded:
 
 def _timed(name: str, folders: Mapping[str, Path], texts: Mapping[str, Encoded], seed: int) -> dict[str, float]:
     """Return the median milliseconds of a step, when the teacher is computed and when it is read."""
-    teacher, student = (PlainClassifier(load_model(folders[who], LABELS)) for who in ("teacher", "student"))
+    teacher, student = (PlainModel(load_model(folders[who], LABELS)) for who in ("teacher", "student"))
     shapes = Shapes(shape_of(student.model), shape_of(teacher.model))
     settings = Distill.model_validate({"student": {"model": "x"}, "objectives": [{"type": name}]})
     check("distill", settings.objectives, shapes)

@@ -33,7 +33,7 @@ from compressor.data import read_examples
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
 from compressor.files import Columns
 from compressor.losses import label_loss
-from compressor.modeling import PlainClassifier, load_model
+from compressor.modeling import PlainModel, load_model
 from compressor.progress import Progress
 from compressor.recipe import Training
 from compressor.tokens import Ints, Tokens
@@ -100,7 +100,7 @@ class Unbucketed(Tokens):
 
 def ours(work: Work, precision: Literal["auto", "float32"] = "auto", texts: type[Tokens] = Tokens) -> Meter:
     """Train with `fit`, with the losses of the finetune stage."""
-    meter, model = Meter(work.warm_up), PlainClassifier(work.model)
+    meter, model = Meter(work.warm_up), PlainModel(work.model)
     tokens = work.train.tokens
     train = dataclasses.replace(work.train, tokens=texts(tokens.ids, tokens.segments, tokens.starts))
     settings = Training(epochs=1, max_steps=work.steps, batch_size=BATCH, precision=precision, checkpoint_every=work.steps)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from compressor.artifact import Artifact, write_json
 from compressor.errors import RecipeError
-from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier, load_model
+from compressor.modeling import LengthAdaptiveModel, PlainModel, load_model
 from compressor.splits import MODEL
 
 ADAPTIVE = "length_adaptive.json"
@@ -47,9 +47,9 @@ def load_plain(artifact: Artifact, labels: Sequence[str], head: str) -> PreTrain
     return load_model(artifact.path / MODEL, labels, head)
 
 
-def load_forward(artifact: Artifact, labels: Sequence[str], head: str) -> PlainClassifier | LengthAdaptiveClassifier:
+def load_forward(artifact: Artifact, labels: Sequence[str], head: str) -> PlainModel | LengthAdaptiveModel:
     """Return a checkpoint as a module from token ids to logits, length-adaptive when it was trained so."""
     model, marker = load_plain(artifact, labels, head), artifact.path / ADAPTIVE
     if not marker.exists():
-        return PlainClassifier(model)
-    return LengthAdaptiveClassifier(model, **json.loads(marker.read_text(encoding="utf-8")))
+        return PlainModel(model)
+    return LengthAdaptiveModel(model, **json.loads(marker.read_text(encoding="utf-8")))

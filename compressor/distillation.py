@@ -19,7 +19,7 @@ from compressor.data import Example
 from compressor.encoded import Encoded, mask_token
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, Place, captured, shape_of
-from compressor.modeling import PlainClassifier
+from compressor.modeling import PlainModel
 from compressor.objectives import Shapes, Views, asks_teacher, check, learned_modules, looks_inside, places_of, total
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
@@ -41,7 +41,7 @@ ENOUGH = 0.95
 def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the student of a recipe's section, taught by the newest guide, and return its score on the validation split."""
     splits, task, guide = Splits.of(inputs["data"]), task_of(recipe), inputs["guide"].path / MODEL
-    teacher = PlainClassifier(checkpoint.load_plain(inputs["guide"], splits.labels, task.head)).eval()
+    teacher = PlainModel(checkpoint.load_plain(inputs["guide"], splits.labels, task.head)).eval()
 
     def untrained(seed: int) -> tuple[PreTrainedModel, Path]:
         torch.manual_seed(seed)
@@ -58,7 +58,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     del model  # the checks needed it; each seed starts from one of its own
 
     def once(seed: int, state: Path) -> Trained:
-        student = PlainClassifier(untrained(seed)[0])
+        student = PlainModel(untrained(seed)[0])
         learned = learned_modules(settings.objectives, shapes)
 
         def score() -> float:
@@ -76,7 +76,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     if settings.student.vocabulary == "corpus":
         metrics |= _prune(trained.model, folder, train.tokens.first(originals), validation, f"{section}.student.vocabulary", out, log)
         covered_by_it = splits.encoded("validation", task, out / MODEL)
-        metrics["validation_score"] = score_of(PlainClassifier(trained.model), covered_by_it, recipe.task.metric)
+        metrics["validation_score"] = score_of(PlainModel(trained.model), covered_by_it, recipe.task.metric)
     return metrics | {"parameters": sum(p.numel() for p in trained.model.parameters())}
 
 
@@ -127,7 +127,7 @@ def _epochs_inside(settings: Distill) -> float:
 
 
 def losses_of(
-    settings: Distill, student: PlainClassifier, learned: nn.ModuleDict, shapes: Shapes, outputs: TeacherOutputs, choice: Choice
+    settings: Distill, student: PlainModel, learned: nn.ModuleDict, shapes: Shapes, outputs: TeacherOutputs, choice: Choice
 ) -> Losses:
     """Return the losses of a batch: the objectives that are active at a step, added."""
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from compressor.backbones import reads_tokens
 from compressor.errors import StageError
-from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
+from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.runtime import Graph
 from compressor.tokens import Floats, Tokens
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def export_graph(model: PlainClassifier | LengthAdaptiveClassifier, path: Path, opset: int) -> None:
+def export_graph(model: PlainModel | LengthAdaptiveModel, path: Path, opset: int) -> None:
     """Write the model as ONNX with dynamic batch and length; a length-adaptive one takes `lengths`, by default full."""
     model = model.to("cpu").eval()
     model.model.config._attn_implementation = "eager"
@@ -31,7 +31,7 @@ def export_graph(model: PlainClassifier | LengthAdaptiveClassifier, path: Path, 
     ids = torch.tensor([[2, 5, 6, 7, 8], [2, 5, 6, 0, 0], [2, 5, 0, 0, 0]])
     arguments: list[Tensor] = [ids, (ids > 0).long(), torch.zeros_like(ids)]
     names = list(NAMES)
-    if isinstance(model, LengthAdaptiveClassifier):
+    if isinstance(model, LengthAdaptiveModel):
         arguments.append(torch.full((model.layers,), model.max_length // 2))
         names.append("lengths")
     axes = {name: {0: "batch", 1: "tokens"} for name in NAMES}
@@ -51,7 +51,7 @@ def export_graph(model: PlainClassifier | LengthAdaptiveClassifier, path: Path, 
     graph = onnx.load(path)
     for node in graph.graph.node:
         node.doc_string = ""
-    if isinstance(model, LengthAdaptiveClassifier):
+    if isinstance(model, LengthAdaptiveModel):
         set_default_lengths(graph, [model.max_length] * model.layers)
     onnx.save(graph, path)
 
@@ -69,7 +69,7 @@ def takes_lengths(path: Path) -> bool:
 
 
 def parity(
-    model: PlainClassifier | LengthAdaptiveClassifier,
+    model: PlainModel | LengthAdaptiveModel,
     path: Path,
     texts: Tokens,
     configurations: Sequence[Sequence[int] | None],
@@ -104,10 +104,10 @@ def _difference(torch: Floats, graph: Floats, batch: Tokens) -> float:
 
 
 @torch.inference_mode()
-def torch_logits(model: PlainClassifier | LengthAdaptiveClassifier, batch: Tokens, lengths: Sequence[int] | None, pad_id: int) -> Floats:
+def torch_logits(model: PlainModel | LengthAdaptiveModel, batch: Tokens, lengths: Sequence[int] | None, pad_id: int) -> Floats:
     """Return torch's float32 logits for one padded batch."""
     arrays = batch.padded(pad_id)
     inputs = [torch.from_numpy(arrays[name]) for name in NAMES]
-    extra = [] if lengths is None or isinstance(model, PlainClassifier) else [torch.tensor(lengths)]
+    extra = [] if lengths is None or isinstance(model, PlainModel) else [torch.tensor(lengths)]
     logits: Floats = model.eval()(*inputs, *extra).float().numpy()
     return logits

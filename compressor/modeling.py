@@ -1,4 +1,4 @@
-"""Classifiers: loading, and the length-adaptive forward pass with Drop-and-Restore.
+"""Encoders with a head: loading, and the length-adaptive forward pass with Drop-and-Restore.
 
 What:     after a layer's attention the least significant tokens leave; before a per-token head they come back with
           the last state they had (Drop-and-Restore).
@@ -92,7 +92,7 @@ def has_head(folder: Path, model: PreTrainedModel) -> bool:
     return all(shapes.get(name) == shape for name, shape in wanted.items() if name not in tied)
 
 
-class PlainClassifier(nn.Module):
+class PlainModel(nn.Module):
     """A Hugging Face model that takes positional inputs and returns logits: (batch, labels), or (batch, seq, outputs) of every token."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -109,8 +109,8 @@ class PlainClassifier(nn.Module):
         return logits
 
 
-class LengthAdaptiveClassifier(nn.Module):
-    """A Hugging Face classifier whose forward pass takes a length configuration.
+class LengthAdaptiveModel(nn.Module):
+    """A Hugging Face model whose forward pass takes a length configuration.
 
     At full lengths (`lengths=None`) it computes exactly what the wrapped model computes.
 

@@ -20,7 +20,7 @@ from compressor.backbones import BACKBONES
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, shape_of
 from compressor.graphs import export_graph, parity
-from compressor.modeling import HEADS, LengthAdaptiveClassifier, PlainClassifier
+from compressor.modeling import HEADS, LengthAdaptiveModel, PlainModel
 from compressor.students import select_layers
 from compressor.tokens import Tokens
 
@@ -64,7 +64,7 @@ def test_what_is_captured_is_what_the_layers_computed(kind: str) -> None:
     model = model_of(kind)
     places: list[Place] = [("hidden", i) for i in range(4)] + [(part, i) for part in PROJECTIONS for i in range(3)] + [("hidden", -1)]
     with captured(model, places) as seen, torch.no_grad():
-        PlainClassifier(model)(*batch(16, 9))
+        PlainModel(model)(*batch(16, 9))
         states = model.base_model(input_ids=batch(16, 9)[0], attention_mask=batch(16, 9)[1], output_hidden_states=True).hidden_states
     where = FAMILIES[kind]
     assert shape_of(model) == Shape(3, 32, 4)
@@ -110,7 +110,7 @@ def answered(logits: Tensor, *lengths: int) -> list[Tensor]:
 @torch.no_grad()
 def test_at_full_length_it_is_the_plain_hugging_face_model(kind: str, head: str) -> None:
     model, lengths = model_of(kind, head), (16, 9, 3)
-    plain, adaptive = answered(PlainClassifier(model)(*batch(*lengths)), *lengths), LengthAdaptiveClassifier(model, L).eval()
+    plain, adaptive = answered(PlainModel(model)(*batch(*lengths)), *lengths), LengthAdaptiveModel(model, L).eval()
     for given in (None, torch.tensor([L] * 3)):
         torch.testing.assert_close(answered(adaptive(*batch(*lengths), given), *lengths), plain, atol=1e-5, rtol=0)
 
@@ -119,7 +119,7 @@ def test_at_full_length_it_is_the_plain_hugging_face_model(kind: str, head: str)
 @pytest.mark.parametrize("kind", BACKBONES)
 @torch.no_grad()
 def test_a_prediction_does_not_depend_on_its_batch(kind: str, head: str) -> None:
-    model, lengths = LengthAdaptiveClassifier(model_of(kind, head), L).eval(), torch.tensor([12, 6, 1])
+    model, lengths = LengthAdaptiveModel(model_of(kind, head), L).eval(), torch.tensor([12, 6, 1])
     together = answered(model(*batch(16, 9, 3), lengths), 16, 9, 3)
     for row, length in enumerate((16, 9, 3)):
         alone = [tensor[:, :length] for tensor in batch(length)]
@@ -129,7 +129,7 @@ def test_a_prediction_does_not_depend_on_its_batch(kind: str, head: str) -> None
 @pytest.mark.parametrize("head", SERVED)
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_the_exported_graph_equals_torch(kind: str, head: str, tmp_path: Path) -> None:
-    model = LengthAdaptiveClassifier(model_of(kind, head), L).eval()
+    model = LengthAdaptiveModel(model_of(kind, head), L).eval()
     export_graph(model, tmp_path / "model.onnx", 17)
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
@@ -138,13 +138,13 @@ def test_the_exported_graph_equals_torch(kind: str, head: str, tmp_path: Path) -
 
 def test_an_unsupported_family_is_refused_as_a_length_adaptive_student() -> None:
     with pytest.raises(RecipeError, match="mpnet encoders cannot be length-adaptive students; choose one of bert, distilbert"):
-        LengthAdaptiveClassifier(model_of("mpnet"), L)
+        LengthAdaptiveModel(model_of("mpnet"), L)
 
 
 @pytest.mark.parametrize("head", SERVED)
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_plain_teachers_graph_equals_torch(kind: str, head: str, tmp_path: Path) -> None:
-    model = PlainClassifier(model_of(kind, head))
+    model = PlainModel(model_of(kind, head))
     export_graph(model, tmp_path / "teacher.onnx", 17)
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
@@ -155,7 +155,7 @@ def test_a_plain_teachers_graph_equals_torch(kind: str, head: str, tmp_path: Pat
 def test_kept_tokens_of_modernbert_stay_where_they_stood() -> None:
     """A layer of local attention after a drop equals Hugging Face's own layer, told the kept tokens' positions and who sees whom."""
     model = model_of("modernbert")
-    adaptive, encoder = LengthAdaptiveClassifier(model, L).eval(), model.model
+    adaptive, encoder = LengthAdaptiveModel(model, L).eval(), model.model
     layer = encoder.layers[1]
     assert layer.attention_type == "sliding_attention"
     positions, states = torch.tensor([[0, 3, 4, 12, 15]]), torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))

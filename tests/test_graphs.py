@@ -12,19 +12,19 @@ from transformers import BertConfig, BertForSequenceClassification
 from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.errors import StageError
-from compressor.graphs import PlainClassifier, export_graph, parity, takes_lengths
-from compressor.modeling import LengthAdaptiveClassifier
+from compressor.graphs import PlainModel, export_graph, parity, takes_lengths
+from compressor.modeling import LengthAdaptiveModel
 from compressor.tokens import Tokens
 
 CONFIGURATIONS = [None, (32, 32, 32), (20, 10, 1), (16, 16, 16), (1, 1, 1)]
 
 
-def tiny(seed: int = 1) -> LengthAdaptiveClassifier:
+def tiny(seed: int = 1) -> LengthAdaptiveModel:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=28, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32
     )
-    return LengthAdaptiveClassifier(BertForSequenceClassification(config), 32).eval()
+    return LengthAdaptiveModel(BertForSequenceClassification(config), 32).eval()
 
 
 def tokens(tiny_model: Path, *texts: str) -> Tokens:
@@ -38,7 +38,7 @@ TEXTS = ("film", "the story was very good", "a dull plot and the music is weak a
 
 @pytest.mark.parametrize("significance", ["attention", "cls"])
 def test_the_graph_equals_torch_at_all_lengths_batches_and_paddings(tmp_path: Path, tiny_model: Path, significance: str) -> None:
-    model = LengthAdaptiveClassifier(tiny().model, 32, significance).eval()
+    model = LengthAdaptiveModel(tiny().model, 32, significance).eval()
     export_graph(model, tmp_path / "model.onnx", 17)
     assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4) < 1e-4
 
@@ -66,7 +66,7 @@ def test_a_client_that_knows_no_lengths_gets_the_default(tmp_path: Path) -> None
 
 
 def test_a_model_without_lengths_exports_without_the_input(tmp_path: Path, tiny_model: Path) -> None:
-    model = PlainClassifier(tiny().model).eval()
+    model = PlainModel(tiny().model).eval()
     export_graph(model, tmp_path / "model.onnx", 17)
     assert not takes_lengths(tmp_path / "model.onnx")
     assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), [None], 0, 1e-4) < 1e-4

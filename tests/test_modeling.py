@@ -11,14 +11,14 @@ from transformers import (
 )
 
 from compressor.lengths import LengthConfig
-from compressor.modeling import AHEAD, LengthAdaptiveClassifier, drop, put_back
+from compressor.modeling import AHEAD, LengthAdaptiveModel, drop, put_back
 from compressor.students import select_layers
 
 L = 16
 
 
 @pytest.fixture(scope="module")
-def model() -> LengthAdaptiveClassifier:
+def model() -> LengthAdaptiveModel:
     torch.manual_seed(1)
     config = BertConfig(
         vocab_size=50,
@@ -29,7 +29,7 @@ def model() -> LengthAdaptiveClassifier:
         max_position_embeddings=L,
         num_labels=3,
     )
-    return LengthAdaptiveClassifier(BertForSequenceClassification(config), L).eval()
+    return LengthAdaptiveModel(BertForSequenceClassification(config), L).eval()
 
 
 def batch(*lengths: int, longest: int = L) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +44,7 @@ def batch(*lengths: int, longest: int = L) -> tuple[Tensor, Tensor, Tensor]:
 SHORTER = [(12, 8, 4), (16, 4, 1), (10, 10, 10), (1, 1, 1)]
 
 
-def test_at_full_length_it_is_the_plain_hugging_face_model(model: LengthAdaptiveClassifier) -> None:
+def test_at_full_length_it_is_the_plain_hugging_face_model(model: LengthAdaptiveModel) -> None:
     ids, mask, segments = batch(16, 9, 3)
     plain = model.model(input_ids=ids, attention_mask=mask, token_type_ids=segments).logits
     torch.testing.assert_close(model(ids, mask, segments), plain, atol=1e-5, rtol=0)
@@ -53,8 +53,8 @@ def test_at_full_length_it_is_the_plain_hugging_face_model(model: LengthAdaptive
 
 @pytest.mark.parametrize("lengths", SHORTER)
 @pytest.mark.parametrize("significance", ["attention", "cls"])
-def test_a_prediction_does_not_depend_on_its_batch(model: LengthAdaptiveClassifier, lengths: tuple[int, ...], significance: str) -> None:
-    model = LengthAdaptiveClassifier(model.model, L, significance).eval()
+def test_a_prediction_does_not_depend_on_its_batch(model: LengthAdaptiveModel, lengths: tuple[int, ...], significance: str) -> None:
+    model = LengthAdaptiveModel(model.model, L, significance).eval()
     config = torch.tensor(lengths)
     together = model(*batch(16, 9, 3, 5), config)
     for row, length in enumerate((16, 9, 3, 5)):
@@ -62,12 +62,12 @@ def test_a_prediction_does_not_depend_on_its_batch(model: LengthAdaptiveClassifi
         torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=0)
 
 
-def test_shorter_lengths_change_the_answer(model: LengthAdaptiveClassifier) -> None:
+def test_shorter_lengths_change_the_answer(model: LengthAdaptiveModel) -> None:
     ids, mask, segments = batch(16)
     assert not torch.allclose(model(ids, mask, segments), model(ids, mask, segments, torch.tensor([8, 4, 1])), atol=1e-4)
 
 
-def test_the_last_layer_of_a_sentence_task_needs_only_cls(model: LengthAdaptiveClassifier) -> None:
+def test_the_last_layer_of_a_sentence_task_needs_only_cls(model: LengthAdaptiveModel) -> None:
     """Its length has no effect: what it would pass on is not read."""
     inputs = batch(16, 9)
     torch.testing.assert_close(model(*inputs, torch.tensor([12, 8, 8])), model(*inputs, torch.tensor([12, 8, 1])))
@@ -85,7 +85,7 @@ def test_drop_keeps_cls_first_then_the_most_significant_real_tokens() -> None:
 
 
 @torch.no_grad()
-def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptiveClassifier) -> None:
+def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptiveModel) -> None:
     """Against a naive loop over single texts: drop by hand, remember every token's last state (Drop-and-Restore)."""
     config = LengthConfig((12, 6, 3), L)
     inputs = batch(16, 9)
@@ -105,8 +105,8 @@ def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptive
 
 
 @torch.no_grad()
-def test_a_protected_question_leaves_last(model: LengthAdaptiveClassifier) -> None:
-    model = LengthAdaptiveClassifier(BertForQuestionAnswering(model.model.config), L, protect="question").eval()
+def test_a_protected_question_leaves_last(model: LengthAdaptiveModel) -> None:
+    model = LengthAdaptiveModel(BertForQuestionAnswering(model.model.config), L, protect="question").eval()
     ids, mask, _ = batch(16)
     segments = (torch.arange(L) >= 6).long()[None]
     hidden, real, rows = model.parts.embed(ids, segments), mask.bool(), torch.arange(L)[None]
@@ -114,7 +114,7 @@ def test_a_protected_question_leaves_last(model: LengthAdaptiveClassifier) -> No
     _, _, kept = drop(hidden, significance + (segments == 0) * AHEAD, real, torch.tensor([8]))
     assert set(kept[0, :6].tolist()) == set(range(6))
     assert kept[0, 6:].tolist() == (6 + significance[0, 6:].argsort(descending=True))[:2].tolist()
-    short, plain = torch.tensor([8, 8, 8]), LengthAdaptiveClassifier(model.model, L).eval()
+    short, plain = torch.tensor([8, 8, 8]), LengthAdaptiveModel(model.model, L).eval()
     assert not torch.allclose(model(ids, mask, segments, short), plain(ids, mask, segments, short), atol=1e-4)
     torch.testing.assert_close(model(ids, mask, segments), plain(ids, mask, segments))
 
@@ -125,14 +125,14 @@ def test_put_back_leaves_surplus_places_alone() -> None:
     assert out.flatten().tolist() == [0, 0, 5, 0]
 
 
-def test_restoring_at_full_length_gives_the_plain_models_states(model: LengthAdaptiveClassifier) -> None:
+def test_restoring_at_full_length_gives_the_plain_models_states(model: LengthAdaptiveModel) -> None:
     ids, mask, segments = batch(16, 9)
     plain = model.model.bert(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
     found = model.encode(ids, mask, segments, torch.tensor([L] * 3))
     torch.testing.assert_close(found[mask.bool()], plain[mask.bool()], atol=1e-5, rtol=0)
 
 
-def test_a_skipped_layer_does_nothing(model: LengthAdaptiveClassifier) -> None:
+def test_a_skipped_layer_does_nothing(model: LengthAdaptiveModel) -> None:
     ids, mask, segments = batch(16, 9)
     without = select_layers(model.model, [0, 2]).eval()
     plain = without(input_ids=ids, attention_mask=mask, token_type_ids=segments).logits

@@ -9,7 +9,7 @@ from compressor.bilstm import bilstm_over
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, shape_of
 from compressor.graphs import export_graph, parity
-from compressor.modeling import PlainClassifier, load_model
+from compressor.modeling import PlainModel, load_model
 from compressor.narrowing import narrow
 from compressor.recipe import BiLSTM, Student
 from compressor.students import layers_of, select_layers, student_of
@@ -22,7 +22,7 @@ CUT = [kind for kind in FAMILIES if kind != "modernbert"]
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = PlainClassifier(model.eval())(*batch(16, 9))
+        found: torch.Tensor = PlainModel(model.eval())(*batch(16, 9))
     return found
 
 
@@ -109,16 +109,16 @@ def test_a_bilstm_has_the_encoders_embeddings_and_never_reads_padding(layers: in
     student = bilstm_over(teacher, BiLSTM(layers=layers, hidden_size=12)).eval()  # type: ignore[arg-type]
     torch.testing.assert_close(student.embeddings.weight, teacher.bert.embeddings.word_embeddings.weight)
     with torch.no_grad():
-        together = PlainClassifier(student)(*batch(16, 9, 3))
+        together = PlainModel(student)(*batch(16, 9, 3))
         for row, length in enumerate((16, 9, 3)):
-            alone = PlainClassifier(student)(*[tensor[:, :length] for tensor in batch(length)])
+            alone = PlainModel(student)(*[tensor[:, :length] for tensor in batch(length)])
             torch.testing.assert_close(together[row], alone[0])
     student.save_pretrained(tmp_path)
     torch.testing.assert_close(logits(load_model(tmp_path, LABELS)), logits(student))
 
 
 def test_a_bilstms_graph_equals_torch(tmp_path: Path) -> None:
-    model = PlainClassifier(bilstm_over(model_of("bert"), BiLSTM(hidden_size=12)))
+    model = PlainModel(bilstm_over(model_of("bert"), BiLSTM(hidden_size=12)))
     export_graph(model, tmp_path / "model.onnx", 17)
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])

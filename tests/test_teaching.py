@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from compressor.classification import TextClassification
 from compressor.encoded import Encoded
 from compressor.families import Place, captured
-from compressor.modeling import PlainClassifier
+from compressor.modeling import PlainModel
 from compressor.progress import Progress
 from compressor.teaching import Ragged, TeacherOutputs
 from compressor.tokens import Tokens
@@ -20,7 +20,7 @@ PLACES: list[Place] = [("queries", -1), ("hidden", 0)]
 LENGTHS = (9, 4, 12, 4)
 
 
-class Counting(PlainClassifier):
+class Counting(PlainModel):
     """A teacher that counts its forward passes."""
 
     passes: ClassVar[int] = 0

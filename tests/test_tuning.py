@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from compressor.errors import RecipeError
 from compressor.losses import balanced_weights, label_loss
-from compressor.modeling import PlainClassifier, load_model
+from compressor.modeling import PlainModel, load_model
 from compressor.recipe import Finetune
 from compressor.tuning import learning_parameters, merged, prepare
 from tests.test_families import batch, model_of
@@ -27,7 +27,7 @@ SETTINGS = {
 def train(model: PreTrainedModel, settings: Finetune, steps: int = 3) -> nn.Module:
     """Train on one batch; return the model as it was trained, before it is merged."""
     tuned = prepare(model, settings)
-    forward = PlainClassifier(tuned).train()
+    forward = PlainModel(tuned).train()
     optimizer = torch.optim.SGD([p for p in forward.parameters() if p.requires_grad], lr=0.5)
     for _ in range(steps):
         label_loss(forward(*batch(16, 9, 3)), torch.tensor([0, 1, 2]), batch(16, 9, 3)[1].bool(), "labels").backward()
@@ -84,9 +84,9 @@ def test_a_merged_model_answers_as_the_wrapped_one_did() -> None:
     model = model_of("bert")
     tuned = train(model, SETTINGS["lora"]).eval()
     with torch.no_grad():
-        before = PlainClassifier(tuned).eval()(*batch(16, 9))
+        before = PlainModel(tuned).eval()(*batch(16, 9))
         merged(tuned)
-        torch.testing.assert_close(PlainClassifier(model).eval()(*batch(16, 9)), before, atol=1e-5, rtol=0)
+        torch.testing.assert_close(PlainModel(model).eval()(*batch(16, 9)), before, atol=1e-5, rtol=0)
 
 
 def test_a_merged_model_is_saved_as_a_plain_one(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.errors import RecipeError
-from compressor.modeling import PlainClassifier, load_model
+from compressor.modeling import PlainModel, load_model
 from compressor.tokens import Tokens
 from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
 
@@ -46,7 +46,7 @@ def encoded(folder: Path, *texts: str) -> Tokens:
 def logits(folder: Path, *texts: str) -> torch.Tensor:
     arrays = encoded(folder, *texts).padded(pad_id_of(folder))
     with torch.no_grad():
-        found: torch.Tensor = PlainClassifier(load_model(folder, LABELS).eval())(*(torch.from_numpy(a) for a in arrays.values()))
+        found: torch.Tensor = PlainModel(load_model(folder, LABELS).eval())(*(torch.from_numpy(a) for a in arrays.values()))
     return found
 
 

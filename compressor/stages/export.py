@@ -14,7 +14,7 @@ from compressor import checkpoint
 from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.graphs import export_graph, parity
 from compressor.lengths import LengthConfig
-from compressor.modeling import LengthAdaptiveClassifier
+from compressor.modeling import LengthAdaptiveModel
 from compressor.pipeline import Inputs, Kind
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -33,13 +33,13 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         path, folder = out / f"{name}.onnx", artifact.path / MODEL
         export_graph(model, path, recipe.export.opset)
         texts = task.windows(tokenizer_of(folder), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride).tokens
-        configurations = _configurations(model) if isinstance(model, LengthAdaptiveClassifier) else [None]
+        configurations = _configurations(model) if isinstance(model, LengthAdaptiveModel) else [None]
         worst = parity(model, path, texts, configurations, pad_id_of(folder), recipe.export.tolerance)
         found[name] = {"largest_difference": worst, "megabytes": path.stat().st_size / 1e6}
     return found
 
 
-def _configurations(model: LengthAdaptiveClassifier) -> list[tuple[int, ...] | None]:
+def _configurations(model: LengthAdaptiveModel) -> list[tuple[int, ...] | None]:
     smallest = LengthConfig.smallest(model.layers, model.max_length, 0.4)
     constant = LengthConfig.repaired([model.max_length / 2] * model.layers, model.max_length)
     return [None, LengthConfig.full(model.layers, model.max_length).lengths, constant.lengths, smallest.lengths, (1,) * model.layers]

@@ -21,7 +21,7 @@ from compressor.artifact import STATE
 from compressor.encoded import Encoded
 from compressor.errors import RecipeError
 from compressor.losses import balanced_weights, label_loss
-from compressor.modeling import PlainClassifier, has_head, load_model
+from compressor.modeling import PlainModel, has_head, load_model
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Finetune, Recipe
@@ -52,14 +52,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         assert settings is not None
         model = untrained(seed)
         metrics = _finetune(model, settings, train, score, task, seed, state, log)
-        return Trained(model, {**metrics, "validation_score": score(PlainClassifier(model))})
+        return Trained(model, {**metrics, "validation_score": score(PlainModel(model))})
 
     if settings is None:
         model = untrained(recipe.seed)
         if task.labelled and not has_head(folder, model):
             what = f"{recipe.teacher.model} is no classifier of these {len(splits.labels)} labels"
             raise RecipeError(f"teacher.model: {what}; add teacher.finetune")
-        trained = Trained(model, {"validation_score": score(PlainClassifier(model))})
+        trained = Trained(model, {"validation_score": score(PlainModel(model))})
     else:
         train = splits.encoded("train", task, folder)
         trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
@@ -79,7 +79,7 @@ def _finetune(
 ) -> dict[str, Any]:
     """Train the model in place and return what was done."""
     tuned = prepare(model, settings)
-    forward, learning = PlainClassifier(tuned), learning_parameters(tuned)
+    forward, learning = PlainModel(tuned), learning_parameters(tuned)
     balanced = settings.class_weights == "balanced"
     weights = balanced_weights(torch.from_numpy(train.targets), model.config.num_labels) if balanced else None
     log.note(f"{settings.method}: {learning:,} weights learn")

@@ -22,7 +22,7 @@ from compressor.choices import UNLABELLED, Choice
 from compressor.errors import RecipeError
 from compressor.lengths import LengthConfig
 from compressor.losses import label_loss, soft_label_loss
-from compressor.modeling import LengthAdaptiveClassifier, PlainClassifier
+from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import LengthAdapt, Recipe
@@ -45,13 +45,13 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     source, guide = inputs["checkpoint"].path / MODEL, inputs["teacher"].path / MODEL
     train, validation = splits.encode(splits.texts(), task, source), splits.encoded("validation", task, source)
-    teacher = PlainClassifier(checkpoint.load_plain(inputs["teacher"], splits.labels, task.head))
+    teacher = PlainModel(checkpoint.load_plain(inputs["teacher"], splits.labels, task.head))
     teacher_train = splits.encode(splits.texts(), task, guide)
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", 0.0, log)
 
     def once(seed: int, state: Path) -> Trained:
         plain = checkpoint.load_plain(inputs["checkpoint"], splits.labels, task.head)
-        model = LengthAdaptiveClassifier(plain, splits.max_length, settings.significance, settings.protect)
+        model = LengthAdaptiveModel(plain, splits.max_length, settings.significance, settings.protect)
         smallest = torch.tensor(_smallest(settings, model))
 
         def scores() -> dict[str, float]:
@@ -70,7 +70,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     return trained.metrics
 
 
-def _smallest(settings: LengthAdapt, model: LengthAdaptiveClassifier) -> Sequence[int]:
+def _smallest(settings: LengthAdapt, model: LengthAdaptiveModel) -> Sequence[int]:
     """Return the smallest sub-model's lengths, refusing a bound that leaves next to nothing."""
     lengths = LengthConfig.smallest(model.layers, model.max_length, settings.bound).lengths
     if lengths[-1] < LEAST:
@@ -79,7 +79,7 @@ def _smallest(settings: LengthAdapt, model: LengthAdaptiveClassifier) -> Sequenc
     return lengths
 
 
-def _losses(settings: LengthAdapt, model: LengthAdaptiveClassifier, outputs: TeacherOutputs, choice: Choice, seed: int) -> Losses:
+def _losses(settings: LengthAdapt, model: LengthAdaptiveModel, outputs: TeacherOutputs, choice: Choice, seed: int) -> Losses:
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         def forward(config: LengthConfig | None, skipped: frozenset[int]) -> Tensor:
             lengths = None if config is None else torch.tensor(config.lengths, device=batch["input_ids"].device)
