@@ -17,7 +17,7 @@ from benchmarks.child import COMPRESS, run
 from benchmarks.record import conclude
 from compressor.errors import GateError
 
-KEPT = ("data", "variants", "points", "gates", "findings", "stage_gains")
+KEPT = ("data", "variants", "points", "gates", "findings", "stage_gains", "baselines", "front")
 
 
 def measure(recipe: Path, changes: list[str], artifacts: Path, profile: str) -> dict[str, Any]:

@@ -86,8 +86,8 @@ class Bench:
         """Return a configuration's score on the whole split and its measured cost."""
 
         def find() -> Candidate:
-            latency = self._latency(genome) if self.settings.latency == "measured" else self._macs(genome)
-            return Candidate(genome, self._score(genome, 1.0), latency, self._macs(genome), latency)
+            latency = self._latency(genome) if self.settings.latency == "measured" else self.macs(genome)
+            return Candidate(genome, self._score(genome, 1.0), latency, self.macs(genome), latency)
 
         return self.results.of(genome, 1.0, find)
 
@@ -97,8 +97,8 @@ class Bench:
         fit = fitted([self._config(c.lengths) for c in known], [c.latency_ms for c in known], self.tokens) if known else None
 
         def find(genome: Genome) -> Candidate:
-            cost = self._macs(genome) if fit is None else predicted(fit, self._config(genome), self.tokens)
-            return Candidate(genome, self._score(genome, share), cost, self._macs(genome), cost, share)
+            cost = self.macs(genome) if fit is None else predicted(fit, self._config(genome), self.tokens)
+            return Candidate(genome, self._score(genome, share), cost, self.macs(genome), cost, share)
 
         return [self.results.of(genome, share, lambda g=genome: find(g)) for genome in genomes]  # type: ignore[misc]
 
@@ -114,7 +114,7 @@ class Bench:
         """Full length: what costs are held against."""
         return repaired([self.max_length] * self.layers, self.max_length, self.fixed)
 
-    def _macs(self, genome: Genome) -> float:
+    def macs(self, genome: Genome) -> float:
         """Return a configuration's multiply-accumulates at the split's mean length, as a share of full length's."""
         ours, full = (self._config(g).macs(*self.sizes, self.tokens) for g in (genome, self.full))
         return ours / full

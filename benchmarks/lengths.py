@@ -1,0 +1,90 @@
+"""What a token's significance, a protected question and LengthDrop training itself give a length-adaptive student, and what they cost.
+
+    python -m benchmarks.lengths recipes/ner.yaml --set data.train=…
+
+Every variant is the recipe with other settings of `length_adapt`; what comes before is built once. Each is scored at the same length
+configurations on the search split, on its INT8 graph, and all are timed in one interleaved run. `plain dropping` has one training step.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import conclude
+from compressor import pipeline
+from compressor.artifact import Artifact
+from compressor.candidates import Bench
+from compressor.evolution import Genome, repaired
+from compressor.latency import Run, interleaved
+from compressor.lengths import LengthConfig
+from compressor.loader import load_recipe
+from compressor.progress import Progress
+from compressor.recipe import Recipe, Search
+
+ARTIFACTS = Path("artifacts")
+VARIANTS: Mapping[str, list[str]] = {
+    "attention": ["length_adapt.significance=attention"],
+    "cls": ["length_adapt.significance=cls"],
+    "plain dropping, attention": ["length_adapt.significance=attention", "length_adapt.max_steps=1"],
+    "plain dropping, cls": ["length_adapt.significance=cls", "length_adapt.max_steps=1"],
+}
+QUESTION: Mapping[str, list[str]] = {
+    "attention, question protected": ["length_adapt.significance=attention", "length_adapt.protect=question"]
+}
+BOUNDS = (0.05, 0.1, 0.15, 0.2, 0.25)
+
+
+def main() -> None:
+    """Build every variant, score and time it, and record what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
+    parser.add_argument("--trial", action="store_true", help="a sliver of the data, to see that it works; records nothing")
+    chosen = parser.parse_args()
+    variants = {**VARIANTS, **(QUESTION if load_recipe(chosen.recipe, chosen.changes).task.type == "question-answering" else {})}
+    benches, seconds = dict[str, Bench](), dict[str, float]()
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, changes in variants.items():
+            recipe = load_recipe(chosen.recipe, [*chosen.changes, *changes])
+            recipe = recipe.smoke() if chosen.trial else recipe
+            benches[name], seconds[name] = bench_of(recipe, Path(scratch))
+    rows = compare(benches)
+    conclude(f"lengths_{chosen.recipe.stem}", {"recipe": str(chosen.recipe), "training_seconds": seconds, "rows": rows}, chosen.trial)
+
+
+def bench_of(recipe: Recipe, out: Path) -> tuple[Bench, float]:
+    """Build a recipe up to its INT8 graph; return what scores and times it, and the seconds of its length-adaptive training."""
+    int8 = pipeline.run(recipe, ARTIFACTS, Progress(), until="quantize")
+    inputs: dict[pipeline.Kind, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in int8.manifest["inputs"].items()}
+    recipe = recipe.model_copy(update={"search": recipe.search or Search()})
+    return Bench(recipe, {**inputs, "int8_graph": int8}, out), inputs["checkpoint"].metrics["seconds"]
+
+
+def compare(benches: Mapping[str, Bench]) -> list[dict[str, Any]]:
+    """Return each variant's score and latency at each configuration."""
+    first = next(iter(benches.values()))
+    shape = first.layers, first.max_length
+    configurations: list[Genome] = [first.full]
+    configurations += [repaired(LengthConfig.smallest(*shape, bound).lengths, first.max_length, first.fixed) for bound in BOUNDS]
+
+    def timed(bench: Bench, lengths: Genome) -> Run:
+        return lambda row: bench.timed.run(bench.data.tokens.of_text(row), lengths)
+
+    runs = {f"{name} {lengths}": timed(bench, lengths) for name, bench in benches.items() for lengths in configurations}
+    times = interleaved(runs, first.texts)
+    rows = []
+    for name, bench in benches.items():
+        for lengths in configurations:
+            score = bench.data.score(bench.scorer.logits(bench.data.tokens, lengths), bench.metric)
+            latency = dataclasses.asdict(times[f"{name} {lengths}"])
+            rows.append({"variant": name, "lengths": lengths, "macs": bench.macs(lengths), "score": score, **latency})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What a search costs, and whether it finds less than the reference's 1,822 full evaluations.
+
+    python -m benchmarks.search_cost recipes/quickstart.yaml
+
+The reference schedule is that of Length-Adaptive Transformer: 30 iterations of 30 mutations and 30 crossovers, each evaluated on the
+whole split. Both searches trade the score for multiply-accumulates, on the same INT8 graph and the same split; ours runs with 1 and with
+4 workers, whose fronts must be the same. The recipe is built up to its INT8 graph first; its length-adaptive training is what the time is
+held against.
+"""
+
+import argparse
+import dataclasses
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lengths import bench_of
+from benchmarks.record import conclude
+from compressor.candidates import Bench
+from compressor.evolution import Candidate, Genome, evolve, hypervolume, pareto_front, repaired
+from compressor.lengths import LengthConfig
+from compressor.loader import load_recipe
+from compressor.recipe import Recipe
+from compressor.stages.search import starting_points
+
+ITERATIONS, CHILDREN, PROBABILITY = 30, 30, 0.5
+Measured = Callable[[Genome], Candidate]
+
+
+def reference(bench: Bench, measured: Measured, iterations: int) -> list[Candidate]:
+    """Run the reference's schedule: its population starts with 20 drawn configurations, full length and the smallest."""
+    rng, (layers, longest) = random.Random(0), (bench.layers, bench.max_length)
+    start = [LengthConfig.sample(layers, longest, 0.2, rng).lengths for _ in range(20)]
+    start += [(longest,) * layers, LengthConfig.smallest(layers, longest, 0.2).lengths]
+    known = {genome: measured(genome) for genome in (repaired(g, longest, bench.fixed) for g in start)}
+    for _ in range(iterations):
+        parents = [c.lengths for c in pareto_front(known.values())]
+        children = [_mutated(rng.choice(parents), longest, rng) for _ in range(CHILDREN)]
+        children += [_crossed(rng.choice(parents), rng.choice(parents)) for _ in range(CHILDREN)]
+        for child in children:
+            genome = repaired(child, longest, bench.fixed)
+            known[genome] = measured(genome)  # measured again when it comes again, as there
+    return list(known.values())
+
+
+def _mutated(genome: Genome, longest: int, rng: random.Random) -> Sequence[float]:
+    upper, lower = (longest, *genome[:-1]), (*genome[1:], 1)
+    return [rng.randint(min(a, b), b) if rng.random() < PROBABILITY else g for g, a, b in zip(genome, lower, upper, strict=True)]
+
+
+def _crossed(one: Genome, other: Genome) -> Sequence[float]:
+    return [(a + b) / 2 for a, b in zip(one, other, strict=True)]
+
+
+def ours(recipe: Recipe, workers: int, out: Path) -> tuple[list[Candidate], float, int]:
+    """Search as the stage does; return what was measured, the seconds, and how many looks there were beside."""
+    assert recipe.search is not None
+    recipe._workers = workers
+    bench, _ = bench_of(recipe, out)
+    settings, started = recipe.search, time.perf_counter()
+    sizes = {"evaluations": settings.evaluations, "population": settings.population, "proposals": settings.proposals}
+    start = starting_points(bench.layers, bench.max_length, bench.fixed, settings.population, recipe.seed)
+    found = evolve(
+        start,
+        lambda genomes: [bench.measured(g) for g in genomes],
+        bench.rated,
+        max_length=bench.max_length,
+        fixed=bench.fixed,
+        seed=recipe.seed,
+        **sizes,
+    )
+    return found, time.perf_counter() - started, len(bench.results.known) - len(found)
+
+
+def measure(recipe: Recipe, iterations: int, out: Path) -> dict[str, Any]:
+    """Run both searches and compare what they found and took."""
+    found, seconds, looks = ours(recipe, 2, out / "two")
+    fronts = [[dataclasses.asdict(c) for c in pareto_front(ours(recipe, n, out / str(n))[0])] for n in (1, 4)]
+    recipe._workers = 2
+    bench, training = bench_of(recipe, out / "reference")
+    taken = 0.0
+    evaluations = 0
+
+    def measured(genome: Genome) -> Candidate:
+        nonlocal taken, evaluations
+        bench.results.known.pop((genome, 1.0), None)
+        started = time.perf_counter()
+        candidate = bench.measured(genome)
+        taken, evaluations = taken + time.perf_counter() - started, evaluations + 1
+        return candidate
+
+    theirs = reference(bench, measured, iterations)
+    worst = dataclasses.replace(max(found, key=lambda c: c.cost), score=min(c.score for c in (*found, *theirs)))
+    return {
+        "training_seconds": training,
+        "ours": {"seconds": seconds, "evaluations": len(found), "looks": looks, "hypervolume": hypervolume(found, worst)},
+        "reference": {"seconds": taken, "evaluations": evaluations, "hypervolume": hypervolume(theirs, worst)},
+        "share_of_training": seconds / training,
+        "hypervolume_over_reference": hypervolume(found, worst) / hypervolume(theirs, worst),
+        "same_front_for_1_and_4_workers": fronts[0] == fronts[1],
+        "fronts": {"ours": fronts[0], "reference": [dataclasses.asdict(c) for c in pareto_front(theirs)]},
+    }
+
+
+def main() -> None:
+    """Build the recipe, search twice, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
+    parser.add_argument("--trial", action="store_true", help="a sliver of the data and one iteration, not recorded: does it work?")
+    chosen = parser.parse_args()
+    recipe = load_recipe(chosen.recipe, [*chosen.changes, "search.latency=macs"])
+    recipe = recipe.smoke() if chosen.trial else recipe
+    with tempfile.TemporaryDirectory() as scratch:
+        found = measure(recipe, 1 if chosen.trial else ITERATIONS, Path(scratch))
+    conclude("search_cost", found, chosen.trial)
+
+
+if __name__ == "__main__":
+    main()
