@@ -52,9 +52,8 @@ LatencyBudget = Annotated[
 ]
 Texts = Annotated[Path | None, typer.Argument(help="One text a line; stdin when absent.", show_default=False)]
 Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help="Labelled examples: csv, tsv, jsonl, parquet.")]
-TextColumn = Annotated[str, typer.Option("--text", envvar="COMPRESS_TEXT", help="Column of the text.")]
+TaskName = Annotated[str, typer.Option("--task", envvar="COMPRESS_TASK", help="What the model answers, as in task.type of a recipe.")]
 PairColumn = Annotated[str | None, typer.Option("--text-pair", envvar="COMPRESS_TEXT_PAIR", help="Column of the second text.")]
-LabelColumn = Annotated[str, typer.Option("--label", envvar="COMPRESS_LABEL", help="Column of the label.")]
 UsualText = Annotated[str | None, typer.Option("--text", envvar="COMPRESS_TEXT", help="Column of the text; absent: the task's usual one.")]
 UsualLabel = Annotated[
     str | None, typer.Option("--label", envvar="COMPRESS_LABEL", help="Column of what is known; absent: the task's usual one.")
@@ -200,8 +199,9 @@ def init(
     name: Annotated[str, typer.Option("--name", envvar="COMPRESS_NAME", help="Name of the bundle.")] = "my-model",
     model: TeacherModel = "google-bert/bert-base-uncased",
     train: TrainData = "train.csv",
-    text: TextColumn = "text",
-    label: LabelColumn = "label",
+    task: TaskName = "text-classification",
+    text: UsualText = None,
+    label: UsualLabel = None,
     student_layers: Annotated[
         int, typer.Option("--student-layers", envvar="COMPRESS_STUDENT_LAYERS", min=1, help="Layers of the student.")
     ] = 3,
@@ -218,6 +218,7 @@ def init(
         name=name,
         model=model,
         train=train,
+        task=task,
         text=text,
         label=label,
         student_layers=student_layers,

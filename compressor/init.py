@@ -5,12 +5,16 @@ import re
 from pathlib import Path
 
 from compressor.errors import RecipeError, UnfitError
+from compressor.recipe import USUAL, WINDOWED
 
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 NOT_STRINGS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
+SERVED = tuple(name for name in USUAL if name != "masked-lm")
+OWN_FORMS = {"question-answering": ("SQuAD json",), "token-classification": ("conll",)}
+
 RECIPE = """\
-# Compresses a text classifier into an INT8 bundle for CPUs, and builds it only if the gates at the end hold.
+# Compresses an encoder for {task} into an INT8 bundle for CPUs, and builds it only if the gates at the end hold.
 # Needs    pip install 'encoder-compressor[train]' and the data named below
 # Check    compress validate {file}
 # Look     compress plan {file}       what would run, and how long it may take
@@ -18,15 +22,14 @@ RECIPE = """\
 version: 1                  # of this format
 name: {name}
 seed: 17                    # same seed, versions and thread count: same bundle
-task: {{type: text-classification, metric: accuracy}}
+task: {{type: {task}, metric: {metric}}}
 
-# Files (csv, tsv, jsonl, parquet, also .gz), a Hub data set id, or package:NAME/FILE.
+# Files ({forms}, also .gz), a Hub data set id, or package:NAME/FILE.
 # Without validation:, search: and test: they are cut from train by a hash of the text.
 data:
   train: {train}
-  text: {text}
-  label: {label}
-  max_length: 128           # tokens; longer texts are cut
+{columns}
+  max_length: {max_length}           # tokens; longer texts {longer}
 
 # The model to compress: a Hub id, a local folder, or package:NAME/FOLDER.
 # Leave finetune out if it already answers this task.
@@ -43,7 +46,7 @@ target: {{threads: {threads}, batch: 1}}   # what latency is measured with: set 
 
 # A bundle that misses a gate goes to rejected/, and the command leaves with exit code 5.
 gates:
-  - {{metric: accuracy, against: teacher, max_drop: 1.0%}}
+  - {{metric: {metric}, against: teacher, max_drop: 1.0%}}
   - {{metric: speedup, against: teacher, min: {speedup:.1f}}}
   - {{metric: size, max: {size_mb}MB}}          # guessed for a BERT-base teacher; a large vocabulary needs more
 """
@@ -71,17 +74,18 @@ def write_recipe(
     name: str,
     model: str,
     train: str,
-    text: str = "text",
-    label: str = "label",
+    task: str = "text-classification",
+    text: str | None = None,
+    label: str | None = None,
     student_layers: int | None = 3,
     threads: int = 1,
     teacher_layers: int = 12,
 ) -> None:
-    """Write a commented recipe to `path`; with `student_layers=None` it has no distillation.
+    """Write a commented recipe to `path`; with `student_layers=None` it has no distillation, columns are the task's usual ones.
 
     Raises `RecipeError` when the file exists or a number is out of range, `UnfitError` when the file cannot be written.
     """
-    recipe = compose_recipe(path.name, name, model, train, text, label, student_layers, threads, teacher_layers)
+    recipe = compose_recipe(path.name, name, model, train, task, text, label, student_layers, threads, teacher_layers)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
@@ -93,19 +97,36 @@ def write_recipe(
 
 
 def compose_recipe(
-    file: str, name: str, model: str, train: str, text: str, label: str, student_layers: int | None, threads: int, teacher_layers: int
+    file: str,
+    name: str,
+    model: str,
+    train: str,
+    task: str,
+    text: str | None,
+    label: str | None,
+    student_layers: int | None,
+    threads: int,
+    teacher_layers: int,
 ) -> str:
     """Compose the text of a recipe that will be called `file`."""
     if threads < 1:
         raise RecipeError(f"threads is {threads}; give 1 or more")
+    if task not in SERVED:
+        raise RecipeError(f"no task {task!r}; choose {', '.join(SERVED)}")
+    usual, windowed = USUAL[task], task in WINDOWED
+    columns = {"text": usual.text if text is None else text, "text_pair": usual.text_pair, "label": usual.label if label is None else label}
     depth = student_layers or teacher_layers
     return RECIPE.format(
         file=scalar(file),
         name=scalar(name),
         model=scalar(model),
         train=scalar(train),
-        text=scalar(text),
-        label=scalar(label),
+        task=task,
+        metric=usual.metrics[0],
+        forms=", ".join(["csv", "tsv", "jsonl", "parquet", *OWN_FORMS.get(task, ())]),
+        columns="\n".join(f"  {key}: {scalar(column)}" for key, column in columns.items() if column is not None),
+        max_length=384 if task == "question-answering" else 128,
+        longer="go on in another window" if windowed else "are cut",
         distill=NO_DISTILL if student_layers is None else DISTILL.format(layers=spread_layers(student_layers, teacher_layers)),
         threads=threads,
         speedup=max(1.5, teacher_layers / depth),  # INT8 alone brings more than 1.5 on a processor with VNNI

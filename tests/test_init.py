@@ -7,7 +7,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from compressor.errors import RecipeError, UnfitError
-from compressor.init import scalar, spread_layers, write_recipe
+from compressor.files import Columns
+from compressor.init import SERVED, scalar, spread_layers, write_recipe
+from compressor.loader import load_recipe
+from compressor.recipe import USUAL
 
 BERT = "google-bert/bert-base-uncased"
 
@@ -47,6 +50,20 @@ def test_the_recipe_says_what_was_asked(tmp_path: Path) -> None:
             {"metric": "size", "max": "60MB"},
         ],
     }
+
+
+@pytest.mark.parametrize("task", SERVED)
+def test_a_recipe_of_any_task_names_its_usual_columns_and_metric(task: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    write_recipe(path, name="mine", model=BERT, train="train.jsonl", task=task)
+    recipe, written = load_recipe(path), load(path)
+    assert recipe.columns() == Columns(*USUAL[task][:3])
+    assert written["gates"][0]["metric"] == recipe.task.metric == USUAL[task].metrics[0]
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no task 'qa'; choose text-classification, multi-label-classification, text-regression, token-"):
+        write_recipe(tmp_path / "recipe.yaml", name="mine", model=BERT, train="train.jsonl", task="qa")
 
 
 def test_without_a_student_nothing_is_distilled_and_the_gates_are_lower(tmp_path: Path) -> None:
