@@ -20,7 +20,7 @@ from compressor.encoded import Encoded, mask_token
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, Place, captured, shape_of
 from compressor.modeling import PlainModel
-from compressor.objectives import Shapes, Views, asks_teacher, check, learned_modules, looks_inside, places_of, total
+from compressor.objectives import Shapes, Views, asks_of_tokens, asks_teacher, check, learned_modules, looks_inside, places_of, total
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Distill, Recipe
@@ -51,7 +51,13 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     checkpoint.check_positions(model, splits.max_length)
     train, teacher_train = _texts(settings, splits, task, model, folder, guide, recipe.seed)
     shapes = Shapes(shape_of(model), shape_of(teacher.model))
-    _check(section, settings, model, teacher.model, shapes, aligned(train.tokens, teacher_train.tokens, folder, guide))
+    same_tokens = aligned(train.tokens, teacher_train.tokens, folder, guide)
+    _check(section, settings, model, teacher.model, shapes, same_tokens)
+    if task.per_token and not same_tokens and (asking := asks_of_tokens(settings.objectives)):
+        raise RecipeError(
+            f"{section}.objectives: {asking} compares the answers for each token, but teacher and student tokenize differently; "
+            "use labels alone, or a teacher with the student's tokenizer"
+        )
     room = settings.teacher_store * 1e6 if _epochs_inside(settings) > 1 else 0.0
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", room, log)
     validation = splits.encoded("validation", task, folder)

@@ -198,6 +198,11 @@ def looks_inside(objectives: Sequence[Objective]) -> str | None:
     return next((str(o.type) for o in objectives if OBJECTIVES[type(o)].places), None)
 
 
+def asks_of_tokens(objectives: Sequence[Objective]) -> str | None:
+    """Return the type of an objective that compares answers with the teacher's, if there is one."""
+    return next((str(o.type) for o in objectives if OBJECTIVES[type(o)].teacher), None)
+
+
 def check(section: str, objectives: Sequence[Objective], shapes: Shapes) -> None:
     """Refuse objectives of a recipe's section that do not fit the two encoders.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from compressor.answering import QuestionAnswering, exact_match, normalized
 from compressor.data import Example, read_examples
@@ -139,6 +140,15 @@ def test_a_long_question_is_cut_so_that_its_context_has_room(tiny_model: Path) -
     windows = windows_of(tiny_model, [example])
     assert len(windows) == 1
     assert windows.tokens.lengths.tolist() == [8 + 3 + 3]
+
+
+def test_a_context_without_tokens_has_no_answer(tiny_model: Path) -> None:
+    tokenizer, example = tokenizer_of(tiny_model), Example("what", "\u200b\u200b", [("\u200b", 0)])
+    tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
+    windows = TASK.windows(tokenizer, [example], 32, 8)
+    assert TASK.targets(windows, [example], ("start", "end")).tolist() == [[0, 0]]
+    logits = np.zeros((len(windows.tokens.ids), 2), np.float32)
+    assert TASK.decode(logits, windows, [example], ("start", "end"))[0].text == ""
 
 
 def squad_file(folder: Path, *questions: dict[str, object], context: str = "a great film") -> Path:

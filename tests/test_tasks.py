@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,25 @@ def test_a_search_split_that_is_mostly_the_test_split_is_refused(tmp_path: Path,
         assert told in done.stderr
     (folder,) = (tmp_path / "artifacts").glob("data-*")
     assert len((folder / "search.jsonl").read_text(encoding="utf-8").splitlines()) == 100
+
+
+def test_answers_for_tokens_need_equal_tokens(tmp_path: Path, tiny_model: Path) -> None:
+    for seed, name in enumerate(("train", "search", "test")):
+        write(tmp_path / f"{name}.jsonl", tags, 100, seed)
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    tokenizer = (other / "tokenizer.json").read_text(encoding="utf-8")
+    (other / "tokenizer.json").write_text(tokenizer.replace('"film"', '"fi##"'), encoding="utf-8")
+    text = RECIPE.format(task="type: token-classification", metric="entity_f1", model=tiny_model, data="")
+    text = text.replace("layers: [0, 2]", "model: other").replace("epochs: 3", "epochs: 1, max_steps: 2")
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    for changes, told in (
+        (["distill.objectives=[{type: soft_labels}]"], "distill.objectives: soft_labels compares the answers for each token"),
+        (["distill.objectives=[{type: labels}]"], "set length_adapt.soft_labels: 0"),
+        (["distill.objectives=[{type: labels}]", "length_adapt.soft_labels=0"], ""),
+    ):
+        done = compress("run", "tiny.yaml", "--until", "length_adapt", *(part for c in changes for part in ("--set", c)), cwd=tmp_path)
+        assert done.returncode == (3 if told else 0), done.stderr
+        assert told in done.stderr
 
 
 def test_bad_rows_are_left_out_and_counted_when_asked(tmp_path: Path, tiny_model: Path) -> None:

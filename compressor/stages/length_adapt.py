@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from compressor import checkpoint
+from compressor.alignment import aligned
 from compressor.artifact import STATE
 from compressor.choices import UNLABELLED, Choice
 from compressor.errors import RecipeError
@@ -47,6 +48,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     train, validation = splits.encode(splits.texts(), task, source), splits.encoded("validation", task, source)
     teacher = PlainModel(checkpoint.load_plain(inputs["teacher"], splits.labels, task.head))
     teacher_train = splits.encode(splits.texts(), task, guide)
+    if task.per_token and settings.soft_labels and not aligned(train.tokens, teacher_train.tokens, source, guide):
+        raise RecipeError(
+            "length_adapt: teacher and student tokenize differently, so the teacher's answers for single tokens are of no use; "
+            "set length_adapt.soft_labels: 0"
+        )
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", 0.0, log)
 
     def once(seed: int, state: Path) -> Trained:
