@@ -29,6 +29,7 @@ ARTIFACTS = Path("artifacts")
 VARIANTS: Mapping[str, list[str]] = {
     "attention": ["length_adapt.significance=attention"],
     "cls": ["length_adapt.significance=cls"],
+    "attention, absolute counts": ["length_adapt.significance=attention", "length_adapt.counts=absolute"],
     "plain dropping, attention": ["length_adapt.significance=attention", "length_adapt.max_steps=1"],
     "plain dropping, cls": ["length_adapt.significance=cls", "length_adapt.max_steps=1"],
 }

@@ -16,7 +16,7 @@ from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
 from compressor.recipe import Recipe, Search
 from compressor.runtime import Graph
-from compressor.splits import MODEL, Splits, task_of
+from compressor.splits import ADAPTIVE, MODEL, Splits, task_of
 
 
 @dataclass
@@ -71,6 +71,8 @@ class Bench:
         graph = (inputs.get("int8_graph") or inputs["float_graph"]).path / "model.onnx"
         self.settings: Search = recipe.search
         self.metric = recipe.task.metric
+        adaptive = json.loads((inputs["checkpoint"].path / ADAPTIVE).read_text(encoding="utf-8"))
+        self.absolute = adaptive["counts"] == "absolute"
         self.layers, self.max_length = config["num_hidden_layers"], splits.max_length
         self.sizes = (config["hidden_size"], config["intermediate_size"])
         self.fixed = 0 if task.per_token else 1  # a sentence task's last layer computes only [CLS]
@@ -107,7 +109,7 @@ class Bench:
         return part.score(self.scorer.logits(part.tokens, genome), self.metric)
 
     def _config(self, genome: Genome) -> LengthConfig:
-        return LengthConfig(genome, self.max_length)
+        return LengthConfig(genome, self.max_length, self.absolute)
 
     @property
     def full(self) -> Genome:

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 from compressor.artifact import Artifact, write_json
 from compressor.errors import RecipeError
 from compressor.modeling import LengthAdaptiveModel, PlainModel, load_model
-from compressor.splits import MODEL
+from compressor.splits import ADAPTIVE, MODEL
 
-ADAPTIVE = "length_adaptive.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
 
 

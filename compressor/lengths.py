@@ -1,7 +1,8 @@
 """Length configurations: how many tokens each layer passes on.
 
 What:     lengths are counted at `max_length` tokens and scale with each text: a text of n real tokens keeps
-          ceil(n * length / max_length) of them after a layer. A prediction therefore never depends on its batch.
+          ceil(n * length / max_length) of them after a layer; absolute ones keep min(n, length). Either way a prediction never
+          depends on its batch.
 Paper:    LengthDrop, Length-Adaptive Transformer (arXiv:2010.07003); PoWER-BERT (arXiv:2001.08950).
 Formula:  multiply-accumulates of a layer: 4H²·n_in + 2H·n_in² + 2HI·n_out + H(n_in + n_out); H·L for the embeddings.
 Limits:   the closed form counts a sentence task's last layer like any other, though its graph computes only [CLS] there.
@@ -23,6 +24,8 @@ class LengthConfig:
 
     lengths: tuple[int, ...]
     max_length: int
+    absolute: bool = False
+    """Whether each text keeps up to so many tokens, instead of its share."""
 
     def __post_init__(self) -> None:
         passed = self.max_length
@@ -63,6 +66,8 @@ class LengthConfig:
 
     def kept(self, tokens: int) -> tuple[int, ...]:
         """Return how many of a text's real tokens each layer passes on."""
+        if self.absolute:
+            return tuple(min(tokens, length) for length in self.lengths)
         return tuple(-(-tokens * length // self.max_length) for length in self.lengths)
 
     def macs(self, hidden: int, intermediate: int, tokens: int | None = None) -> int:

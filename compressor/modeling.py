@@ -118,11 +118,14 @@ class LengthAdaptiveModel(nn.Module):
         RecipeError: the model is not of a supported family.
     """
 
-    def __init__(self, model: PreTrainedModel, max_length: int, significance: str = "attention", protect: str = "cls") -> None:
-        """Take a model in; `protect` question: the tokens of the first of two texts leave after those of the second."""
+    def __init__(
+        self, model: PreTrainedModel, max_length: int, significance: str = "attention", protect: str = "cls", counts: str = "ratio"
+    ) -> None:
+        """Take a model in; the settings are those of a recipe's `length_adapt`."""
         super().__init__()
         self.parts = backbone(model)
         self.model, self.max_length, self.significance, self.protect = model, max_length, significance, protect
+        self.absolute = counts == "absolute"
         self.layers, self.heads = len(self.parts.layers), model.config.num_attention_heads
         self.per_token = reads_tokens(model)
 
@@ -158,7 +161,7 @@ class LengthAdaptiveModel(nn.Module):
             only_cls = index == last and not restore  # a sentence head reads [CLS] alone: the rest of this layer would be thrown away
             hidden, significance = self._attend(layer, hidden, real, rows, only_cls)
             if lengths is not None and not only_cls:
-                keep = (tokens * lengths[index] + self.max_length - 1) // self.max_length  # (batch,) ceil, so at least 1
+                keep = self._kept(tokens, lengths[index])
                 hidden, real, kept = drop(hidden, significance if ahead is None else significance + ahead, real, keep)
                 rows, ahead = rows.gather(1, kept), None if ahead is None else ahead.gather(1, kept)
             hidden = self.parts.feed_forward(layer, hidden)
@@ -166,6 +169,12 @@ class LengthAdaptiveModel(nn.Module):
                 restored = put_back(restored, hidden, rows, real)
         states: Tensor = restored if restore else hidden
         return states
+
+    def _kept(self, tokens: Tensor, length: Tensor) -> Tensor:
+        """Return how many of each text's tokens (batch,) stay after a layer: at least 1."""
+        if self.absolute:
+            return torch.minimum(tokens, length)
+        return (tokens * length + self.max_length - 1) // self.max_length
 
     def _attend(self, layer: nn.Module, hidden: Tensor, real: Tensor, rows: Tensor, only_cls: bool) -> tuple[Tensor, Tensor]:
         """Return the attention block's output (batch, queries, hidden) and the significance of each key (batch, seq)."""

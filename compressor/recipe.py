@@ -352,6 +352,8 @@ class LengthAdapt(Training):
     """Share of the teacher's soft labels, against the labels, in what the full model learns."""
     significance: Literal["attention", "cls"] = "attention"
     """A token counts for the attention it receives from all real tokens, or from [CLS] alone (cheaper, less exact)."""
+    counts: Literal["ratio", "absolute"] = "ratio"
+    """A length configuration keeps a share of each text's tokens after a layer, or up to so many of them whatever the text's length."""
     protect: Literal["cls", "question"] = "cls"
     """What leaves last: [CLS], which never does, or the whole first text of a pair too, as the question of question-answering."""
 

@@ -22,6 +22,8 @@ from compressor.windows import Windows
 
 MODEL = "model"
 """Folder of a checkpoint that holds the Hugging Face model and its tokenizer."""
+ADAPTIVE = "length_adaptive.json"
+"""File of a checkpoint that was trained to adapt its length: how."""
 CHUNK = 4096
 """Examples that are held as text while a split is encoded."""
 

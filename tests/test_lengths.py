@@ -48,3 +48,10 @@ def test_full_length_keeps_every_token_of_any_text(tokens: int) -> None:
 
 def test_a_text_keeps_its_share_and_at_least_one_token() -> None:
     assert LengthConfig((64, 32, 1), 128).kept(10) == (5, 3, 1)
+
+
+def test_absolute_counts_leave_short_texts_whole() -> None:
+    config = LengthConfig((64, 32, 1), 128, absolute=True)
+    assert config.kept(100) == (64, 32, 1)
+    assert config.kept(40) == (40, 32, 1)
+    assert config.macs(32, 64, 20) > LengthConfig((64, 32, 1), 128).macs(32, 64, 20)

@@ -119,6 +119,15 @@ def test_a_protected_question_leaves_last(model: LengthAdaptiveModel) -> None:
     torch.testing.assert_close(model(ids, mask, segments), plain(ids, mask, segments))
 
 
+@torch.no_grad()
+def test_absolute_counts_drop_nothing_of_short_texts(model: LengthAdaptiveModel) -> None:
+    absolute, lengths = LengthAdaptiveModel(model.model, L, counts="absolute").eval(), torch.tensor([9, 9, 9])
+    together = absolute(*batch(16, 9, 3), lengths)
+    torch.testing.assert_close(together[1:], model(*batch(9, 3)), atol=1e-5, rtol=0)
+    assert not torch.allclose(together[:1], model(*batch(16)), atol=1e-5)
+    torch.testing.assert_close(together[0], absolute(*batch(16), lengths)[0], atol=1e-5, rtol=0)
+
+
 def test_put_back_leaves_surplus_places_alone() -> None:
     restored = torch.zeros(1, 4, 1)
     out = put_back(restored, torch.tensor([[[5.0], [7.0]]]), torch.tensor([[2, 1]]), torch.tensor([[True, False]]))

@@ -57,7 +57,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
 
     def once(seed: int, state: Path) -> Trained:
         plain = checkpoint.load_plain(inputs["checkpoint"], splits.labels, task.head)
-        model = LengthAdaptiveModel(plain, splits.max_length, settings.significance, settings.protect)
+        model = LengthAdaptiveModel(plain, splits.max_length, settings.significance, settings.protect, settings.counts)
         smallest = torch.tensor(_smallest(settings, model))
 
         def scores() -> dict[str, float]:
@@ -71,7 +71,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         return Trained(plain, {**dataclasses.asdict(fitted), **facts})
 
     trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
-    made_for = {"max_length": splits.max_length, "significance": settings.significance, "protect": settings.protect}
+    made_for = {"max_length": splits.max_length} | settings.model_dump(include={"significance", "protect", "counts"})
     checkpoint.save(trained.model, source, out, made_for)
     return trained.metrics
 
@@ -95,7 +95,8 @@ def _losses(settings: LengthAdapt, model: LengthAdaptiveModel, outputs: TeacherO
         goal, _ = outputs.of(batch["rows"], (), batch["input_ids"].device)
         rng = random.Random(f"{seed}/{step.number}")
         mask = batch["attention_mask"].bool()
-        return sandwich(forward, batch["labels"], goal, mask, settings, model.layers, model.max_length, choice, rng)
+        longest = int(mask.sum(1).max()) if model.absolute else model.max_length  # absolute counts of short texts would drop nothing
+        return sandwich(forward, batch["labels"], goal, mask, settings, model.layers, longest, choice, rng)
 
     return losses
 
