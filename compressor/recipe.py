@@ -539,7 +539,8 @@ class Recipe(Section):
         """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
         limits = dict.fromkeys((*SPLITS, "unlabelled"), 48) | {"train": 192}
         splits = {k: s.model_copy(update={"limit": min(n, s.limit or n)}) for k, n in limits.items() if (s := getattr(self.data, k))}
-        changed: dict[str, Any] = {"name": f"{self.name}-smoke", "gates": (), "data": self.data.model_copy(update=splits)}
+        sliver = {**splits, "holdout": max(0.2, self.data.holdout)}  # of so few texts a smaller share may be none
+        changed: dict[str, Any] = {"name": f"{self.name}-smoke", "gates": (), "data": self.data.model_copy(update=sliver)}
         short = {"max_steps": 6, "batch_size": 16, "seeds": 1}
         changed["teacher"] = self.teacher.model_copy(
             update={"finetune": self.teacher.finetune and self.teacher.finetune.model_copy(update=short)}
