@@ -1,11 +1,15 @@
 """Whether two tokenizers split texts alike: what looks inside two models compares them token by token."""
 
+import json
+import shutil
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, processors
 
-from compressor.encoded import tokenizer_of
+from compressor.encoded import TOKENIZER_FILES, tokenizer_of
 from compressor.tokens import Tokens
 
 SPECIAL = -1
@@ -31,3 +35,41 @@ def translation(student_model: Path, teacher_model: Path) -> tuple[NDArray[np.in
     for tokenizer, table in ((student, ours), (teacher, theirs)):
         table[[number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]] = SPECIAL
     return ours, theirs
+
+
+def joining_as(teacher_model: Path, student_model: Path, out: Path) -> Path:
+    """Return a folder with the student's tokenizer that puts as many special tokens around a pair of texts as the teacher's.
+
+    BERT writes one separator between two texts, RoBERTa and MPNet two. The student's own folder serves where there is nothing to change.
+    """
+    student, teacher = tokenizer_of(student_model), tokenizer_of(teacher_model)
+    plain = isinstance(student.post_processor, processors.BertProcessing | processors.TemplateProcessing)
+    if not plain or student.num_special_tokens_to_add(True) == teacher.num_special_tokens_to_add(True):
+        return student_model
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (student_model / name).exists():
+            shutil.copy(student_model / name, out / name)
+    student.post_processor = _pair_template(student, teacher)
+    student.save(str(out / "tokenizer.json"))
+    described = out / "tokenizer_config.json"
+    if described.exists():  # transformers rebuilds a BertTokenizer from its class, not from the file
+        settings = json.loads(described.read_text(encoding="utf-8"))
+        described.write_text(json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2), encoding="utf-8")
+    return out
+
+
+def _pair_template(student: Tokenizer, teacher: Tokenizer) -> processors.TemplateProcessing:
+    """Return the teacher's way to join texts with the student's special tokens: the first at the start, the other everywhere else."""
+    own = student.encode("a").tokens
+    first, other = own[0], own[-1]
+    parts = list[str]()
+    for sequence, run in groupby(teacher.encode("a", "b").sequence_ids):
+        segment = 1 if "$B:1" in parts else 0
+        if sequence is None:
+            parts += [f"{other if parts else first}:{segment}"] * len(list(run))
+        else:
+            parts.append("$A:0" if sequence == 0 else "$B:1")
+    tokens = [(token, student.token_to_id(token)) for token in dict.fromkeys((first, other))]
+    return processors.TemplateProcessing(single=f"{first} $A {other}", pair=" ".join(parts), special_tokens=tokens)

@@ -9,11 +9,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compressor.artifact import Artifact, write_json
+from compressor.encoded import TOKENIZER_FILES
 from compressor.errors import RecipeError
 from compressor.modeling import LengthAdaptiveModel, PlainModel, load_model
 from compressor.splits import ADAPTIVE, MODEL
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
 
 
 def check_positions(model: PreTrainedModel, max_length: int) -> None:
@@ -34,7 +33,7 @@ def save(model: PreTrainedModel, tokenizer_from: Path, out: Path, adaptive: dict
     """Write a Hugging Face folder under `out`, with the tokenizer it was trained with."""
     folder = out / MODEL
     model.to("cpu").save_pretrained(folder)
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (tokenizer_from / name).exists():
             shutil.copy(tokenizer_from / name, folder / name)
     if adaptive:

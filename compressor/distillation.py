@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor import checkpoint
-from compressor.alignment import aligned
+from compressor.alignment import aligned, joining_as
 from compressor.artifact import STATE
 from compressor.augmentation import Neighbours, augmented
 from compressor.choices import Choice
@@ -49,6 +49,8 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
 
     model, folder = untrained(recipe.seed)
     checkpoint.check_positions(model, splits.max_length)
+    if recipe.columns().text_pair and (task.per_token or looks_inside(settings.objectives)):
+        folder = joining_as(guide, folder, out / STATE / "tokenizer")
     train, teacher_train = _texts(settings, splits, task, model, folder, guide, recipe.seed)
     shapes = Shapes(shape_of(model), shape_of(teacher.model))
     same_tokens = aligned(train.tokens, teacher_train.tokens, folder, guide)

@@ -88,6 +88,9 @@ class Encoded:
         return interval(self.task.metrics[metric], self.outcomes(logits))
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
+
+
 def tokenizer_of(model: Path) -> Tokenizer:
     """Return the fast tokenizer of a model's folder."""
     return Tokenizer.from_file(str(model / "tokenizer.json"))

@@ -1,9 +1,11 @@
+import json
 import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer
 
-from compressor.alignment import aligned
+from compressor.alignment import aligned, joining_as
 from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import tokenizer_of
@@ -49,3 +51,30 @@ def test_a_tokenizer_is_aligned_with_itself(tiny_model: Path, tmp_path: Path) ->
     copy = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
     assert aligned(encoded(tiny_model), encoded(copy), tiny_model, copy)
     assert not aligned(encoded(tiny_model), encoded(copy, TEXTS[::-1]), tiny_model, copy)
+
+
+def pairs(folder: Path) -> Tokens:
+    return TextClassification().windows(tokenizer_of(folder), [Example("the film is", "very good"), Example("a plot", "bad")], 16, 0).tokens
+
+
+def test_a_student_joins_pairs_as_its_teacher_does(tiny_model: Path, tmp_path: Path) -> None:
+    other = folder_of(tmp_path / "other", ["<unk>", "<s>", "</s>", "<pad>"], sorted([*WORDS, *GOOD, *BAD]))
+    tokenizer = tokenizer_of(other)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
+    tokenizer.post_processor = processors.RobertaProcessing(*ends)  # type: ignore[assignment]
+    tokenizer.save(str(other / "tokenizer.json"))
+    assert not aligned(pairs(tiny_model), pairs(other), tiny_model, other)
+    found = joining_as(other, tiny_model, tmp_path / "found")
+    assert aligned(pairs(found), pairs(other), found, other)
+    assert aligned(encoded(found), encoded(other), found, other)
+    assert json.loads((found / "config.json").read_text(encoding="utf-8"))["model_type"] == "bert"
+    joined = ["[CLS]", "the", "film", "[SEP]", "[SEP]", "good", "[SEP]"]
+    assert AutoTokenizer.from_pretrained(found).tokenize("the film", "good", add_special_tokens=True) == joined
+    text = tokenizer_of(found).encode("the film", "good")
+    assert (text.tokens, text.type_ids) == (joined, [0, 0, 0, 0, 0, 1, 1])
+
+
+def test_a_student_that_joins_pairs_so_already_keeps_its_folder(tiny_model: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    assert joining_as(copy, tiny_model, tmp_path / "found") == tiny_model
+    assert not (tmp_path / "found").exists()
