@@ -51,7 +51,7 @@ def joining_as(teacher_model: Path, student_model: Path, out: Path) -> Path:
     for name in ("config.json", *TOKENIZER_FILES):
         if (student_model / name).exists():
             shutil.copy(student_model / name, out / name)
-    student.post_processor = _pair_template(student, teacher)
+    student.post_processor = _pair_template(tokenizer_of(student_model), teacher)
     student.save(str(out / "tokenizer.json"))
     described = out / "tokenizer_config.json"
     if described.exists():  # transformers rebuilds a BertTokenizer from its class, not from the file
@@ -62,6 +62,8 @@ def joining_as(teacher_model: Path, student_model: Path, out: Path) -> Path:
 
 def _pair_template(student: Tokenizer, teacher: Tokenizer) -> processors.TemplateProcessing:
     """Return the teacher's way to join texts with the student's special tokens: the first at the start, the other everywhere else."""
+    for tokenizer in (student, teacher):
+        tokenizer.no_padding()
     own = student.encode("a").tokens
     first, other = own[0], own[-1]
     parts = list[str]()

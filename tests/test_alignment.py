@@ -64,14 +64,20 @@ def test_a_student_joins_pairs_as_its_teacher_does(tiny_model: Path, tmp_path: P
     tokenizer.post_processor = processors.RobertaProcessing(*ends)  # type: ignore[assignment]
     tokenizer.save(str(other / "tokenizer.json"))
     assert not aligned(pairs(tiny_model), pairs(other), tiny_model, other)
-    found = joining_as(other, tiny_model, tmp_path / "found")
+    padding = Path(shutil.copytree(tiny_model, tmp_path / "padding"))  # as sentence-transformers' tokenizers pad by themselves
+    for folder in (padding, other):
+        tokenizer = tokenizer_of(folder)
+        tokenizer.enable_padding(length=16)
+        tokenizer.save(str(folder / "tokenizer.json"))
+    found = joining_as(other, padding, tmp_path / "found")
     assert aligned(pairs(found), pairs(other), found, other)
     assert aligned(encoded(found), encoded(other), found, other)
     assert json.loads((found / "config.json").read_text(encoding="utf-8"))["model_type"] == "bert"
     joined = ["[CLS]", "the", "film", "[SEP]", "[SEP]", "good", "[SEP]"]
     assert AutoTokenizer.from_pretrained(found).tokenize("the film", "good", add_special_tokens=True) == joined
     text = tokenizer_of(found).encode("the film", "good")
-    assert (text.tokens, text.type_ids) == (joined, [0, 0, 0, 0, 0, 1, 1])
+    assert (text.tokens[:7], text.type_ids[:7]) == (joined, [0, 0, 0, 0, 0, 1, 1])
+    assert len(text.tokens) == 16  # it pads as before
 
 
 def test_a_student_that_joins_pairs_so_already_keeps_its_folder(tiny_model: Path, tmp_path: Path) -> None:
