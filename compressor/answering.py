@@ -101,15 +101,19 @@ class QuestionAnswering:
         if not answers and not self.no_answer:
             raise RecipeError(f"{where}: column {columns.label!r} is empty; give it an answer, or set task.no_answer: true")
         for text, start in answers:
-            if context[start : start + len(text)] != text:
+            if start < 0 or context[start : start + len(text)] != text:
                 there = f"{context[max(0, start) : max(0, start) + len(text)]!r:.60} stands at character {start}"
                 raise RecipeError(f"{where}: answer {text!r:.60} is not in its context ({there}); mend it, or set data.skip_bad: true")
         return Example(question, context, answers)
 
     def given(self, value: Any) -> Example:
-        """Return the example that a caller gave as a pair of question and context."""
+        """Return the example that a caller gave as a pair of question and context.
+
+        Raises:
+            RecipeError: the context is missing.
+        """
         if isinstance(value, str):
-            raise ValueError("a question needs its context: give a pair of texts")
+            raise RecipeError("a question needs its context: give a pair of texts, on a line with a tab between")
         return Example(*value)
 
     def names(self, example: Example) -> Sequence[str]:

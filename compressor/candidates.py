@@ -105,7 +105,9 @@ class Bench:
         return [self.results.of(genome, share, lambda g=genome: find(g)) for genome in genomes]  # type: ignore[misc]
 
     def _score(self, genome: Genome, share: float) -> float:
-        part = self.parts.setdefault(share, self.data.part(share))
+        if share not in self.parts:
+            self.parts[share] = self.data.part(share)
+        part = self.parts[share]
         return part.score(self.scorer.logits(part.tokens, genome), self.metric)
 
     def _config(self, genome: Genome) -> LengthConfig:

@@ -244,14 +244,11 @@ def predict(
         raise typer.BadParameter("give --point or --latency-ms, not both")
     runtime = Runtime(bundle, threads)
     chosen = point if latency_ms is None else runtime.within(latency_ms)
-    try:
-        for answer in runtime.stream(_lines(texts), chosen):
-            typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
-    except ValueError as error:
-        raise RecipeError(f"{texts or 'stdin'}: {error}") from None
+    for answer in runtime.stream(_lines(texts, pairs=runtime.manifest["task"] != "token-classification"), chosen):
+        typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
 
 
-def _lines(path: Path | None) -> Iterator[str | tuple[str, str]]:
+def _lines(path: Path | None, *, pairs: bool) -> Iterator[str | tuple[str, str]]:
     if path is None and sys.stdin is None:  # so Python tells that it was closed
         raise RecipeError("stdin is closed; name a file with one text a line")
     try:
@@ -259,7 +256,7 @@ def _lines(path: Path | None) -> Iterator[str | tuple[str, str]]:
         with open(path or sys.stdin.fileno(), encoding="utf-8-sig", newline="\n", closefd=path is not None) as file:
             for line in file:
                 first, tab, second = line.rstrip("\r\n").partition("\t")
-                yield (first, second) if tab else first
+                yield (first, second) if tab and pairs else first + tab + second
     except OSError as error:
         raise RecipeError(f"{path or 'stdin'}: {error.strerror}; name a file with one text a line") from None
     except UnicodeDecodeError as error:

@@ -16,10 +16,9 @@ def evaluate(runtime: Runtime, examples: Sequence[Example], point: str | None = 
         RecipeError: a label that the bundle does not know.
     """
     task, name = runtime.task, runtime.manifest["metric"]
-    known = set(task.outputs([])) | {part for label in runtime.labels for part in (label, label[2:])}
     for number, example in enumerate(examples, 1):
-        for label in task.names(example):
-            if label not in known:
+        for label in task.outputs(task.names(example)):
+            if label not in runtime.labels:
                 raise RecipeError(f"example {number} has label {label!r}; this bundle answers {', '.join(runtime.labels)}")
     outcomes, metric = runtime.outcomes(examples, point), task.metrics[name]
     low, high = interval(metric, outcomes)

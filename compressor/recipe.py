@@ -483,6 +483,8 @@ class Recipe(Section):
                 raise ValueError(
                     f"a bilstm student answers for whole texts, not for {self.task.type}: name a student by `model` or `layers`"
                 )
+        if self.task.type == "question-answering" and self.data.max_length < 32:
+            raise ValueError(f"data.max_length {self.data.max_length} has no room for a question and its context: set 32 or more")
         if self.data.stride is not None:
             if self.task.type not in WINDOWED:
                 raise ValueError(f"{self.task.type} cuts long texts and reads no windows: leave data.stride out")

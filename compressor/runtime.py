@@ -126,7 +126,7 @@ class Runtime:
         What an answer is, the task says: Prediction, LabelSet, Number, Entities or Answer.
 
         Raises:
-            ValueError: a text lacks something, as a question its context.
+            RecipeError: a text lacks something, as a question its context.
         """
         return list(self.stream(texts, point))
 

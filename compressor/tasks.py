@@ -75,7 +75,7 @@ class ServedTask(Task, Protocol):
         """Return the example that a caller gave.
 
         Raises:
-            ValueError: it lacks something.
+            RecipeError: it lacks something.
         """
         ...
 

@@ -181,6 +181,7 @@ def test_a_squad_file_is_read_question_by_question(tmp_path: Path) -> None:
         ([{"text": "plot", "answer_start": 2}], r"answer 'plot' is not in its context \('grea' stands at character 2\)"),
         ([{"text": "film", "answer_start": 80}], r"answer 'film' is not in its context \('' stands at character 80\)"),
         ([{"text": "film", "answer_start": -4}], r"answer 'film' is not in its context"),
+        ([{"text": "great", "answer_start": -10}], r"answer 'great' is not in its context"),
         ([{"text": "", "answer_start": 2}], "an answer of column 'answers' has no text or no answer_start"),
         ([], "column 'answers' is empty; give it an answer, or set task.no_answer: true"),
         ([3], "column 'answers' holds no answers"),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,27 @@ def test_a_bundle_of_any_task_answers_alike_alone_and_in_company(project: tuple[
     alone = runtime.predict([given], "min")
     longer = [given[0], given[1] + " it was weak"] if kind == "question-answering" else given
     assert runtime.predict([longer, given, longer], "min")[1:2] == alone
+
+
+def test_eval_names_a_label_that_the_bundle_does_not_know(project: tuple[str, Path]) -> None:
+    kind, folder = project
+    if kind not in ("multi-label-classification", "token-classification"):
+        pytest.skip("its outputs are not named by the data")
+    other = {"text": "a film", "labels": ["od"]} if kind.startswith("multi") else {"tokens": ["a"], "tags": ["B-plot"]}
+    (folder / "other.jsonl").write_text(json.dumps(other) + "\n", encoding="utf-8")
+    done = compress("eval", "artifacts/dist/tiny", "--data", "other.jsonl", cwd=folder)
+    assert done.returncode == 3
+    assert re.search("error: example 1 has label '(od|B-plot)'; this bundle answers ", done.stderr)
+
+
+def test_a_tab_in_a_text_is_no_pair_of_words(project: tuple[str, Path]) -> None:
+    kind, folder = project
+    if kind != "token-classification":
+        pytest.skip("other tasks read a pair")
+    (folder / "lines.txt").write_text("a film\tan actor\na film an actor\n", encoding="utf-8")
+    done = compress("predict", "artifacts/dist/tiny", "lines.txt", cwd=folder)
+    first, second = done.stdout.splitlines()
+    assert first == second
 
 
 def test_predict_answers_each_line(project: tuple[str, Path]) -> None:
