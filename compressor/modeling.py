@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from compressor import adapters, bilstm
 from compressor.backbones import backbone, reads_tokens
+from compressor.dropout import attention_dropped
 from compressor.errors import RecipeError
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
@@ -159,9 +160,9 @@ class LengthAdaptiveModel(nn.Module):
             if index in skipped:
                 continue
             only_cls = index == last and not restore  # a sentence head reads [CLS] alone: the rest of this layer would be thrown away
-            hidden, significance = self._attend(layer, hidden, real, rows, only_cls)
+            hidden, probabilities = self._attend(layer, hidden, real, rows, only_cls)
             if lengths is not None and not only_cls:
-                keep = self._kept(tokens, lengths[index])
+                significance, keep = self._significance(probabilities.detach(), real), self._kept(tokens, lengths[index])
                 hidden, real, kept = drop(hidden, significance if ahead is None else significance + ahead, real, keep)
                 rows, ahead = rows.gather(1, kept), None if ahead is None else ahead.gather(1, kept)
             hidden = self.parts.feed_forward(layer, hidden)
@@ -177,7 +178,7 @@ class LengthAdaptiveModel(nn.Module):
         return (tokens * length + self.max_length - 1) // self.max_length
 
     def _attend(self, layer: nn.Module, hidden: Tensor, real: Tensor, rows: Tensor, only_cls: bool) -> tuple[Tensor, Tensor]:
-        """Return the attention block's output (batch, queries, hidden) and the significance of each key (batch, seq)."""
+        """Return the attention block's output (batch, queries, hidden) and the probabilities (batch, heads, queries, seq)."""
         queries = hidden[:, :1] if only_cls else hidden
 
         def heads(x: Tensor) -> Tensor:
@@ -185,16 +186,18 @@ class LengthAdaptiveModel(nn.Module):
             return split  # (batch, heads, seq, head_dim)
 
         q, k, v = (heads(x) for x in self.parts.project(layer, queries, hidden, rows))
-        scores = q @ k.transpose(-1, -2) * (self.model.config.hidden_size // self.heads) ** -0.5
+        scores = q * (self.model.config.hidden_size // self.heads) ** -0.5 @ k.transpose(-1, -2)
         seen, near = real[:, None, None, :], self.parts.near(layer, rows)
         if near is not None:
             seen = seen & near[:, None, : queries.shape[1]]
-        probabilities = (scores + torch.where(seen, 0.0, -1e4).to(scores.dtype)).softmax(-1)  # (batch, heads, queries, seq)
-        context = (self.parts.dropout(layer)(probabilities) @ v).transpose(1, 2).flatten(2)
-        return self.parts.attended(layer, context, queries), self._significance(probabilities, real, only_cls)
+        probabilities = (scores + torch.where(seen, 0.0, -1e4).to(scores.dtype)).softmax(-1)
+        dropout = self.parts.dropout(layer)
+        weights = attention_dropped(probabilities, dropout.p) if dropout.training else probabilities  # type: ignore[arg-type]
+        return self.parts.attended(layer, (weights @ v).transpose(1, 2).flatten(2), queries), probabilities
 
-    def _significance(self, probabilities: Tensor, real: Tensor, only_cls: bool) -> Tensor:
-        if only_cls or self.significance == "cls":
+    def _significance(self, probabilities: Tensor, real: Tensor) -> Tensor:
+        """Return the significance of each key (batch, seq)."""
+        if self.significance == "cls":
             row: Tensor = probabilities[:, :, 0].sum(1)
             return row
         # Two reductions, not sum((1, 2)): onnxruntime is 14x slower on the joint one. Padding queries have no vote.

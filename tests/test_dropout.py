@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.dropout import ATTENTION, CheapDropout, cheapen, dropped
+from compressor.dropout import ATTENTION, CheapDropout, attention_dropped, cheapen, dropped
 from compressor.modeling import load_model
 from tests.test_families import CONFIGS, L, batch, model_of
 
@@ -25,6 +25,13 @@ def test_elements_are_dropped_independently_of_their_neighbours() -> None:
     zero = (CheapDropout(0.5)(torch.ones(400_000)) == 0).float() - 0.5
     for distance in (1, 2, 3, 4, 5):
         assert abs((zero[distance:] * zero[:-distance]).mean().item()) < 0.005
+
+
+def test_elements_are_dropped_alike_along_the_dimension_that_is_named() -> None:
+    torch.manual_seed(0)
+    zero = dropped(torch.ones(64, 3, 50), 0.3, alike=1) == 0
+    assert torch.equal(zero, zero[:, :1].expand_as(zero))
+    assert abs(zero.float().mean().item() - 0.3) < 0.03
 
 
 def test_gradients_pass_where_values_did() -> None:
@@ -89,7 +96,7 @@ def test_dropout_of_attention_keeps_the_mean_and_evaluation_is_exact(tiny_model:
     torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
     query = torch.randn(1, 2, 4, 8)
     probabilities = (query @ query.transpose(-1, -2)).softmax(-1)
-    mean = torch.stack([dropped(probabilities, 0.1) for _ in range(2000)]).mean(0)
+    mean = torch.stack([attention_dropped(probabilities, 0.1) for _ in range(2000)]).mean(0)
     torch.testing.assert_close(mean, probabilities, atol=0.02, rtol=0)
     model.save_pretrained(tmp_path / "saved")
     assert ATTENTION not in (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")

@@ -96,7 +96,8 @@ def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptive
         state = bert.embeddings(input_ids=ids, token_type_ids=segments)[0]
         last, kept = dict(enumerate(state)), list(range(length))
         for index, layer in enumerate(bert.encoder.layer):
-            out, significance = model._attend(layer, state[None], torch.ones(1, len(kept)).bool(), torch.tensor([kept]), only_cls=False)
+            out, seen = model._attend(layer, state[None], torch.ones(1, len(kept)).bool(), torch.tensor([kept]), only_cls=False)
+            significance = seen.sum((1, 2))
             order = sorted(range(len(kept)), key=lambda i: (i != 0, -significance[0, i].item()))[: config.kept(length)[index]]
             kept, state = [kept[i] for i in order], out[0, order]
             state = layer.output(layer.intermediate(state), state)
@@ -110,7 +111,8 @@ def test_a_protected_question_leaves_last(model: LengthAdaptiveModel) -> None:
     ids, mask, _ = batch(16)
     segments = (torch.arange(L) >= 6).long()[None]
     hidden, real, rows = model.parts.embed(ids, segments), mask.bool(), torch.arange(L)[None]
-    _, significance = model._attend(model.parts.layers[0], hidden, real, rows, only_cls=False)
+    _, seen = model._attend(model.parts.layers[0], hidden, real, rows, only_cls=False)
+    significance = seen.sum((1, 2))
     _, _, kept = drop(hidden, significance + (segments == 0) * AHEAD, real, torch.tensor([8]))
     assert set(kept[0, :6].tolist()) == set(range(6))
     assert kept[0, 6:].tolist() == (6 + significance[0, 6:].argsort(descending=True))[:2].tolist()
