@@ -57,12 +57,12 @@ def main() -> None:
     conclude(f"lengths_{chosen.recipe.stem}", {"recipe": str(chosen.recipe), "training_seconds": seconds, "rows": rows}, chosen.trial)
 
 
-def bench_of(recipe: Recipe, out: Path) -> tuple[Bench, float]:
+def bench_of(recipe: Recipe, out: Path, split: str = "search") -> tuple[Bench, float]:
     """Build a recipe up to its INT8 graph; return what scores and times it, and the seconds of its length-adaptive training."""
     int8 = pipeline.run(recipe, ARTIFACTS, Progress(), until="quantize")
     inputs: dict[pipeline.Kind, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in int8.manifest["inputs"].items()}
     recipe = recipe.model_copy(update={"search": recipe.search or Search()})
-    return Bench(recipe, {**inputs, "int8_graph": int8}, out), inputs["checkpoint"].metrics["seconds"]
+    return Bench(recipe, {**inputs, "int8_graph": int8}, out, split), inputs["checkpoint"].metrics["seconds"]
 
 
 def compare(benches: Mapping[str, Bench]) -> list[dict[str, Any]]:

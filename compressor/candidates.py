@@ -17,6 +17,7 @@ from compressor.pipeline import Inputs
 from compressor.recipe import Recipe, Search
 from compressor.runtime import Graph
 from compressor.splits import ADAPTIVE, MODEL, Splits, task_of
+from compressor.tokens import Floats
 
 
 @dataclass
@@ -61,9 +62,9 @@ def _line(candidate: Candidate) -> str:
 
 
 class Bench:
-    """Scores configurations on the search split, in parallel, and times them alone."""
+    """Scores configurations on a split, in parallel, and times them alone."""
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, out: Path) -> None:
+    def __init__(self, recipe: Recipe, inputs: Inputs, out: Path, split: str = "search") -> None:
         assert recipe.search is not None
         splits, task = Splits.of(inputs["data"]), task_of(recipe)
         folder = inputs["checkpoint"].path / MODEL
@@ -76,8 +77,8 @@ class Bench:
         self.layers, self.max_length = config["num_hidden_layers"], splits.max_length
         self.sizes = (config["hidden_size"], config["intermediate_size"])
         self.fixed = 0 if task.per_token else 1  # a sentence task's last layer computes only [CLS]
-        self.data: Encoded = splits.encoded("search", task, folder)
-        self.parts: dict[float, Encoded] = {1.0: self.data}
+        self.data: Encoded = splits.encoded(split, task, folder)
+        self.parts: dict[float, tuple[Encoded, Floats]] = {}  # with full length's logits
         self.scorer = Graph(graph, 1, single="int8_graph" in inputs, pad_id=self.data.pad_id, workers=recipe.workers)
         self.timed = Graph(graph, recipe.target.threads, single=False, pad_id=self.data.pad_id)
         self.texts = sample(self.data.tokens.lengths.tolist(), self.settings.texts)
@@ -89,26 +90,31 @@ class Bench:
 
         def find() -> Candidate:
             latency = self._latency(genome) if self.settings.latency == "measured" else self.macs(genome)
-            return Candidate(genome, self._score(genome, 1.0), latency, self.macs(genome), latency)
+            score = self.data.score(self.scorer.logits(self.data.tokens, genome), self.metric)
+            return Candidate(genome, score, latency, self.macs(genome), latency)
 
         return self.results.of(genome, 1.0, find)
 
     def rated(self, genomes: Sequence[Genome], share: float) -> list[Candidate]:
-        """Return configurations' scores on a part of the split, and the cost that the measured ones let expect."""
+        """Return how near configurations stay to full length on a part of the split, and the cost that the measured ones let expect.
+
+        On few texts that tells more than their score does: every answer moves a little, few change sides.
+        """
         known = [c for c in self.results.measured() if self.settings.latency == "measured"]
         fit = fitted([self._config(c.lengths) for c in known], [c.latency_ms for c in known], self.tokens) if known else None
 
         def find(genome: Genome) -> Candidate:
             cost = self.macs(genome) if fit is None else predicted(fit, self._config(genome), self.tokens)
-            return Candidate(genome, self._score(genome, share), cost, self.macs(genome), cost, share)
+            return Candidate(genome, -self._divergence(genome, share), cost, self.macs(genome), cost, share)
 
         return [self.results.of(genome, share, lambda g=genome: find(g)) for genome in genomes]  # type: ignore[misc]
 
-    def _score(self, genome: Genome, share: float) -> float:
+    def _divergence(self, genome: Genome, share: float) -> float:
         if share not in self.parts:
-            self.parts[share] = self.data.part(share)
-        part = self.parts[share]
-        return part.score(self.scorer.logits(part.tokens, genome), self.metric)
+            part = self.data.part(share)
+            self.parts[share] = part, self.scorer.logits(part.tokens, self.full)
+        part, reference = self.parts[share]
+        return part.divergence(self.scorer.logits(part.tokens, genome), reference)
 
     def _config(self, genome: Genome) -> LengthConfig:
         return LengthConfig(genome, self.max_length, self.absolute)

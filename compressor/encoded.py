@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from compressor.choices import UNLABELLED
 from compressor.data import Example
+from compressor.losses import soft_label_loss
 from compressor.scores import interval
 from compressor.tasks import Task
 from compressor.tokens import Floats, Ints, Tokens
@@ -82,6 +84,16 @@ class Encoded:
     def score(self, logits: Floats, metric: str) -> float:
         """Return the metric of logits."""
         return self.task.metrics[metric](self.outcomes(logits))
+
+    def divergence(self, logits: Floats, reference: Floats) -> float:
+        """Return how far answers lie from the reference's: the mean KL divergence from it, or squared distance of numbers."""
+        ours, theirs = torch.from_numpy(logits), torch.from_numpy(reference)
+        if self.task.choice != "positions":
+            return float(soft_label_loss(ours, theirs, torch.empty(0), self.task.choice, 1.0))
+        spans = [slice(*span) for span in self.windows.spans()]
+        real = [torch.ones(1, span.stop - span.start, dtype=torch.bool) for span in spans]
+        found = [soft_label_loss(ours[None, s], theirs[None, s], mask, "positions", 1.0) for s, mask in zip(spans, real, strict=True)]
+        return float(torch.stack(found).mean())
 
     def interval(self, logits: Floats, metric: str) -> tuple[float, float]:
         """Return the metric's 95 % interval."""

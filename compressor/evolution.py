@@ -31,10 +31,10 @@ class Candidate:
     macs: float
     cost: float
     share: float = 1.0
-    """Part of the search split that the score was found on; below 1 the cost is an estimate."""
+    """Part of the search split; below 1 the score is how near answers stay to full length's, and the cost is an estimate."""
 
 
-RUNGS = (0.25, 0.5)
+RUNGS = (0.1, 0.25)
 """Parts of the split on which halving looks, one after the other."""
 Rate = Callable[[Sequence[Genome], float], Sequence[Candidate]]
 """Rate configurations on a part of the split, without timing them."""
@@ -95,7 +95,7 @@ def evolve(
 
 
 def halved(genomes: Sequence[Genome], rate: Rate, room: int) -> list[Genome]:
-    """Return at most `room` of the genomes: rung by rung the better half in score and cost stays (successive halving)."""
+    """Return at most `room` of the genomes: rung by rung the better half in nearness and cost stays (successive halving)."""
     for number, share in enumerate(RUNGS):
         if len(genomes) > room:
             last = number + 1 == len(RUNGS)

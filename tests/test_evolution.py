@@ -96,7 +96,7 @@ def test_halving_looks_at_growing_parts_and_keeps_the_better_half() -> None:
         return [candidate(g[0], 1.0, g) for g in genomes]
 
     assert halved([(n,) for n in range(16)], rate, 4) == [(15,), (14,), (13,), (12,)]
-    assert shares == [(16, 0.25), (8, 0.5)]
+    assert shares == [(16, 0.1), (8, 0.25)]
     assert halved([(1,), (2,)], rate, 4) == [(1,), (2,)]
     assert len(shares) == 2
 

@@ -1,0 +1,46 @@
+"""How far the answers of a split lie from others."""
+
+import numpy as np
+import pytest
+from scipy.special import rel_entr, softmax
+
+from compressor.answering import QuestionAnswering
+from compressor.classification import MultiLabelClassification, TextClassification, TextRegression
+from compressor.encoded import Encoded
+from compressor.tasks import Task
+from compressor.tokens import Floats, Tokens
+from compressor.windows import Windows
+
+STARTS = np.array([0, 3, 8])
+TOKENS = Tokens(np.arange(8, dtype=np.int32), np.zeros(8, np.int8), STARTS)
+
+
+def drawn(seed: int, *shape: int) -> Floats:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def encoded(task: Task) -> Encoded:
+    return Encoded(task, Windows.whole(TOKENS), np.zeros(2, np.int64), (), (), 0)
+
+
+def kl(ours: Floats, theirs: Floats) -> float:
+    return float(rel_entr(softmax(theirs, -1), softmax(ours, -1)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("task", [TextClassification(), MultiLabelClassification(), TextRegression(), QuestionAnswering()])
+def test_answers_do_not_differ_from_themselves(task: Task) -> None:
+    logits = drawn(1, 8, 2) if task.per_token else drawn(1, 2, 3)
+    assert encoded(task).divergence(logits, logits) == pytest.approx(0, abs=1e-6)
+    assert encoded(task).divergence(logits + drawn(2, *logits.shape), logits) > 0.01
+
+
+def test_the_divergence_of_labels_is_the_mean_kl() -> None:
+    ours, theirs = drawn(1, 2, 3), drawn(2, 2, 3)
+    assert encoded(TextClassification()).divergence(ours, theirs) == pytest.approx(kl(ours, theirs), rel=1e-5)
+
+
+def test_the_divergence_of_positions_is_taken_window_by_window() -> None:
+    ours, theirs = drawn(1, 8, 2), drawn(2, 8, 2)
+    windows = [slice(0, 3), slice(3, 8)]
+    expected = np.mean([kl(ours[w].T, theirs[w].T) for w in windows])
+    assert encoded(QuestionAnswering()).divergence(ours, theirs) == pytest.approx(expected, rel=1e-5)
