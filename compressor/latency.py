@@ -17,6 +17,7 @@ class Latency:
 
     p50_ms: float
     p90_ms: float
+    mean_ms: float
 
 
 def interleaved(variants: Mapping[str, Run], rows: Sequence[int], rounds: int = 3) -> dict[str, Latency]:
@@ -36,7 +37,7 @@ def interleaved(variants: Mapping[str, Run], rows: Sequence[int], rounds: int = 
                 variants[name](row)
                 times[name][number, position] = (time.perf_counter_ns() - start) / 1e6
     best = {name: t.min(0) for name, t in times.items()}
-    return {name: Latency(float(np.percentile(b, 50)), float(np.percentile(b, 90))) for name, b in best.items()}
+    return {name: Latency(float(np.percentile(b, 50)), float(np.percentile(b, 90)), float(b.mean())) for name, b in best.items()}
 
 
 def sample(lengths: Sequence[int], count: int) -> list[int]:

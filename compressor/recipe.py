@@ -361,6 +361,8 @@ class LengthAdapt(Training):
 class Export(Section):
     opset: Annotated[int, Field(ge=14, le=20)] = 17
     """Version of the ONNX operators."""
+    portable: bool = False
+    """Only operators of ONNX itself, for runtimes other than onnxruntime; slower."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-3
     """Largest difference between a logit of the graph and of torch, over lengths, batches and paddings."""
 
@@ -377,10 +379,10 @@ class Search(Section):
     """Length configurations of one generation, a multiple of 4."""
     latency: Literal["measured", "macs"] = "measured"
     """What the front trades the score against: milliseconds on the deployed graph, or multiply-accumulates."""
-    texts: Annotated[int, Field(ge=8, le=LARGEST)] = 64
+    texts: Annotated[int, Field(ge=8, le=LARGEST)] = 32
     """Texts of the search split that a latency is measured on."""
     proposals: Annotated[int, Field(ge=1, le=100)] = 4
-    """Configurations that are looked at for each one that is measured: on a quarter of the split, the better half on a half of it."""
+    """Configurations that are looked at for each one that is measured: on a tenth of the split, the better half on a quarter of it."""
     baselines: bool = False
     """Measure constant ratios, published configurations and random search with equal evaluations too, for the report."""
 

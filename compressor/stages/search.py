@@ -2,8 +2,8 @@
 
 What:     evolution over score and cost of the deployed graph, on a split that is neither trained on nor reported.
 Papers:   see compressor/evolution.py; what it is held against: compressor/baselines.py.
-Formula:  cost = the candidate's median latency over full length's in one interleaved run, times full length's latency; or MACs.
-Defaults: 48 evaluations, population 12, 4 proposals each, latency on 64 texts of the split's own lengths.
+Formula:  cost = the candidate's mean latency over full length's in one interleaved run, times full length's median; or MACs.
+Defaults: 48 evaluations, population 12, 4 proposals each, latency on 32 texts of the split's own lengths.
 Limits:   latencies hold for this machine; `search.latency: macs` holds anywhere but is no time.
 """
 
