@@ -16,6 +16,7 @@ from torch import Tensor
 
 from compressor.backbones import reads_tokens
 from compressor.errors import StageError
+from compressor.fusion import expand, merge_products
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.runtime import Graph
 from compressor.tokens import Floats, Tokens
@@ -23,8 +24,11 @@ from compressor.tokens import Floats, Tokens
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def export_graph(model: PlainModel | LengthAdaptiveModel, path: Path, opset: int) -> None:
-    """Write the model as ONNX with dynamic batch and length; a length-adaptive one takes `lengths`, by default full."""
+def export_graph(model: PlainModel | LengthAdaptiveModel, path: Path, opset: int, *, portable: bool = False) -> None:
+    """Write the model as ONNX with dynamic batch and length; a length-adaptive one takes `lengths`, by default full.
+
+    A `portable` graph has only operators of ONNX itself.
+    """
     model = model.to("cpu").eval()
     model.model.config._attn_implementation = "eager"
     # Three rows of unequal length: tracing must see a mask at work and no size that another could be confused with.
@@ -48,7 +52,8 @@ def export_graph(model: PlainModel | LengthAdaptiveModel, path: Path, opset: int
             opset_version=opset,
             dynamo=False,
         )
-    graph = onnx.load(path)
+    graph = expand(onnx.load(path), opset, portable=portable)
+    merge_products(graph)
     for node in graph.graph.node:
         node.doc_string = ""
     if isinstance(model, LengthAdaptiveModel):

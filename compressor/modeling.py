@@ -28,8 +28,8 @@ from transformers import (
 from transformers.utils import logging
 
 from compressor import adapters, bilstm
+from compressor.attention import ExportedAttention, ExportedRows, Significance, attention, rows_of, significance_of
 from compressor.backbones import backbone, reads_tokens
-from compressor.dropout import attention_dropped
 from compressor.errors import RecipeError
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
@@ -120,7 +120,12 @@ class LengthAdaptiveModel(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, max_length: int, significance: str = "attention", protect: str = "cls", counts: str = "ratio"
+        self,
+        model: PreTrainedModel,
+        max_length: int,
+        significance: Significance = "attention",
+        protect: str = "cls",
+        counts: str = "ratio",
     ) -> None:
         """Take a model in; the settings are those of a recipe's `length_adapt`."""
         super().__init__()
@@ -128,6 +133,7 @@ class LengthAdaptiveModel(nn.Module):
         self.model, self.max_length, self.significance, self.protect = model, max_length, significance, protect
         self.absolute = counts == "absolute"
         self.layers, self.heads = len(self.parts.layers), model.config.num_attention_heads
+        self.head_size = model.config.hidden_size // self.heads
         self.per_token = reads_tokens(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -151,72 +157,63 @@ class LengthAdaptiveModel(nn.Module):
     ) -> Tensor:
         """Return the last state of every token (batch, seq, hidden), or of [CLS] alone (batch, 1, hidden) without `restore`."""
         hidden = self.parts.embed(input_ids, token_type_ids)
-        real, tokens = attention_mask.bool(), attention_mask.sum(1)
-        restored = hidden
-        ahead = (token_type_ids == 0).to(hidden.dtype) * AHEAD if self.protect == "question" else None  # (batch, seq)
+        real = attention_mask.bool()
+        padded, restored, ahead = ~real.all(), hidden, self._ahead(token_type_ids)
+        keep = None if lengths is None else self._kept(attention_mask.sum(1), lengths)
         rows = torch.arange(input_ids.shape[1], device=hidden.device).expand_as(input_ids)  # where each kept token came from
         last = max(set(range(self.layers)) - skipped)
         for index, layer in enumerate(self.parts.layers):
             if index in skipped:
                 continue
             only_cls = index == last and not restore  # a sentence head reads [CLS] alone: the rest of this layer would be thrown away
-            hidden, probabilities = self._attend(layer, hidden, real, rows, only_cls)
-            if lengths is not None and not only_cls:
-                significance, keep = self._significance(probabilities.detach(), real), self._kept(tokens, lengths[index])
-                hidden, real, kept = drop(hidden, significance if ahead is None else significance + ahead, real, keep)
-                rows, ahead = rows.gather(1, kept), None if ahead is None else ahead.gather(1, kept)
+            ranked = keep is not None and not only_cls
+            kind = self.significance if ranked else "none"
+            hidden, significance = self._attend(layer, hidden[:, :1] if only_cls else hidden, hidden, real, padded, rows, kind)
+            if keep is not None and significance is not None:
+                hidden, real, kept = drop(hidden, significance + ahead, real, keep[index])
+                rows, ahead = rows.gather(1, kept), ahead.gather(1, kept)
             hidden = self.parts.feed_forward(layer, hidden)
             if restore:
                 restored = put_back(restored, hidden, rows, real)
         states: Tensor = restored if restore else hidden
         return states
 
-    def _kept(self, tokens: Tensor, length: Tensor) -> Tensor:
-        """Return how many of each text's tokens (batch,) stay after a layer: at least 1."""
+    def _ahead(self, token_type_ids: Tensor) -> Tensor:
+        """Return by how much tokens go before all others (batch, seq): [CLS] does, and the question where it is protected."""
+        first = torch.arange(token_type_ids.shape[1], device=token_type_ids.device) == 0
+        ahead = (2 * AHEAD * first.float()).expand_as(token_type_ids)
+        return ahead + AHEAD * (token_type_ids == 0).float() if self.protect == "question" else ahead
+
+    def _kept(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return how many of each text's tokens (layers, batch) stay after each layer: at least 1."""
         if self.absolute:
-            return torch.minimum(tokens, length)
-        return (tokens * length + self.max_length - 1) // self.max_length
+            return torch.minimum(tokens, lengths[:, None])
+        return (tokens * lengths[:, None] + self.max_length - 1) // self.max_length
 
-    def _attend(self, layer: nn.Module, hidden: Tensor, real: Tensor, rows: Tensor, only_cls: bool) -> tuple[Tensor, Tensor]:
-        """Return the attention block's output (batch, queries, hidden) and the probabilities (batch, heads, queries, seq)."""
-        queries = hidden[:, :1] if only_cls else hidden
-
-        def heads(x: Tensor) -> Tensor:
-            split: Tensor = x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
-            return split  # (batch, heads, seq, head_dim)
-
-        q, k, v = (heads(x) for x in self.parts.project(layer, queries, hidden, rows))
-        scores = q * (self.model.config.hidden_size // self.heads) ** -0.5 @ k.transpose(-1, -2)
-        seen, near = real[:, None, None, :], self.parts.near(layer, rows)
-        if near is not None:
-            seen = seen & near[:, None, : queries.shape[1]]
-        probabilities = (scores + torch.where(seen, 0.0, -1e4).to(scores.dtype)).softmax(-1)
-        dropout = self.parts.dropout(layer)
-        weights = attention_dropped(probabilities, dropout.p) if dropout.training else probabilities  # type: ignore[arg-type]
-        return self.parts.attended(layer, (weights @ v).transpose(1, 2).flatten(2), queries), probabilities
-
-    def _significance(self, probabilities: Tensor, real: Tensor) -> Tensor:
-        """Return the significance of each key (batch, seq)."""
-        if self.significance == "cls":
-            row: Tensor = probabilities[:, :, 0].sum(1)
-            return row
-        # Two reductions, not sum((1, 2)): onnxruntime is 14x slower on the joint one. Padding queries have no vote.
-        return (probabilities * real[:, None, :, None]).sum(2).sum(1)
+    def _attend(
+        self, layer: nn.Module, queries: Tensor, hidden: Tensor, real: Tensor, padded: Tensor, rows: Tensor, kind: Significance
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attention block's output (batch, queries, hidden) and the significance of each key (batch, seq), if any."""
+        q, k, v = self.parts.project(layer, queries, hidden, rows)
+        near = self.parts.near(layer, rows)
+        if near is None and torch.onnx.is_in_onnx_export():
+            context, significance = ExportedAttention.apply(q, k, v, real, padded, self.heads, self.head_size, kind)  # type: ignore[no-untyped-call]
+        else:
+            seen, dropout = real[:, None, None, :], self.parts.dropout(layer)
+            seen = seen if near is None else seen & near[:, None, : queries.shape[1]]
+            context, probabilities = attention(q, k, v, seen, self.heads, float(dropout.p) if dropout.training else 0.0)  # type: ignore[arg-type]
+            significance = None if kind == "none" else significance_of(probabilities, real, kind)
+        return self.parts.attended(layer, context, queries), None if kind == "none" else significance
 
 
 def drop(hidden: Tensor, significance: Tensor, real: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the `keep[b]` most significant real tokens of each text, [CLS] first.
+    """Keep the `keep[b]` most significant real tokens of each text, most significant first.
 
     Returns hidden (batch, kept, hidden), which of them are real (batch, kept), and where they stood (batch, kept).
     """
-    batch, seq, width = hidden.shape
-    ranks = significance.detach().float().masked_fill(~real, -1.0)
-    first = torch.arange(seq, device=hidden.device) == 0
-    kept = ranks.masked_fill(first, torch.inf).topk(keep.max(), dim=1).indices  # type: ignore[arg-type]  # (batch, kept), most significant first
-    # Rows of a flattened table, not gather() on an expanded index: the graph's Gather then copies whole rows.
-    flat = (kept + torch.arange(batch, device=hidden.device)[:, None] * seq).flatten()
-    chosen = hidden.reshape(-1, width).index_select(0, flat).view(batch, -1, width)
-    return chosen, torch.arange(kept.shape[1], device=hidden.device) < keep[:, None], kept
+    kept = significance.masked_fill(~real, -1.0).topk(keep.max(), dim=1).indices  # type: ignore[arg-type]
+    rows = ExportedRows.apply if torch.onnx.is_in_onnx_export() else rows_of
+    return rows(hidden, kept), torch.arange(kept.shape[1], device=hidden.device) < keep[:, None], kept
 
 
 def put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor) -> Tensor:

@@ -73,9 +73,9 @@ def test_the_last_layer_of_a_sentence_task_needs_only_cls(model: LengthAdaptiveM
     torch.testing.assert_close(model(*inputs, torch.tensor([12, 8, 8])), model(*inputs, torch.tensor([12, 8, 1])))
 
 
-def test_drop_keeps_cls_first_then_the_most_significant_real_tokens() -> None:
+def test_drop_keeps_the_most_significant_real_tokens() -> None:
     hidden = torch.arange(10.0).view(2, 5, 1)
-    significance = torch.tensor([[0.0, 0.1, 0.9, 0.5, 0.2], [0.0, 0.3, 0.4, 9.0, 9.0]])
+    significance = torch.tensor([[1.0, 0.1, 0.9, 0.5, 0.2], [1.0, 0.3, 0.4, 9.0, 9.0]])
     real = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
     kept, still_real, rows = drop(hidden, significance, real, torch.tensor([3, 2]))
     assert rows[0].tolist() == [0, 2, 3]
@@ -96,8 +96,9 @@ def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptive
         state = bert.embeddings(input_ids=ids, token_type_ids=segments)[0]
         last, kept = dict(enumerate(state)), list(range(length))
         for index, layer in enumerate(bert.encoder.layer):
-            out, seen = model._attend(layer, state[None], torch.ones(1, len(kept)).bool(), torch.tensor([kept]), only_cls=False)
-            significance = seen.sum((1, 2))
+            real = torch.ones(1, len(kept)).bool()
+            out, significance = model._attend(layer, state[None], state[None], real, ~real.all(), torch.tensor([kept]), "attention")
+            assert significance is not None
             order = sorted(range(len(kept)), key=lambda i: (i != 0, -significance[0, i].item()))[: config.kept(length)[index]]
             kept, state = [kept[i] for i in order], out[0, order]
             state = layer.output(layer.intermediate(state), state)
@@ -111,8 +112,8 @@ def test_a_protected_question_leaves_last(model: LengthAdaptiveModel) -> None:
     ids, mask, _ = batch(16)
     segments = (torch.arange(L) >= 6).long()[None]
     hidden, real, rows = model.parts.embed(ids, segments), mask.bool(), torch.arange(L)[None]
-    _, seen = model._attend(model.parts.layers[0], hidden, real, rows, only_cls=False)
-    significance = seen.sum((1, 2))
+    _, significance = model._attend(model.parts.layers[0], hidden, hidden, real, ~real.all(), rows, "attention")
+    assert significance is not None
     _, _, kept = drop(hidden, significance + (segments == 0) * AHEAD, real, torch.tensor([8]))
     assert set(kept[0, :6].tolist()) == set(range(6))
     assert kept[0, 6:].tolist() == (6 + significance[0, 6:].argsort(descending=True))[:2].tolist()

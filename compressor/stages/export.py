@@ -2,7 +2,7 @@
 
 What:     one graph that takes `lengths` (int64, one a layer, default full); parity with torch is proven before it is handed on.
 Formula:  a text of n real tokens keeps ceil(n · lengths[i] / max_length) after layer i.
-Defaults: opset 17, tolerance 1e-3 on a logit.
+Defaults: opset 17, tolerance 1e-3 on a logit, onnxruntime's own operators where they are faster (compressor/fusion.py).
 Limits:   the TorchScript exporter; the last layer of a sentence task computes only [CLS], whatever its length says.
 """
 
@@ -31,7 +31,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         artifact = inputs[kind]
         model = checkpoint.load_forward(artifact, splits.labels, task.head)
         path, folder = out / f"{name}.onnx", artifact.path / MODEL
-        export_graph(model, path, recipe.export.opset)
+        export_graph(model, path, recipe.export.opset, portable=recipe.export.portable)
         texts = task.windows(tokenizer_of(folder), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride).tokens
         configurations = _configurations(model) if isinstance(model, LengthAdaptiveModel) else [None]
         worst = parity(model, path, texts, configurations, pad_id_of(folder), recipe.export.tolerance)

@@ -22,6 +22,8 @@ from compressor.recipe import Recipe
 from compressor.runtime import Graph
 from compressor.splits import MODEL, Splits, task_of
 
+FLOAT = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+"""Type of what lies behind an operator of onnxruntime's own, whose output ONNX cannot infer."""
 EIGHT_BIT = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "DynamicQuantizeLSTM"}
 
 
@@ -33,7 +35,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)  # it advises a pre-processing that fuses first, which makes this slower
         try:
-            quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
+            quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=FLOAT)
         finally:
             logging.disable(logging.NOTSET)
     counts = count_products(target)

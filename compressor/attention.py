@@ -1,0 +1,84 @@
+"""Self-attention and what is read off it: how much each token counts. In torch for training, as one operator each in the exported graph.
+
+What:     the exporter writes the operators below as single nodes: compressor/fusion.py says what onnxruntime computes for them.
+Formula:  context = softmax(q·kᵀ / √d)·v; significance of token j = sum over heads and real queries i of attention[i, j], or [CLS]'s row.
+Limits:   the operators have no gradients; they are used while a graph is traced.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from compressor.dropout import attention_dropped
+
+DOMAIN = "compressor"
+"""Domain of the graph's own functions."""
+Significance = Literal["attention", "cls", "none"]
+"""Whose attention counts for a token: that of all real tokens, that of [CLS], or nobody's, where no token leaves."""
+UNSEEN = -1e4
+"""Score of a token that must not be seen."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, heads: int, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return the context (batch, queries, hidden) and the probabilities (batch, heads, queries, seq).
+
+    q is (batch, queries, hidden), k and v are (batch, seq, hidden), `seen` broadcasts to (batch, heads, queries, seq).
+    """
+
+    def split(x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (batch, heads, tokens, head_dim)
+
+    scores = split(q) * (q.shape[-1] // heads) ** -0.5 @ split(k).transpose(-1, -2)
+    probabilities = (scores + torch.where(seen, 0.0, UNSEEN).to(scores.dtype)).softmax(-1)
+    return (attention_dropped(probabilities, dropout) @ split(v)).transpose(1, 2).flatten(2), probabilities
+
+
+def significance_of(probabilities: Tensor, real: Tensor, kind: Significance) -> Tensor:
+    """Return how much each key counts (batch, seq), without gradients; padding queries have no vote."""
+    probabilities = probabilities.detach()
+    return probabilities[:, :, 0].sum(1) if kind == "cls" else (probabilities * real[:, None, :, None]).sum((1, 2))
+
+
+class ExportedAttention(torch.autograd.Function):
+    """Context and significance as one node of the graph; without significance its second output is empty."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, real: Tensor, padded: Tensor, heads: int, size: int, kind: Significance
+    ) -> tuple[Tensor, Tensor]:
+        """Return context (batch, queries, hidden) and significance (batch, seq)."""
+        context, probabilities = attention(q, k, v, real[:, None, None], heads)
+        return context, q.new_zeros(0) if kind == "none" else significance_of(probabilities, real, kind)
+
+    @staticmethod
+    def symbolic(g: Any, q: Any, k: Any, v: Any, real: Any, padded: Any, heads: int, size: int, kind: Significance) -> Any:
+        """Write the node; what it stands for is a function of the graph."""
+        settings = {"num_heads_i": heads, "split_i": [0, 0, heads, size], "scale_f": size**-0.5}
+        found = g.op(f"{DOMAIN}::attention_{kind}", q, k, v, real, padded, **settings, outputs=1 if kind == "none" else 2)
+        context, significance = (found, g.op("Constant", value_t=torch.zeros(0))) if kind == "none" else found
+        context.setType(q.type())  # the exporter warns of what it cannot infer
+        significance.setType(q.type().with_sizes([None, None]))
+        return context, significance
+
+
+class ExportedRows(torch.autograd.Function):
+    """Chosen rows of each text: one GatherND, which copies whole rows."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rows: Tensor) -> Tensor:
+        """Return (batch, rows, hidden) of states (batch, seq, hidden) and rows (batch, rows)."""
+        return rows_of(states, rows)
+
+    @staticmethod
+    def symbolic(g: Any, states: Any, rows: Any) -> Any:
+        """Write the nodes."""
+        index = g.op("Unsqueeze", rows, g.op("Constant", value_t=torch.tensor([-1])))
+        return g.op("GatherND", states, index, batch_dims_i=1)
+
+
+def rows_of(states: Tensor, rows: Tensor) -> Tensor:
+    """Return chosen rows (batch, rows, hidden) of each text's states (batch, seq, hidden)."""
+    batch, seq, width = states.shape
+    flat = (rows + torch.arange(batch, device=states.device)[:, None] * seq).flatten()
+    return states.reshape(-1, width).index_select(0, flat).view(batch, -1, width)

@@ -1,0 +1,195 @@
+"""Fewer and faster nodes for onnxruntime's CPU kernels, exact: what the exporter wrote as one operator becomes what is fastest here.
+
+What:     attention as onnxruntime's fused kernel, without mask work where no text is padded; products that read the same input as one,
+          which quantizes it once.
+Papers:   FlashAttention (arXiv:2205.14135) is what the fused kernel computes on a CPU too.
+Formula:  q·kᵀ, k·Wₖ and v·Wᵥ of one x are x·[W_q W_k W_v], cut into three.
+Limits:   `portable` graphs have no operators of onnxruntime's own; full-attention significance needs the probabilities, which no fused
+          kernel gives.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, inliner, numpy_helper, parser
+
+from compressor.attention import DOMAIN, Significance
+
+CONTRIB = "com.microsoft"
+"""Domain of onnxruntime's own operators."""
+_SHARED = """
+    split = Constant <value_ints: ints = @split> ()
+    scale = Constant <value_float: float = @scale> ()
+"""
+_PROBABILITIES = """
+    q4 = Reshape (q, split)
+    k4 = Reshape (k, split)
+    v4 = Reshape (v, split)
+    queries = Transpose <perm = [0, 2, 1, 3]> (q4)
+    keys = Transpose <perm = [0, 2, 3, 1]> (k4)
+    values = Transpose <perm = [0, 2, 1, 3]> (v4)
+    scaled = Mul (queries, scale)
+    scores = MatMul (scaled, keys)
+    probabilities = If (padded) <
+        then_branch = masked () => (float[b, h, m, n] of_real) {
+            zero = Constant <value_float = 0.0> ()
+            unseen = Constant <value_float = -10000.0> ()
+            axes = Constant <value_ints = [1, 2]> ()
+            columns = Unsqueeze (real, axes)
+            bias = Where (columns, zero, unseen)
+            biased = Add (scores, bias)
+            of_real = Softmax <axis = -1> (biased)
+        },
+        else_branch = plain () => (float[b, h, m, n] of_all) {
+            of_all = Softmax <axis = -1> (scores)
+        }
+    >
+    mixed = MatMul (probabilities, values)
+    turned = Transpose <perm = [0, 2, 1, 3]> (mixed)
+    whole = Constant <value_ints = [0, 0, -1]> ()
+    context = Reshape (turned, whole)
+"""
+_FUSED = """
+    context = If (padded) <
+        then_branch = masked () => (float[b, m, w] of_real) {
+            mask = Cast <to = 6> (real)
+            of_real = com.microsoft.MultiHeadAttention <num_heads: int = @num_heads> (q, k, v, , mask)
+        },
+        else_branch = plain () => (float[b, m, w] of_all) {
+            of_all = com.microsoft.MultiHeadAttention <num_heads: int = @num_heads> (q, k, v)
+        }
+    >
+"""
+# Two reductions, not one over both axes: onnxruntime is 14x slower on the joint one.
+_VOTES_OF_ALL = """
+    over_heads = Constant <value_ints = [1]> ()
+    over_queries = Constant <value_ints = [2]> ()
+    votes = If (padded) <
+        then_branch = masked () => (float[b, h, n] of_real) {
+            one = Constant <value_ints = [1]> ()
+            last = Constant <value_ints = [-1]> ()
+            numbers = Cast <to = 1> (real)
+            by_head = Unsqueeze (numbers, one)
+            rows = Unsqueeze (by_head, last)
+            counted = Mul (probabilities, rows)
+            of_real = ReduceSum <keepdims = 0> (counted, over_queries)
+        },
+        else_branch = plain () => (float[b, h, n] of_all) {
+            of_all = ReduceSum <keepdims = 0> (probabilities, over_queries)
+        }
+    >
+    significance = ReduceSum <keepdims = 0> (votes, over_heads)
+"""
+_VOTE_OF_CLS = """
+    from = Constant <value_ints = [0]> ()
+    to = Constant <value_ints = [1]> ()
+    heads = Constant <value_ints = [2]> ()
+    within = Constant <value_ints = [3]> ()
+    cls = Slice (q, from, to, to)
+    asked = Mul (cls, scale)
+    products = Mul (k, asked)
+    by_head = Reshape (products, split)
+    of_cls = ReduceSum <keepdims = 0> (by_head, within)
+    row = If (padded) <
+        then_branch = masked () => (float[b, n, h] of_real) {
+            unseen = Constant <value_float = -10000.0> ()
+            last = Constant <value_ints = [-1]> ()
+            columns = Unsqueeze (real, last)
+            visible = Where (columns, of_cls, unseen)
+            of_real = Softmax <axis = 1> (visible)
+        },
+        else_branch = plain () => (float[b, n, h] of_all) {
+            of_all = Softmax <axis = 1> (of_cls)
+        }
+    >
+    significance = ReduceSum <keepdims = 0> (row, heads)
+"""
+
+
+def _function(kind: Significance, opset: int, portable: bool) -> onnx.FunctionProto:
+    """Return what the exporter's attention node of a kind stands for."""
+    body = _PROBABILITIES if portable or kind == "attention" else _FUSED
+    votes = {"attention": _VOTES_OF_ALL, "cls": _VOTE_OF_CLS, "none": ""}[kind]
+    outputs = "context" if kind == "none" else "context, significance"
+    domains = f'domain: "{DOMAIN}", opset_import: ["" : {opset}, "{CONTRIB}" : 1]'
+    head = f"<{domains}> attention_{kind} <num_heads, split, scale> (q, k, v, real, padded) => ({outputs})"
+    return parser.parse_function(f"{head} {{{_SHARED}{body}{votes}}}")
+
+
+def expand(model: onnx.ModelProto, opset: int, *, portable: bool) -> onnx.ModelProto:
+    """Return the model with the exporter's attention nodes replaced by what they stand for."""
+    used = {node.op_type.removeprefix("attention_") for node in model.graph.node if node.domain == DOMAIN}
+    if not used:
+        return model
+    model.functions.extend(_function(kind, opset, portable) for kind in sorted(used))
+    expanded = inliner.inline_local_functions(model)
+    kept = [domain for domain in expanded.opset_import if domain.domain not in (DOMAIN, CONTRIB)]
+    del expanded.opset_import[:]
+    expanded.opset_import.extend([*kept, *([] if portable else [helper.make_opsetid(CONTRIB, 1)])])
+    return expanded
+
+
+def merge_products(model: onnx.ModelProto) -> int:
+    """Make one product of those that multiply the same input by constant weights and add constant biases; return how many are left of them.
+
+    Exact: each column of a product depends on its own weights alone, and INT8 weights have a scale a column.
+    """
+    graph = model.graph
+    constants = {i.name: i for i in graph.initializer}
+    readers = _readers(graph)
+    groups = defaultdict[str, list[tuple[onnx.NodeProto, onnx.NodeProto]]](list)
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in constants and [n.op_type for n in readers[node.output[0]]] == ["Add"]:
+            add = readers[node.output[0]][0]
+            if _bias(add, node.output[0]) in constants:
+                groups[node.input[0]].append((node, add))
+    merged = [pairs for pairs in groups.values() if len(pairs) > 1]
+    for pairs in merged:
+        _merge(graph, pairs, constants)
+    return len(merged)
+
+
+def _bias(add: onnx.NodeProto, product: str) -> str:
+    return next((name for name in add.input if name != product), "")
+
+
+def _merge(
+    graph: onnx.GraphProto, pairs: Sequence[tuple[onnx.NodeProto, onnx.NodeProto]], constants: Mapping[str, onnx.TensorProto]
+) -> None:
+    (first, first_add), name = pairs[0], pairs[0][0].name
+    weights = [numpy_helper.to_array(constants[product.input[1]]) for product, _ in pairs]
+    biases = [numpy_helper.to_array(constants[_bias(add, product.output[0])]) for product, add in pairs]
+    sizes = np.array([w.shape[1] for w in weights], np.int64)
+    made = {f"{name}/weights": np.concatenate(weights, 1), f"{name}/biases": np.concatenate(biases), f"{name}/sizes": sizes}
+    graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(array), key) for key, array in made.items())
+    nodes = [
+        helper.make_node("MatMul", [first.input[0], f"{name}/weights"], [f"{name}/product"], name),
+        helper.make_node("Add", [f"{name}/product", f"{name}/biases"], [f"{name}/all"], first_add.name),
+        helper.make_node("Split", [f"{name}/all", f"{name}/sizes"], [add.output[0] for _, add in pairs], f"{name}/split", axis=-1),
+    ]
+    _replace(graph, [node for pair in pairs for node in pair], nodes)
+    merged = {name for product, add in pairs for name in (product.input[1], _bias(add, product.output[0]))}
+    read = {name for node in graph.node for name in node.input}
+    kept = [i for i in graph.initializer if i.name not in merged or i.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _readers(graph: onnx.GraphProto) -> Mapping[str, list[onnx.NodeProto]]:
+    readers = defaultdict[str, list[onnx.NodeProto]](list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    return readers
+
+
+def _replace(graph: onnx.GraphProto, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> None:
+    """Put new nodes where the first of the old ones stood."""
+    gone, nodes = {node.output[0] for node in old}, list[onnx.NodeProto]()
+    for node in graph.node:
+        nodes += new if node.output[0] == old[0].output[0] else ()
+        nodes += () if node.output[0] in gone else [node]
+    del graph.node[:]
+    graph.node.extend(nodes)

@@ -1,0 +1,91 @@
+"""What is made faster computes the same."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from compressor.attention import Significance
+from compressor.fusion import CONTRIB, merge_products
+from compressor.graphs import export_graph, parity
+from compressor.modeling import LengthAdaptiveModel
+from compressor.runtime import Graph
+from tests.test_graphs import CONFIGURATIONS, TEXTS, tiny, tokens
+
+
+@pytest.mark.parametrize("opset", [14, 17, 20])
+@pytest.mark.parametrize("kind", ["attention", "cls"])
+def test_a_portable_graph_answers_alike_with_operators_of_onnx_alone(
+    tmp_path: Path, tiny_model: Path, kind: Significance, opset: int
+) -> None:
+    model, texts = LengthAdaptiveModel(tiny().model, 32, kind).eval(), tokens(tiny_model, *TEXTS)
+    paths = {portable: tmp_path / f"{portable}.onnx" for portable in (False, True)}
+    for portable, path in paths.items():
+        export_graph(model, path, opset, portable=portable)
+        assert parity(model, path, texts, CONFIGURATIONS, 0, 1e-4) < 1e-4
+    onnx.checker.check_model(onnx.load(paths[True]), full_check=True)
+    assert {o.domain for o in onnx.load(paths[True]).opset_import} == {""}
+    assert CONTRIB in {o.domain for o in onnx.load(paths[False]).opset_import}
+
+
+@pytest.mark.parametrize("kind", ["attention", "cls"])
+def test_attention_is_fused_wherever_nothing_reads_its_probabilities(tmp_path: Path, kind: Significance) -> None:
+    export_graph(LengthAdaptiveModel(tiny().model, 32, kind).eval(), tmp_path / "model.onnx", 17)
+    branches = [a.g for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "If" for a in n.attribute]
+    found = Counter(n.op_type for branch in branches for n in branch.node)
+    assert found["MultiHeadAttention"] == 2 * (3 if kind == "cls" else 1)  # with and without a mask
+    assert found["Softmax"] == 2 * 2  # of the two layers that tokens leave
+
+
+def test_queries_keys_and_values_are_one_product_where_all_tokens_ask(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = tiny()
+    for bias in (p for p in model.parameters() if p.ndim == 1):
+        torch.nn.init.normal_(bias)  # the exporter keeps equal weights once
+    export_graph(model, tmp_path / "model.onnx", 17)
+    assert capfd.readouterr().err == ""
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert [len(n.output) for n in graph.node if n.op_type == "Split"] == [3, 3, 2]  # the last layer's only query is [CLS]
+
+
+def products(readers: int) -> onnx.ModelProto:
+    """Return a graph of three products of one input, the first of which so many nodes read."""
+    rng = np.random.default_rng(0)
+    nodes, constants = [], []
+    for i, width in enumerate((3, 5, 2)):
+        nodes.append(helper.make_node("MatMul", ["x", f"w{i}"], [f"p{i}"], f"product{i}"))
+        nodes.append(helper.make_node("Add", [f"b{i}", f"p{i}"], [f"y{i}"], f"sum{i}"))
+        constants.append(numpy_helper.from_array(rng.normal(size=(4, width)).astype(np.float32), f"w{i}"))
+        constants.append(numpy_helper.from_array(rng.normal(size=width).astype(np.float32), f"b{i}"))
+    nodes += [helper.make_node("Neg", ["p0"], [f"z{i}"]) for i in range(readers - 1)]
+    outputs = [f"y{i}" for i in range(3)] + [f"z{i}" for i in range(readers - 1)]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, None, 4])], values, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("readers", "left"), [(1, 1), (2, 2)])
+def test_products_of_one_input_become_one(readers: int, left: int) -> None:
+    model = products(readers)
+    plain = onnx.reference.ReferenceEvaluator(products(readers))
+    assert merge_products(model) == 1
+    assert [n.op_type for n in model.graph.node].count("MatMul") == left
+    x = np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)
+    for ours, theirs in zip(onnx.reference.ReferenceEvaluator(model).run(None, {"x": x}), plain.run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    names = {i.name for i in model.graph.initializer}
+    assert names <= {name for n in model.graph.node for name in n.input}
+
+
+def test_a_text_that_is_padded_answers_as_it_does_alone(tmp_path: Path, tiny_model: Path) -> None:
+    """The graph's two ways, with mask work and without, meet."""
+    torch.manual_seed(0)
+    export_graph(LengthAdaptiveModel(tiny().model, 32, "cls").eval(), tmp_path / "model.onnx", 17)
+    graph, texts = Graph(tmp_path / "model.onnx", single=False), tokens(tiny_model, *TEXTS)
+    together = graph.run(texts, (20, 10, 1))
+    alone = np.concatenate([graph.run(text, (20, 10, 1)) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
