@@ -77,6 +77,30 @@ class ExportedRows(torch.autograd.Function):
         return g.op("GatherND", states, index, batch_dims_i=1)
 
 
+class ExportedRestore(torch.autograd.Function):
+    """States of kept tokens put back among those of all tokens, as one node of the graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, restored: Tensor, hidden: Tensor, rows: Tensor, starts: Tensor, real: Tensor, padded: Tensor, width: int
+    ) -> Tensor:
+        """Return (batch, seq, hidden); `starts` (batch, 1) says where each text begins among the tokens of all."""
+        return put_back(restored, hidden, rows, real)
+
+    @staticmethod
+    def symbolic(g: Any, restored: Any, hidden: Any, rows: Any, starts: Any, real: Any, padded: Any, width: int) -> Any:
+        """Write the node; what it stands for is a function of the graph."""
+        found = g.op(f"{DOMAIN}::restore", restored, hidden, rows, starts, real, padded, flat_i=[-1, width])
+        found.setType(restored.type())
+        return found
+
+
+def put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor) -> Tensor:
+    """Return restored (batch, seq, hidden) with the states of kept tokens replaced; surplus places leave theirs as it is."""
+    index = rows[..., None].expand_as(hidden)
+    return restored.scatter(1, index, torch.where(real[..., None], hidden.to(restored.dtype), restored.gather(1, index)))
+
+
 def rows_of(states: Tensor, rows: Tensor) -> Tensor:
     """Return chosen rows (batch, rows, hidden) of each text's states (batch, seq, hidden)."""
     batch, seq, width = states.shape

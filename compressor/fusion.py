@@ -9,13 +9,13 @@ Limits:   `portable` graphs have no operators of onnxruntime's own; full-attenti
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, inliner, numpy_helper, parser
 
-from compressor.attention import DOMAIN, Significance
+from compressor.attention import DOMAIN
 
 CONTRIB = "com.microsoft"
 """Domain of onnxruntime's own operators."""
@@ -106,24 +106,45 @@ _VOTE_OF_CLS = """
     >
     significance = ReduceSum <keepdims = 0> (row, heads)
 """
+_RESTORE = """
+    flat_shape = Constant <value_ints: ints = @flat> ()
+    last = Constant <value_ints = [-1]> ()
+    tokens = Reshape (restored, flat_shape)
+    places = Add (rows, starts)
+    index = Unsqueeze (places, last)
+    changed = If (padded) <
+        then_branch = masked () => (float[t, w] of_real) {
+            before = GatherND (tokens, index)
+            columns = Unsqueeze (real, last)
+            newest = Where (columns, hidden, before)
+            of_real = ScatterND (tokens, index, newest)
+        },
+        else_branch = plain () => (float[t, w] of_all) {
+            of_all = ScatterND (tokens, index, hidden)
+        }
+    >
+    shape = Shape (restored)
+    states = Reshape (changed, shape)
+"""
 
 
-def _function(kind: Significance, opset: int, portable: bool) -> onnx.FunctionProto:
-    """Return what the exporter's attention node of a kind stands for."""
-    body = _PROBABILITIES if portable or kind == "attention" else _FUSED
-    votes = {"attention": _VOTES_OF_ALL, "cls": _VOTE_OF_CLS, "none": ""}[kind]
-    outputs = "context" if kind == "none" else "context, significance"
-    domains = f'domain: "{DOMAIN}", opset_import: ["" : {opset}, "{CONTRIB}" : 1]'
-    head = f"<{domains}> attention_{kind} <num_heads, split, scale> (q, k, v, real, padded) => ({outputs})"
-    return parser.parse_function(f"{head} {{{_SHARED}{body}{votes}}}")
+def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
+    """Yield what the exporter's nodes stand for."""
+    domains = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{CONTRIB}" : 1]>'
+    for kind, votes in (("attention", _VOTES_OF_ALL), ("cls", _VOTE_OF_CLS), ("none", "")):
+        body = _PROBABILITIES if portable or kind == "attention" else _FUSED
+        outputs = "context, significance" if votes else "context"
+        head = f"attention_{kind} <num_heads, split, scale> (q, k, v, real, padded) => ({outputs})"
+        yield parser.parse_function(f"{domains} {head} {{{_SHARED}{body}{votes}}}")
+    yield parser.parse_function(f"{domains} restore <flat> (restored, hidden, rows, starts, real, padded) => (states) {{{_RESTORE}}}")
 
 
 def expand(model: onnx.ModelProto, opset: int, *, portable: bool) -> onnx.ModelProto:
-    """Return the model with the exporter's attention nodes replaced by what they stand for."""
-    used = {node.op_type.removeprefix("attention_") for node in model.graph.node if node.domain == DOMAIN}
+    """Return the model with the exporter's own nodes replaced by what they stand for."""
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     if not used:
         return model
-    model.functions.extend(_function(kind, opset, portable) for kind in sorted(used))
+    model.functions.extend(function for function in _functions(opset, portable) if function.name in used)
     expanded = inliner.inline_local_functions(model)
     kept = [domain for domain in expanded.opset_import if domain.domain not in (DOMAIN, CONTRIB)]
     del expanded.opset_import[:]

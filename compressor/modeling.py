@@ -28,7 +28,16 @@ from transformers import (
 from transformers.utils import logging
 
 from compressor import adapters, bilstm
-from compressor.attention import ExportedAttention, ExportedRows, Significance, attention, rows_of, significance_of
+from compressor.attention import (
+    ExportedAttention,
+    ExportedRestore,
+    ExportedRows,
+    Significance,
+    attention,
+    put_back,
+    rows_of,
+    significance_of,
+)
 from compressor.backbones import backbone, reads_tokens
 from compressor.errors import RecipeError
 
@@ -161,6 +170,7 @@ class LengthAdaptiveModel(nn.Module):
         padded, restored, ahead = ~real.all(), hidden, self._ahead(token_type_ids)
         keep = None if lengths is None else self._kept(attention_mask.sum(1), lengths)
         rows = torch.arange(input_ids.shape[1], device=hidden.device).expand_as(input_ids)  # where each kept token came from
+        starts = torch.arange(input_ids.shape[0], device=hidden.device)[:, None] * input_ids.shape[1]
         last = max(set(range(self.layers)) - skipped)
         for index, layer in enumerate(self.parts.layers):
             if index in skipped:
@@ -173,7 +183,9 @@ class LengthAdaptiveModel(nn.Module):
                 hidden, real, kept = drop(hidden, significance + ahead, real, keep[index])
                 rows, ahead = rows.gather(1, kept), ahead.gather(1, kept)
             hidden = self.parts.feed_forward(layer, hidden)
-            if restore:
+            if restore and torch.onnx.is_in_onnx_export():
+                restored = ExportedRestore.apply(restored, hidden, rows, starts, real, padded, self.model.config.hidden_size)  # type: ignore[no-untyped-call]
+            elif restore:
                 restored = put_back(restored, hidden, rows, real)
         states: Tensor = restored if restore else hidden
         return states
@@ -214,9 +226,3 @@ def drop(hidden: Tensor, significance: Tensor, real: Tensor, keep: Tensor) -> tu
     kept = significance.masked_fill(~real, -1.0).topk(keep.max(), dim=1).indices  # type: ignore[arg-type]
     rows = ExportedRows.apply if torch.onnx.is_in_onnx_export() else rows_of
     return rows(hidden, kept), torch.arange(kept.shape[1], device=hidden.device) < keep[:, None], kept
-
-
-def put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor) -> Tensor:
-    """Return restored (batch, seq, hidden) with the states of kept tokens replaced; surplus places leave theirs as it is."""
-    index = rows[..., None].expand_as(hidden)
-    return restored.scatter(1, index, torch.where(real[..., None], hidden.to(restored.dtype), restored.gather(1, index)))

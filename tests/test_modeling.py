@@ -10,8 +10,9 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from compressor.attention import put_back
 from compressor.lengths import LengthConfig
-from compressor.modeling import AHEAD, LengthAdaptiveModel, drop, put_back
+from compressor.modeling import AHEAD, LengthAdaptiveModel, drop
 from compressor.students import select_layers
 
 L = 16
