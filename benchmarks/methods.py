@@ -34,8 +34,8 @@ class Study:
 
 
 STUDIES = {
-    "sst2-10k": Study({"train": "sst2/train.tsv.gz", "test": "sst2/dev.tsv.gz"}, {"text": "sentence"}, 64, 4, 10_000),
-    "sci-cite": Study({"train": "sci-cite/train.jsonl.gz", "test": "sci-cite/test.jsonl.gz"}, {}, 128, 3),
+    "sst2-10k": Study({"train": "sst2/train.tsv.gz", "test": "sst2/dev.tsv.gz"}, {"text": "sentence"}, 64, 2, 10_000),
+    "sci-cite": Study({"train": "sci-cite/train.jsonl.gz", "test": "sci-cite/test.jsonl.gz"}, {}, 128, 2),
 }
 
 MINILM: Mapping[str, Any] = {"model": "minilm-l6-h384"}
