@@ -37,7 +37,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, heads: int, dropout
 def significance_of(probabilities: Tensor, real: Tensor, kind: Significance) -> Tensor:
     """Return how much each key counts (batch, seq), without gradients; padding queries have no vote."""
     probabilities = probabilities.detach()
-    return probabilities[:, :, 0].sum(1) if kind == "cls" else (probabilities * real[:, None, :, None]).sum((1, 2))
+    if kind == "cls":
+        return probabilities[:, :, 0].sum(1)
+    return (probabilities * real[:, None, :, None]).sum(2).sum(1)  # onnxruntime is 14x slower on the joint reduction
 
 
 class ExportedAttention(torch.autograd.Function):

@@ -3,7 +3,7 @@
 What:     attention as onnxruntime's fused kernel, without mask work where no text is padded; products that read the same input as one,
           which quantizes it once.
 Papers:   FlashAttention (arXiv:2205.14135) is what the fused kernel computes on a CPU too.
-Formula:  q·kᵀ, k·Wₖ and v·Wᵥ of one x are x·[W_q W_k W_v], cut into three.
+Formula:  x·W_q, x·W_k and x·W_v are x·[W_q W_k W_v], cut into three.
 Limits:   `portable` graphs have no operators of onnxruntime's own; full-attention significance needs the probabilities, which no fused
           kernel gives.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, inliner, numpy_helper, parser
 
-from compressor.attention import DOMAIN
+from compressor.attention import DOMAIN, UNSEEN
 
 CONTRIB = "com.microsoft"
 """Domain of onnxruntime's own operators."""
@@ -35,7 +35,7 @@ _PROBABILITIES = """
     probabilities = If (padded) <
         then_branch = masked () => (float[b, h, m, n] of_real) {
             zero = Constant <value_float = 0.0> ()
-            unseen = Constant <value_float = -10000.0> ()
+            unseen = Constant <value_float = UNSEEN> ()
             axes = Constant <value_ints = [1, 2]> ()
             columns = Unsqueeze (real, axes)
             bias = Where (columns, zero, unseen)
@@ -94,7 +94,7 @@ _VOTE_OF_CLS = """
     of_cls = ReduceSum <keepdims = 0> (by_head, within)
     row = If (padded) <
         then_branch = masked () => (float[b, n, h] of_real) {
-            unseen = Constant <value_float = -10000.0> ()
+            unseen = Constant <value_float = UNSEEN> ()
             last = Constant <value_ints = [-1]> ()
             columns = Unsqueeze (real, last)
             visible = Where (columns, of_cls, unseen)
@@ -135,7 +135,8 @@ def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
         body = _PROBABILITIES if portable or kind == "attention" else _FUSED
         outputs = "context, significance" if votes else "context"
         head = f"attention_{kind} <num_heads, split, scale> (q, k, v, real, padded) => ({outputs})"
-        yield parser.parse_function(f"{domains} {head} {{{_SHARED}{body}{votes}}}")
+        text = f"{_SHARED}{body}{votes}".replace("UNSEEN", f"{UNSEEN:.1f}")
+        yield parser.parse_function(f"{domains} {head} {{{text}}}")
     yield parser.parse_function(f"{domains} restore <flat> (restored, hidden, rows, starts, real, padded) => (states) {{{_RESTORE}}}")
 
 
@@ -159,10 +160,10 @@ def merge_products(model: onnx.ModelProto) -> int:
     """
     graph = model.graph
     constants = {i.name: i for i in graph.initializer}
-    readers = _readers(graph)
+    tables, readers = {name for name, i in constants.items() if len(i.dims) == 2}, _readers(graph)
     groups = defaultdict[str, list[tuple[onnx.NodeProto, onnx.NodeProto]]](list)
     for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in constants and [n.op_type for n in readers[node.output[0]]] == ["Add"]:
+        if node.op_type == "MatMul" and node.input[1] in tables and [n.op_type for n in readers[node.output[0]]] == ["Add"]:
             add = readers[node.output[0]][0]
             if _bias(add, node.output[0]) in constants:
                 groups[node.input[0]].append((node, add))
@@ -179,14 +180,14 @@ def _bias(add: onnx.NodeProto, product: str) -> str:
 def _merge(
     graph: onnx.GraphProto, pairs: Sequence[tuple[onnx.NodeProto, onnx.NodeProto]], constants: Mapping[str, onnx.TensorProto]
 ) -> None:
-    (first, first_add), name = pairs[0], pairs[0][0].name
+    (first, first_add), name = pairs[0], pairs[0][0].output[0]
     weights = [numpy_helper.to_array(constants[product.input[1]]) for product, _ in pairs]
     biases = [numpy_helper.to_array(constants[_bias(add, product.output[0])]) for product, add in pairs]
     sizes = np.array([w.shape[1] for w in weights], np.int64)
     made = {f"{name}/weights": np.concatenate(weights, 1), f"{name}/biases": np.concatenate(biases), f"{name}/sizes": sizes}
     graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(array), key) for key, array in made.items())
     nodes = [
-        helper.make_node("MatMul", [first.input[0], f"{name}/weights"], [f"{name}/product"], name),
+        helper.make_node("MatMul", [first.input[0], f"{name}/weights"], [f"{name}/product"], first.name),
         helper.make_node("Add", [f"{name}/product", f"{name}/biases"], [f"{name}/all"], first_add.name),
         helper.make_node("Split", [f"{name}/all", f"{name}/sizes"], [add.output[0] for _, add in pairs], f"{name}/split", axis=-1),
     ]
