@@ -64,47 +64,54 @@ class ExportedAttention(torch.autograd.Function):
         return context, significance
 
 
-class ExportedRows(torch.autograd.Function):
-    """Chosen rows of each text: one GatherND, which copies whole rows."""
+class _Rows(torch.autograd.Function):
+    """One GatherND, which copies whole rows."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, rows: Tensor) -> Tensor:
-        """Return (batch, rows, hidden) of states (batch, seq, hidden) and rows (batch, rows)."""
-        return rows_of(states, rows)
+        return states.gather(1, rows[..., None].expand(-1, -1, states.shape[-1]))
 
     @staticmethod
     def symbolic(g: Any, states: Any, rows: Any) -> Any:
-        """Write the nodes."""
         index = g.op("Unsqueeze", rows, g.op("Constant", value_t=torch.tensor([-1])))
         return g.op("GatherND", states, index, batch_dims_i=1)
 
 
-class ExportedRestore(torch.autograd.Function):
-    """States of kept tokens put back among those of all tokens, as one node of the graph."""
+def rows_of(states: Tensor, rows: Tensor) -> Tensor:
+    """Return chosen rows (batch, rows, hidden) of each text's states (batch, seq, hidden)."""
+    if torch.onnx.is_in_onnx_export():
+        chosen: Tensor = _Rows.apply(states, rows)  # type: ignore[no-untyped-call]
+        return chosen
+    batch, seq, width = states.shape  # rows of a flattened table: gather() on an expanded index copies number by number
+    flat = (rows + torch.arange(batch, device=states.device)[:, None] * seq).flatten()
+    return states.reshape(-1, width).index_select(0, flat).view(batch, -1, width)
+
+
+class _Restore(torch.autograd.Function):
+    """One node; what it stands for is a function of the graph."""
 
     @staticmethod
-    def forward(
-        ctx: Any, restored: Tensor, hidden: Tensor, rows: Tensor, starts: Tensor, real: Tensor, padded: Tensor, width: int
-    ) -> Tensor:
-        """Return (batch, seq, hidden); `starts` (batch, 1) says where each text begins among the tokens of all."""
-        return put_back(restored, hidden, rows, real)
+    def forward(ctx: Any, restored: Tensor, hidden: Tensor, rows: Tensor, starts: Tensor, real: Tensor, padded: Tensor) -> Tensor:
+        return _put_back(restored, hidden, rows, real)
 
     @staticmethod
-    def symbolic(g: Any, restored: Any, hidden: Any, rows: Any, starts: Any, real: Any, padded: Any, width: int) -> Any:
-        """Write the node; what it stands for is a function of the graph."""
-        found = g.op(f"{DOMAIN}::restore", restored, hidden, rows, starts, real, padded, flat_i=[-1, width])
+    def symbolic(g: Any, restored: Any, hidden: Any, rows: Any, starts: Any, real: Any, padded: Any) -> Any:
+        found = g.op(f"{DOMAIN}::restore", restored, hidden, rows, starts, real, padded)
         found.setType(restored.type())
         return found
 
 
-def put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor) -> Tensor:
-    """Return restored (batch, seq, hidden) with the states of kept tokens replaced; surplus places leave theirs as it is."""
+def put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor, starts: Tensor, padded: Tensor) -> Tensor:
+    """Return restored (batch, seq, hidden) with the states of kept tokens replaced; surplus places leave theirs as it is.
+
+    `starts` (batch, 1) says where each text begins among the tokens of all, `padded` whether any place is surplus: the graph reads them.
+    """
+    if torch.onnx.is_in_onnx_export():
+        states: Tensor = _Restore.apply(restored, hidden, rows, starts, real, padded)  # type: ignore[no-untyped-call]
+        return states
+    return _put_back(restored, hidden, rows, real)
+
+
+def _put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor) -> Tensor:
     index = rows[..., None].expand_as(hidden)
     return restored.scatter(1, index, torch.where(real[..., None], hidden.to(restored.dtype), restored.gather(1, index)))
-
-
-def rows_of(states: Tensor, rows: Tensor) -> Tensor:
-    """Return chosen rows (batch, rows, hidden) of each text's states (batch, seq, hidden)."""
-    batch, seq, width = states.shape
-    flat = (rows + torch.arange(batch, device=states.device)[:, None] * seq).flatten()
-    return states.reshape(-1, width).index_select(0, flat).view(batch, -1, width)

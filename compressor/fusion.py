@@ -107,9 +107,8 @@ _VOTE_OF_CLS = """
     significance = ReduceSum <keepdims = 0> (row, heads)
 """
 _RESTORE = """
-    flat_shape = Constant <value_ints: ints = @flat> ()
     last = Constant <value_ints = [-1]> ()
-    tokens = Reshape (restored, flat_shape)
+    tokens = Flatten <axis = 2> (restored)
     places = Add (rows, starts)
     index = Unsqueeze (places, last)
     changed = If (padded) <
@@ -137,7 +136,7 @@ def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
         head = f"attention_{kind} <num_heads, split, scale> (q, k, v, real, padded) => ({outputs})"
         text = f"{_SHARED}{body}{votes}".replace("UNSEEN", f"{UNSEEN:.1f}")
         yield parser.parse_function(f"{domains} {head} {{{text}}}")
-    yield parser.parse_function(f"{domains} restore <flat> (restored, hidden, rows, starts, real, padded) => (states) {{{_RESTORE}}}")
+    yield parser.parse_function(f"{domains} restore (restored, hidden, rows, starts, real, padded) => (states) {{{_RESTORE}}}")
 
 
 def expand(model: onnx.ModelProto, opset: int, *, portable: bool) -> onnx.ModelProto:

@@ -28,16 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from compressor import adapters, bilstm
-from compressor.attention import (
-    ExportedAttention,
-    ExportedRestore,
-    ExportedRows,
-    Significance,
-    attention,
-    put_back,
-    rows_of,
-    significance_of,
-)
+from compressor.attention import ExportedAttention, Significance, attention, put_back, rows_of, significance_of
 from compressor.backbones import backbone, reads_tokens
 from compressor.errors import RecipeError
 
@@ -183,17 +174,15 @@ class LengthAdaptiveModel(nn.Module):
                 hidden, real, kept = drop(hidden, significance + ahead, real, keep[index])
                 rows, ahead = rows.gather(1, kept), ahead.gather(1, kept)
             hidden = self.parts.feed_forward(layer, hidden)
-            if restore and torch.onnx.is_in_onnx_export():
-                restored = ExportedRestore.apply(restored, hidden, rows, starts, real, padded, self.model.config.hidden_size)  # type: ignore[no-untyped-call]
-            elif restore:
-                restored = put_back(restored, hidden, rows, real)
+            if restore:
+                restored = put_back(restored, hidden, rows, real, starts, padded)
         states: Tensor = restored if restore else hidden
         return states
 
     def _ahead(self, token_type_ids: Tensor) -> Tensor:
         """Return by how much tokens go before all others (batch, seq): [CLS] does, and the question where it is protected."""
         first = torch.arange(token_type_ids.shape[1], device=token_type_ids.device) == 0
-        ahead = (2 * AHEAD * first.float()).expand_as(token_type_ids)
+        ahead = torch.where(first, torch.inf, 0.0).expand_as(token_type_ids)
         return ahead + AHEAD * (token_type_ids == 0).float() if self.protect == "question" else ahead
 
     def _kept(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -224,5 +213,4 @@ def drop(hidden: Tensor, significance: Tensor, real: Tensor, keep: Tensor) -> tu
     Returns hidden (batch, kept, hidden), which of them are real (batch, kept), and where they stood (batch, kept).
     """
     kept = significance.masked_fill(~real, -1.0).topk(keep.max(), dim=1).indices  # type: ignore[arg-type]
-    rows = ExportedRows.apply if torch.onnx.is_in_onnx_export() else rows_of
-    return rows(hidden, kept), torch.arange(kept.shape[1], device=hidden.device) < keep[:, None], kept
+    return rows_of(hidden, kept), torch.arange(kept.shape[1], device=hidden.device) < keep[:, None], kept

@@ -85,6 +85,14 @@ def test_drop_keeps_the_most_significant_real_tokens() -> None:
     assert kept[0].flatten().tolist() == [0.0, 2.0, 3.0]
 
 
+def test_cls_stays_however_much_another_token_counts(model: LengthAdaptiveModel) -> None:
+    """A text of thousands of tokens may give one of them more than any number that was thought of."""
+    ids, mask, segments = batch(16)
+    significance = torch.zeros(1, L).index_fill(1, torch.tensor([5]), 1e6)
+    _, _, kept = drop(model.parts.embed(ids, segments), significance + model._ahead(segments), mask.bool(), torch.tensor([2]))
+    assert kept.tolist() == [[0, 5]]
+
+
 @torch.no_grad()
 def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptiveModel) -> None:
     """Against a naive loop over single texts: drop by hand, remember every token's last state (Drop-and-Restore)."""
@@ -134,7 +142,8 @@ def test_absolute_counts_drop_nothing_of_short_texts(model: LengthAdaptiveModel)
 
 def test_put_back_leaves_surplus_places_alone() -> None:
     restored = torch.zeros(1, 4, 1)
-    out = put_back(restored, torch.tensor([[[5.0], [7.0]]]), torch.tensor([[2, 1]]), torch.tensor([[True, False]]))
+    real = torch.tensor([[True, False]])
+    out = put_back(restored, torch.tensor([[[5.0], [7.0]]]), torch.tensor([[2, 1]]), real, torch.tensor([[0]]), ~real.all())
     assert out.flatten().tolist() == [0, 0, 5, 0]
 
 
