@@ -28,9 +28,11 @@ from compressor.recipe import Recipe, Search
 ARTIFACTS = Path("artifacts")
 VARIANTS: Mapping[str, list[str]] = {
     "attention": ["length_adapt.significance=attention"],
+    "sampled": ["length_adapt.significance=sampled"],
     "cls": ["length_adapt.significance=cls"],
     "attention, absolute counts": ["length_adapt.significance=attention", "length_adapt.counts=absolute"],
     "plain dropping, attention": ["length_adapt.significance=attention", "length_adapt.max_steps=1"],
+    "plain dropping, sampled": ["length_adapt.significance=sampled", "length_adapt.max_steps=1"],
     "plain dropping, cls": ["length_adapt.significance=cls", "length_adapt.max_steps=1"],
 }
 QUESTION: Mapping[str, list[str]] = {

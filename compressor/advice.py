@@ -45,6 +45,8 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
     if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and recipe.deployed:
         yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
+    if facts.words is not None and facts.words > MANY_WORDS and recipe.length_adapt and recipe.length_adapt.significance == "attention":
+        yield f"texts are long (median {facts.words:.0f} words): length_adapt.significance sampled ranks tokens as well, in less time"
     if facts.teacher and facts.student and recipe.assistant is None:
         (layers, width), (few, narrow) = facts.teacher, facts.student
         if 2 * few <= layers and 2 * narrow <= width:

@@ -1,7 +1,8 @@
 """Self-attention and what is read off it: how much each token counts. In torch for training, as one operator each in the exported graph.
 
 What:     the exporter writes the operators below as single nodes: compressor/fusion.py says what onnxruntime computes for them.
-Formula:  context = softmax(q·kᵀ / √d)·v; significance of token j = sum over heads and real queries i of attention[i, j], or [CLS]'s row.
+Formula:  context = softmax(q·kᵀ / √d)·v; significance of token j = sum over heads and real queries i of attention[i, j], where i is every
+          token, every eighth, or [CLS] alone.
 Limits:   the operators have no gradients; they are used while a graph is traced.
 """
 
@@ -14,8 +15,10 @@ from compressor.dropout import attention_dropped
 
 DOMAIN = "compressor"
 """Domain of the graph's own functions."""
-Significance = Literal["attention", "cls", "none"]
-"""Whose attention counts for a token: that of all real tokens, that of [CLS], or nobody's, where no token leaves."""
+Significance = Literal["attention", "sampled", "cls", "none"]
+"""Whose attention counts for a token: all real tokens', every eighth's from [CLS] on, [CLS]'s, or nobody's, where no token leaves."""
+EVERY = 8
+"""Of so many tokens one is asked where significance is sampled."""
 UNSEEN = -1e4
 """Score of a token that must not be seen."""
 
@@ -39,6 +42,8 @@ def significance_of(probabilities: Tensor, real: Tensor, kind: Significance) -> 
     probabilities = probabilities.detach()
     if kind == "cls":
         return probabilities[:, :, 0].sum(1)
+    if kind == "sampled":
+        probabilities, real = probabilities[:, :, ::EVERY], real[:, ::EVERY]
     return (probabilities * real[:, None, :, None]).sum(2).sum(1)  # onnxruntime is 14x slower on the joint reduction
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, inliner, numpy_helper, parser
 
-from compressor.attention import DOMAIN, UNSEEN
+from compressor.attention import DOMAIN, EVERY, UNSEEN
 
 CONTRIB = "com.microsoft"
 """Domain of onnxruntime's own operators."""
@@ -62,22 +62,51 @@ _FUSED = """
         }
     >
 """
+_ROWS_OF_SOME = """
+    begin = Constant <value_ints = [0]> ()
+    end = Constant <value_ints = [9223372036854775807]> ()
+    tokens = Constant <value_ints = [1]> ()
+    every = Constant <value_ints = [EVERY]> ()
+    asking = Slice (q, begin, end, tokens, every)
+    asking4 = Reshape (asking, split)
+    asked4 = Reshape (k, split)
+    some_queries = Transpose <perm = [0, 2, 1, 3]> (asking4)
+    by_asked = Transpose <perm = [0, 2, 1, 3]> (asked4)
+    asked = Transpose <perm = [0, 1, 3, 2]> (by_asked)
+    some_scaled = Mul (some_queries, scale)
+    some_scores = MatMul (some_scaled, asked)
+    some = If (padded) <
+        then_branch = masked () => (float[b, h, s, n] of_real) {
+            zero = Constant <value_float = 0.0> ()
+            unseen = Constant <value_float = UNSEEN> ()
+            axes = Constant <value_ints = [1, 2]> ()
+            columns = Unsqueeze (real, axes)
+            bias = Where (columns, zero, unseen)
+            biased = Add (some_scores, bias)
+            of_real = Softmax <axis = -1> (biased)
+        },
+        else_branch = plain () => (float[b, h, s, n] of_all) {
+            of_all = Softmax <axis = -1> (some_scores)
+        }
+    >
+    voters = Slice (real, begin, end, tokens, every)
+"""
 # Two reductions, not one over both axes: onnxruntime is 14x slower on the joint one.
-_VOTES_OF_ALL = """
+_VOTES = """
     over_heads = Constant <value_ints = [1]> ()
     over_queries = Constant <value_ints = [2]> ()
     votes = If (padded) <
         then_branch = masked () => (float[b, h, n] of_real) {
             one = Constant <value_ints = [1]> ()
             last = Constant <value_ints = [-1]> ()
-            numbers = Cast <to = 1> (real)
+            numbers = Cast <to = 1> (VOTERS)
             by_head = Unsqueeze (numbers, one)
             rows = Unsqueeze (by_head, last)
-            counted = Mul (probabilities, rows)
+            counted = Mul (ROWS, rows)
             of_real = ReduceSum <keepdims = 0> (counted, over_queries)
         },
         else_branch = plain () => (float[b, h, n] of_all) {
-            of_all = ReduceSum <keepdims = 0> (probabilities, over_queries)
+            of_all = ReduceSum <keepdims = 0> (ROWS, over_queries)
         }
     >
     significance = ReduceSum <keepdims = 0> (votes, over_heads)
@@ -130,11 +159,13 @@ _RESTORE = """
 def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
     """Yield what the exporter's nodes stand for."""
     domains = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{CONTRIB}" : 1]>'
-    for kind, votes in (("attention", _VOTES_OF_ALL), ("cls", _VOTE_OF_CLS), ("none", "")):
+    of_all = _VOTES.replace("VOTERS", "real").replace("ROWS", "probabilities")
+    of_some = _ROWS_OF_SOME + _VOTES.replace("VOTERS", "voters").replace("ROWS", "some")
+    for kind, votes in (("attention", of_all), ("sampled", of_some), ("cls", _VOTE_OF_CLS), ("none", "")):
         body = _PROBABILITIES if portable or kind == "attention" else _FUSED
         outputs = "context, significance" if votes else "context"
         head = f"attention_{kind} <num_heads, split, scale> (q, k, v, real, padded) => ({outputs})"
-        text = f"{_SHARED}{body}{votes}".replace("UNSEEN", f"{UNSEEN:.1f}")
+        text = f"{_SHARED}{body}{votes}".replace("UNSEEN", f"{UNSEEN:.1f}").replace("EVERY", str(EVERY))
         yield parser.parse_function(f"{domains} {head} {{{text}}}")
     yield parser.parse_function(f"{domains} restore (restored, hidden, rows, starts, real, padded) => (states) {{{_RESTORE}}}")
 
@@ -146,10 +177,18 @@ def expand(model: onnx.ModelProto, opset: int, *, portable: bool) -> onnx.ModelP
         return model
     model.functions.extend(function for function in _functions(opset, portable) if function.name in used)
     expanded = inliner.inline_local_functions(model)
+    _name_sizes_apart(expanded.graph)
     kept = [domain for domain in expanded.opset_import if domain.domain not in (DOMAIN, CONTRIB)]
     del expanded.opset_import[:]
     expanded.opset_import.extend([*kept, *([] if portable else [helper.make_opsetid(CONTRIB, 1)])])
     return expanded
+
+
+def _name_sizes_apart(graph: onnx.GraphProto) -> None:
+    """Give every layer's sizes names of their own: onnxruntime reuses memory between values whose sizes are called alike."""
+    for number, node in enumerate(node for node in graph.node if node.op_type == "If"):
+        for size in (size for branch in node.attribute for size in branch.g.output[0].type.tensor_type.shape.dim):
+            size.dim_param += f"_{number}"
 
 
 def merge_products(model: onnx.ModelProto) -> int:

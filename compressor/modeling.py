@@ -4,8 +4,8 @@ What:     after a layer's attention the least significant tokens leave; before a
           the last state they had (Drop-and-Restore).
 Papers:   PoWER-BERT (arXiv:2001.08950), Length-Adaptive Transformer (arXiv:2010.07003).
 Formula:  significance of token j = sum over heads and real queries i of attention[i, j]; [CLS] always stays first.
-Defaults: significance from all real queries (`attention`); `cls` reads only the [CLS] row; `protect` question lets the question's tokens
-          leave last.
+Defaults: significance from all real queries (`attention`); `sampled` asks every eighth of them, `cls` only [CLS]; `protect` question
+          lets the question's tokens leave last.
 Limits:   the families of compressor/backbones.py; a question is told by segment ids, which RoBERTa's tokenizers do not give.
 """
 

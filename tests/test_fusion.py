@@ -19,7 +19,7 @@ from tests.test_graphs import CONFIGURATIONS, TEXTS, tiny, tokens
 
 
 @pytest.mark.parametrize("opset", [14, 17, 20])
-@pytest.mark.parametrize("kind", ["attention", "cls"])
+@pytest.mark.parametrize("kind", ["attention", "sampled", "cls"])
 def test_a_portable_graph_answers_alike_with_operators_of_onnx_alone(
     tmp_path: Path, tiny_model: Path, kind: Significance, opset: int
 ) -> None:
@@ -33,12 +33,12 @@ def test_a_portable_graph_answers_alike_with_operators_of_onnx_alone(
     assert CONTRIB in {o.domain for o in onnx.load(paths[False]).opset_import}
 
 
-@pytest.mark.parametrize("kind", ["attention", "cls"])
+@pytest.mark.parametrize("kind", ["attention", "sampled", "cls"])
 def test_attention_is_fused_wherever_nothing_reads_its_probabilities(tmp_path: Path, kind: Significance) -> None:
     export_graph(LengthAdaptiveModel(tiny().model, 32, kind).eval(), tmp_path / "model.onnx", 17)
     branches = [a.g for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "If" for a in n.attribute]
     found = Counter(n.op_type for branch in branches for n in branch.node)
-    assert found["MultiHeadAttention"] == 2 * (3 if kind == "cls" else 1)  # with and without a mask
+    assert found["MultiHeadAttention"] == 2 * (1 if kind == "attention" else 3)  # with and without a mask
     assert found["Softmax"] == 2 * 2  # of the two layers that tokens leave
 
 

@@ -36,7 +36,7 @@ def tokens(tiny_model: Path, *texts: str) -> Tokens:
 TEXTS = ("film", "the story was very good", "a dull plot and the music is weak and it was quite awful", "it", "witty ending " * 30)
 
 
-@pytest.mark.parametrize("significance", ["attention", "cls"])
+@pytest.mark.parametrize("significance", ["attention", "sampled", "cls"])
 def test_the_graph_equals_torch_at_all_lengths_batches_and_paddings(tmp_path: Path, tiny_model: Path, significance: str) -> None:
     model = LengthAdaptiveModel(tiny().model, 32, significance).eval()
     export_graph(model, tmp_path / "model.onnx", 17)

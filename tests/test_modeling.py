@@ -53,7 +53,7 @@ def test_at_full_length_it_is_the_plain_hugging_face_model(model: LengthAdaptive
 
 
 @pytest.mark.parametrize("lengths", SHORTER)
-@pytest.mark.parametrize("significance", ["attention", "cls"])
+@pytest.mark.parametrize("significance", ["attention", "sampled", "cls"])
 def test_a_prediction_does_not_depend_on_its_batch(model: LengthAdaptiveModel, lengths: tuple[int, ...], significance: str) -> None:
     model = LengthAdaptiveModel(model.model, L, significance).eval()
     config = torch.tensor(lengths)
