@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from compressor.backbones import reads_tokens
-from compressor.errors import StageError
+from compressor.errors import RecipeError, StageError
 from compressor.fusion import expand, merge_products
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.runtime import Graph
@@ -24,7 +25,29 @@ from compressor.tokens import Floats, Tokens
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def export_graph(model: PlainModel | LengthAdaptiveModel, path: Path, opset: int, *, portable: bool = False) -> None:
+class FullLengthModel(nn.Module):
+    """A plain model run layer by layer: the same answers, but in a sentence task only [CLS] asks in the last layer."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self._layered = LengthAdaptiveModel(model, max_length=1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Return logits as the plain model."""
+        logits: Tensor = self._layered(input_ids, attention_mask, token_type_ids)
+        return logits
+
+
+def layered(model: PlainModel) -> PlainModel | FullLengthModel:
+    """Return the plain model as what exports to a faster graph, where its family allows it."""
+    try:
+        return FullLengthModel(model.model)
+    except RecipeError:
+        return model
+
+
+def export_graph(model: PlainModel | FullLengthModel | LengthAdaptiveModel, path: Path, opset: int, *, portable: bool = False) -> None:
     """Write the model as ONNX with dynamic batch and length; a length-adaptive one takes `lengths`, by default full.
 
     A `portable` graph has only operators of ONNX itself.

@@ -175,7 +175,7 @@ class LengthAdaptiveModel(nn.Module):
                 rows, ahead = rows.gather(1, kept), ahead.gather(1, kept)
             hidden = self.parts.feed_forward(layer, hidden)
             if restore:
-                restored = put_back(restored, hidden, rows, real, starts, padded)
+                restored = hidden if keep is None else put_back(restored, hidden, rows, real, starts, padded)
         states: Tensor = restored if restore else hidden
         return states
 

@@ -39,6 +39,15 @@ def test_length_adaptation_is_for_long_texts(make_recipe: Callable[..., Path]) -
     assert "texts are long (median 121 words): length_adapt and search pay" in advice(recipe)
 
 
+def test_long_texts_are_ranked_by_a_sample_of_their_tokens(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    assert "sampled" not in advice(recipe)
+    write(recipe, 50, LONG)
+    assert "texts are so long (median 121 words) that length_adapt.significance sampled ranks tokens as well in less time" in advice(recipe)
+    recipe.write_text(recipe.read_text().replace("length_adapt: {", "length_adapt: {significance: sampled, "))
+    assert "sampled" not in advice(recipe)
+
+
 def test_a_much_smaller_student_calls_for_an_assistant(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     recipe = make_recipe(**{"student: {layers: [0, 2]}": "student: {model: ./small}"})
     (tmp_path / "small").mkdir()

@@ -19,7 +19,7 @@ from transformers import (
 from compressor.backbones import BACKBONES
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, shape_of
-from compressor.graphs import export_graph, parity
+from compressor.graphs import FullLengthModel, export_graph, layered, parity
 from compressor.modeling import HEADS, LengthAdaptiveModel, PlainModel
 from compressor.students import select_layers
 from compressor.tokens import Tokens
@@ -143,12 +143,14 @@ def test_an_unsupported_family_is_refused_as_a_length_adaptive_student() -> None
 
 @pytest.mark.parametrize("head", SERVED)
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_a_plain_teachers_graph_equals_torch(kind: str, head: str, tmp_path: Path) -> None:
+def test_the_graph_of_a_plain_teacher_or_student_equals_torch(kind: str, head: str, tmp_path: Path) -> None:
     model = PlainModel(model_of(kind, head))
-    export_graph(model, tmp_path / "teacher.onnx", 17)
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
-    assert parity(model, tmp_path / "teacher.onnx", texts, [None], 0, 1e-4) < 1e-4
+    for exported in (model, layered(model)):
+        export_graph(exported, tmp_path / "model.onnx", 17)
+        assert parity(model, tmp_path / "model.onnx", texts, [None], 0, 1e-4) < 1e-4
+    assert isinstance(exported, FullLengthModel) == (kind in BACKBONES)
 
 
 @torch.no_grad()

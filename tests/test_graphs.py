@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.errors import StageError
-from compressor.graphs import PlainModel, export_graph, parity, takes_lengths
+from compressor.graphs import PlainModel, export_graph, layered, parity, takes_lengths
 from compressor.modeling import LengthAdaptiveModel
 from compressor.tokens import Tokens
 
@@ -67,9 +67,10 @@ def test_a_client_that_knows_no_lengths_gets_the_default(tmp_path: Path) -> None
 
 def test_a_model_without_lengths_exports_without_the_input(tmp_path: Path, tiny_model: Path) -> None:
     model = PlainModel(tiny().model).eval()
-    export_graph(model, tmp_path / "model.onnx", 17)
-    assert not takes_lengths(tmp_path / "model.onnx")
-    assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), [None], 0, 1e-4) < 1e-4
+    for exported in (model, layered(model)):
+        export_graph(exported, tmp_path / "model.onnx", 17)
+        assert not takes_lengths(tmp_path / "model.onnx")
+        assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), [None], 0, 1e-4) < 1e-4
 
 
 SCRIPT = """

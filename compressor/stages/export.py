@@ -3,7 +3,8 @@
 What:     one graph that takes `lengths` (int64, one a layer, default full); parity with torch is proven before it is handed on.
 Formula:  a text of n real tokens keeps ceil(n · lengths[i] / max_length) after layer i.
 Defaults: opset 17, tolerance 1e-3 on a logit, onnxruntime's own operators where they are faster (compressor/fusion.py).
-Limits:   the TorchScript exporter; the last layer of a sentence task computes only [CLS], whatever its length says.
+Limits:   the TorchScript exporter; the last layer of a sentence task computes only [CLS], whatever its length says, where the family runs
+          layer by layer (compressor/backbones.py).
 """
 
 from itertools import islice
@@ -12,9 +13,9 @@ from typing import Any
 
 from compressor import checkpoint
 from compressor.encoded import pad_id_of, tokenizer_of
-from compressor.graphs import export_graph, parity
+from compressor.graphs import export_graph, layered, parity
 from compressor.lengths import LengthConfig
-from compressor.modeling import LengthAdaptiveModel
+from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.pipeline import Inputs, Kind
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -31,7 +32,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         artifact = inputs[kind]
         model = checkpoint.load_forward(artifact, splits.labels, task.head)
         path, folder = out / f"{name}.onnx", artifact.path / MODEL
-        export_graph(model, path, recipe.export.opset, portable=recipe.export.portable)
+        exported = layered(model) if name == "model" and isinstance(model, PlainModel) else model  # the teacher's is what others export
+        export_graph(exported, path, recipe.export.opset, portable=recipe.export.portable)
         texts = task.windows(tokenizer_of(folder), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride).tokens
         configurations = _configurations(model) if isinstance(model, LengthAdaptiveModel) else [None]
         worst = parity(model, path, texts, configurations, pad_id_of(folder), recipe.export.tolerance)
