@@ -50,6 +50,7 @@ Until = Annotated[str | None, typer.Option("--until", envvar="COMPRESS_UNTIL", h
 LatencyBudget = Annotated[
     float | None, typer.Option("--latency-ms", envvar="COMPRESS_LATENCY_MS", help="The most accurate point within this.")
 ]
+Models = Annotated[list[Path], typer.Argument(help="Folders of bundles, or .onnx files.", show_default=False)]
 Texts = Annotated[Path | None, typer.Argument(help="One text a line; stdin when absent.", show_default=False)]
 Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help="Labelled examples: csv, tsv, jsonl, parquet.")]
 TaskName = Annotated[str, typer.Option("--task", envvar="COMPRESS_TASK", help="What the model answers, as in task.type of a recipe.")]
@@ -245,19 +246,18 @@ def predict(
         raise typer.BadParameter("give --point or --latency-ms, not both")
     runtime = Runtime(bundle, threads)
     chosen = point if latency_ms is None else runtime.within(latency_ms)
-    for answer in runtime.stream(_lines(texts, pairs=runtime.manifest["task"] != "token-classification"), chosen):
+    for answer in runtime.stream(map(runtime.given, _lines(texts)), chosen):
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
 
 
-def _lines(path: Path | None, *, pairs: bool) -> Iterator[str | tuple[str, str]]:
+def _lines(path: Path | None) -> Iterator[str]:
     if path is None and sys.stdin is None:  # so Python tells that it was closed
         raise RecipeError("stdin is closed; name a file with one text a line")
     try:
         # utf-8-sig drops a byte order mark; newline: a stray carriage return ends no line, so that answers stay beside their lines.
         with open(path or sys.stdin.fileno(), encoding="utf-8-sig", newline="\n", closefd=path is not None) as file:
             for line in file:
-                first, tab, second = line.rstrip("\r\n").partition("\t")
-                yield (first, second) if tab and pairs else first + tab + second
+                yield line.rstrip("\r\n")
     except OSError as error:
         raise RecipeError(f"{path or 'stdin'}: {error.strerror}; name a file with one text a line") from None
     except UnicodeDecodeError as error:
@@ -287,6 +287,23 @@ def evaluate(
     columns = Columns(text or usual.text, text_pair or usual.text_pair, label or usual.label, options=True)
     examples = list(read_examples(data, columns, runtime.task, root=Path.cwd(), split="test"))
     show(format, score(runtime, examples, point))
+
+
+@app.command()
+def bench(
+    models: Models,
+    texts: Annotated[Path | None, typer.Option("--texts", envvar="COMPRESS_TEXTS", help="Time these, one a line.")] = None,
+    shape: Annotated[list[str], typer.Option("--shape", envvar="COMPRESS_SHAPE", help="Texts x tokens, as 8x128. Repeatable.")] = [],
+    threads: Annotated[list[int], typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads of a run. Repeatable.")] = [1],
+    point: Annotated[list[str], typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point; absent: all. Repeatable.")] = [],
+    rounds: Annotated[int, typer.Option("--rounds", envvar="COMPRESS_ROUNDS", min=1, help="Timed runs of each, in turn.")] = 10,
+    format: OutputFormat = "text",
+) -> None:
+    """Time bundles, and any encoder's .onnx file, beside each other; speed-ups are over the first."""
+    from compressor.bench import bench as timed
+
+    shapes = shape or ([] if texts else ["1x32", "1x128"])
+    show(format, timed(models, list(_lines(texts)) if texts else None, shapes, threads, point, rounds))
 
 
 @app.command()

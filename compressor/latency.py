@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compressor.tokens import Floats
+
 Run = Callable[[int], object]
 """Answers one text of a data set, given its row."""
 
@@ -21,14 +23,19 @@ class Latency:
 
 
 def interleaved(variants: Mapping[str, Run], rows: Sequence[int], rounds: int = 3) -> dict[str, Latency]:
-    """Time every variant on every row's text, `rounds` times, all variants in turn and each time in another order.
+    """Time every variant on every row's text; a text's time is its best round, which nothing else on the machine has disturbed."""
+    best = {name: t.min(0) for name, t in timed(variants, rows, rounds).items()}
+    return {name: Latency(float(np.percentile(b, 50)), float(np.percentile(b, 90)), float(b.mean())) for name, b in best.items()}
+
+
+def timed(variants: Mapping[str, Run], rows: Sequence[int], rounds: int) -> dict[str, Floats]:
+    """Return each variant's milliseconds (rounds, rows), all variants in turn and each time in another order.
 
     A timed run follows an untimed one of the same variant: its weights are then in the caches, as when one model is served.
     Without that, a variant paid for its neighbours: of five equal INT8 graphs after a float one, the first read 1.7x the fifth.
-    A text's time is its best round, which nothing else on the machine has disturbed.
     """
     rng, names = random.Random(0), list(variants)
-    times = {name: np.full((rounds, len(rows)), np.inf) for name in names}
+    times: dict[str, Floats] = {name: np.full((rounds, len(rows)), np.inf) for name in names}
     for number in range(rounds):
         for position, row in enumerate(rows):
             for name in rng.sample(names, len(names)):
@@ -36,8 +43,7 @@ def interleaved(variants: Mapping[str, Run], rows: Sequence[int], rounds: int = 
                 start = time.perf_counter_ns()
                 variants[name](row)
                 times[name][number, position] = (time.perf_counter_ns() - start) / 1e6
-    best = {name: t.min(0) for name, t in times.items()}
-    return {name: Latency(float(np.percentile(b, 50)), float(np.percentile(b, 90)), float(b.mean())) for name, b in best.items()}
+    return times
 
 
 def sample(lengths: Sequence[int], count: int) -> list[int]:

@@ -69,5 +69,10 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for name in rows[0]:
         table.add_column(name.replace("_", " "))
     for row in rows:
-        table.add_row(*("–" if v is None or v == "" else f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*("–" if v is None or v == "" else _number(v) if isinstance(v, float) else str(v) for v in row.values()))
     return table
+
+
+def _number(value: float) -> str:
+    """Return a number with as many decimals as tell something."""
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"

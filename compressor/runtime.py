@@ -55,7 +55,7 @@ class Graph:
         `workers` batches run beside each other; by default as many as there are threads, of a graph that is fed single texts.
         """
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # an error is raised as well as logged
         self.workers = workers or (threads if single else 1)  # one text fills one core; texts beside each other fill the others
         options.intra_op_num_threads = 1 if single else threads
         options.inter_op_num_threads = 1
@@ -64,13 +64,15 @@ class Graph:
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], **disabled)
         self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
         self.single, self.pad_id = single, pad_id
+        outputs = [o.name for o in self.session.get_outputs()]
+        self.output = "logits" if "logits" in outputs else outputs[0]
 
     def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
-        """Return the logits of one padded batch."""
+        """Return the logits of one padded batch, or the first output of a graph that has none."""
         feed = {name: array for name, array in tokens.padded(self.pad_id).items() if name in self.inputs}
         if lengths is not None:
             feed["lengths"] = np.asarray(lengths, dtype=np.int64)
-        logits: Floats = self.session.run(["logits"], feed)[0]
+        logits: Floats = self.session.run([self.output], feed)[0]
         return logits
 
     def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
@@ -134,7 +136,7 @@ class Runtime:
 
     def stream(self, texts: Iterable[Given], point: str | OperatingPoint | None = None) -> Iterator[Any]:
         """Yield the answers of any number of texts with flat memory."""
-        lengths, examples = self._point(point).lengths, map(self.task.given, texts)
+        lengths, examples = self.point(point).lengths, map(self.task.given, texts)
         while chunk := list(islice(examples, CHUNK)):
             windows = self._windows(chunk)
             yield from self.task.decode(self._graph.logits(windows.tokens, lengths), windows, chunk, self.labels)
@@ -142,8 +144,18 @@ class Runtime:
     def outcomes(self, examples: Sequence[Example], point: str | OperatingPoint | None = None) -> Floats:
         """Return the outcomes of labelled examples, one row each, of which the task's metrics are computed."""
         windows = self._windows(examples)
-        logits = self._graph.logits(windows.tokens, self._point(point).lengths)
+        logits = self._graph.logits(windows.tokens, self.point(point).lengths)
         return self.task.outcomes(logits, windows, examples, self.labels)
+
+    def given(self, line: str) -> Given:
+        """Return what a line of a file asks: a pair where it has a tab, unless words are tagged."""
+        first, tab, second = line.partition("\t")
+        return (first, second) if tab and self.manifest["task"] != "token-classification" else line
+
+    def tokens(self, texts: Sequence[Given]) -> list[Tokens]:
+        """Return the tokens of each text: one window, or several that overlap where the task reads long texts so."""
+        windows = self._windows([self.task.given(text) for text in texts])
+        return [windows.tokens.rows(own) for own in windows.of_examples(len(texts))]
 
     def within(self, latency_ms: float) -> OperatingPoint:
         """Return the most accurate operating point of at most this median latency, as measured on the build machine.
@@ -157,7 +169,12 @@ class Runtime:
             raise BundleError(f"no operating point within {latency_ms:g} ms; the fastest is {fastest.name} at {fastest.latency_ms:.2f} ms")
         return max(fitting, key=lambda p: (p.score, -p.latency_ms))
 
-    def _point(self, point: str | OperatingPoint | None) -> OperatingPoint:
+    def point(self, point: str | OperatingPoint | None) -> OperatingPoint:
+        """Return an operating point by its name; None: the bundle's own.
+
+        Raises:
+            BundleError: there is none of this name.
+        """
         if isinstance(point, OperatingPoint):
             return point
         name = point or self.default

@@ -25,7 +25,15 @@ BUNDLE = "artifacts/dist/tiny"
 STAGES = ["data", "finetune", "distill", "length_adapt", "export", "quantize", "search", "bundle"]
 VARIANTS = ["teacher fp32", "student fp32", "INT8 full", "INT8 accurate", "INT8 balanced", "INT8 fast", "INT8 knee", "INT8 min"]
 MISUSES = ["run tiny.yaml --unknown", "plan tiny.yaml --format yaml", f"predict {BUNDLE} --point a --latency-ms 3", "eval", "cache", ""]
-READS = ["validate tiny.yaml", "plan tiny.yaml", f"eval {BUNDLE} --data test.csv", "doctor", "cache ls", "cache gc --dry-run"]
+READS = [
+    "validate tiny.yaml",
+    "plan tiny.yaml",
+    f"eval {BUNDLE} --data test.csv",
+    f"bench {BUNDLE} --shape 1x8 --rounds 1",
+    "doctor",
+    "cache ls",
+    "cache gc --dry-run",
+]
 SLIVER = ("run", "tiny.yaml", "--profile", "smoke", "--until", "data", "--force", "data")
 COLOR = re.compile(r"\x1b\[(?:\d+;)*[39]\dm")
 Done = subprocess.CompletedProcess[str]

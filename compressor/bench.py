@@ -1,0 +1,171 @@
+"""Time models beside each other: bundles at their operating points, and any other encoder's ONNX file.
+
+What:     every variant runs each workload in turn, round by round, in another order each time; no run is left out.
+Workloads: texts one by one, as a server gets them; all of them at once, as a job reads them; and batches of a fixed shape.
+Limits:   one process; the ids of fixed shapes are random, which no kernel's time depends on.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor import machine
+from compressor.doctor import check_load, machine_load
+from compressor.errors import RecipeError
+from compressor.latency import Run, sample, timed
+from compressor.runtime import Given, Graph, Runtime
+from compressor.tokens import Tokens
+
+PACKAGES = ("encoder-compressor", "onnxruntime", "numpy")
+TEXTS = 64
+"""Texts of a stream that are timed: they spread evenly over its lengths."""
+FIRST_ID, IDS = 5, 25
+"""Where random token ids lie: in the smallest vocabulary too."""
+Lengths = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one variant runs in turn: batches of so many texts in all."""
+
+    name: str
+    batches: Sequence[Tokens]
+    texts: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A graph to be timed at each of these length configurations; an .onnx file has no runtime."""
+
+    path: Path
+    file: Path
+    points: Mapping[str, Lengths]
+    runtime: Runtime | None
+
+
+def bench(
+    paths: Sequence[Path],
+    lines: Sequence[str] | None,
+    shapes: Sequence[str],
+    threads: Sequence[int],
+    points: Sequence[str],
+    rounds: int,
+) -> dict[str, Any]:
+    """Return the machine, and a row for each variant, workload and number of threads; speed-ups are over the first variant.
+
+    Raises:
+        BundleError: a bundle is damaged, or lacks a point.
+        RecipeError: a file is no encoder in ONNX, or a workload does not fit a model.
+    """
+    models = [_model(path, points) for path in paths]
+    chosen = None if lines is None else _chosen(lines, models)
+    read = {model.path: [*_streams(model, models, chosen), *map(batch_of, shapes)] for model in models}
+    rows = [row for count in threads for row in _rows(models, read, count, rounds)]
+    busy = [f"{check.detail}; {check.remedy}" for check in check_load(machine_load()) if check.status != "ok"]
+    facts = {"machine": machine.describe(), "versions": machine.versions(*PACKAGES), "rounds": rounds}
+    return {**facts, "rows": rows, "findings": busy}
+
+
+def batch_of(shape: str) -> Workload:
+    """Return a batch of texts of equal length, such as 8x128.
+
+    Raises:
+        RecipeError: this is no shape.
+    """
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
+    if not found:
+        raise RecipeError(f"{shape!r} is no shape; write texts x tokens, as 8x128")
+    count, length = int(found[1]), int(found[2])
+    ids = np.random.default_rng(0).integers(FIRST_ID, IDS, count * length, dtype=np.int32)
+    return Workload(shape, [Tokens(ids, np.zeros_like(ids, np.int8), np.arange(count + 1) * length)], count)
+
+
+def _model(path: Path, points: Sequence[str]) -> Model:
+    if path.suffix != ".onnx":
+        runtime = Runtime(path)
+        lengths = {name: runtime.point(name).lengths for name in points or runtime.points}
+        return Model(path, path / "model.onnx", lengths, runtime)
+    if not path.exists():
+        raise RecipeError(f"{path}: no such file; name a bundle's folder or an .onnx file")
+    return Model(path, path, {"": None}, None)
+
+
+def _reader(models: Sequence[Model]) -> Runtime:
+    """Return the first bundle, which reads texts for .onnx files too."""
+    for model in models:
+        if model.runtime:
+            return model.runtime
+    raise RecipeError("texts need a bundle, whose tokenizer reads them; name one beside the .onnx files, or give shapes alone")
+
+
+def _chosen(lines: Sequence[str], models: Sequence[Model]) -> list[Given]:
+    """Return texts that spread evenly over all lengths."""
+    if not lines:
+        raise RecipeError("there are no texts to time; give some, or shapes alone")
+    reader = _reader(models)
+    texts = [reader.given(line) for line in lines]
+    return [texts[row] for row in sample([len(tokens.ids) for tokens in reader.tokens(texts)], TEXTS)]
+
+
+def _streams(model: Model, models: Sequence[Model], texts: Sequence[Given] | None) -> list[Workload]:
+    """Return the texts one by one and all at once, as this model reads them."""
+    if texts is None:
+        return []
+    tokens = (model.runtime or _reader(models)).tokens(texts)
+    return [Workload("one by one", tokens, len(texts)), Workload("all at once", [Tokens.joined(tokens)], len(texts))]
+
+
+def _rows(models: Sequence[Model], read: Mapping[Path, Sequence[Workload]], threads: int, rounds: int) -> Iterator[dict[str, Any]]:
+    graphs = {model.path: _graph(model, threads) for model in models}
+    short = Counter(path.name for path in graphs)
+    names = {path: path.name if short[path.name] == 1 else str(path) for path in graphs}
+    for number in range(len(read[models[0].path])):
+        workloads = {path: own[number] for path, own in read.items()}
+        for model in models:
+            _check(model, graphs[model.path], workloads[model.path])
+        runs = {
+            f"{names[model.path]} {point}".strip(): _runner(graphs[model.path], workloads[model.path].batches, lengths)
+            for model in models
+            for point, lengths in model.points.items()
+        }
+        yield from _told(runs, workloads[models[0].path], threads, rounds)
+
+
+def _graph(model: Model, threads: int) -> Graph:
+    single, pad_id = (model.runtime.manifest["single"], model.runtime.manifest["pad_id"]) if model.runtime else (False, 0)
+    try:
+        return Graph(model.file, threads, single=single, pad_id=pad_id)
+    except Exception as error:  # onnxruntime's errors have no class in common
+        raise RecipeError(f"{model.file}: onnxruntime cannot open it: {' '.join(str(error).split())[:200]}; is it an encoder?") from None
+
+
+def _check(model: Model, graph: Graph, workload: Workload) -> None:
+    longest = max(int(batch.lengths.max()) for batch in workload.batches)
+    if model.runtime and longest > model.runtime.max_length:
+        raise RecipeError(f"{workload.name}: {model.path} reads {model.runtime.max_length} tokens at most; choose a shorter shape")
+    try:
+        graph.logits(workload.batches[-1])
+    except Exception as error:
+        told = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"{model.file}: onnxruntime cannot run {workload.name} in it: {told}; is it an encoder of these tokens?"
+        ) from None
+
+
+def _runner(graph: Graph, batches: Sequence[Tokens], lengths: Lengths) -> Run:
+    return lambda row: graph.logits(batches[row], lengths)
+
+
+def _told(runs: Mapping[str, Run], workload: Workload, threads: int, rounds: int) -> Iterator[dict[str, Any]]:
+    times = timed(runs, range(len(workload.batches)), rounds)
+    base = float(np.median(times[next(iter(runs))]))
+    for name, found in times.items():
+        p50, p90, p99 = (float(np.percentile(found, share)) for share in (50, 90, 99))
+        rate = 1000 * workload.texts * rounds / float(found.sum())
+        row: dict[str, Any] = {"model": name, "workload": workload.name, "threads": threads, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
+        yield {**row, "texts_per_second": rate, "speedup": base / p50}
