@@ -66,7 +66,7 @@ def bench(
     chosen = None if lines is None else _chosen(lines, models)
     read = {model.path: [*_streams(model, models, chosen), *map(batch_of, shapes)] for model in models}
     rows = [row for count in threads for row in _rows(models, read, count, rounds)]
-    busy = [f"{check.detail}; {check.remedy}" for check in check_load(machine_load()) if check.status != "ok"]
+    busy = [f"load {check.detail}; {check.remedy}" for check in check_load(machine_load()) if check.status != "ok"]
     facts = {"machine": machine.describe(), "versions": machine.versions(*PACKAGES), "rounds": rounds}
     return {**facts, "rows": rows, "findings": busy}
 
