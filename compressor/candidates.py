@@ -13,7 +13,7 @@ from compressor.evolution import Candidate, Genome, repaired
 from compressor.latency import Run, interleaved, sample
 from compressor.latency_model import fitted, predicted
 from compressor.lengths import LengthConfig
-from compressor.pipeline import Inputs
+from compressor.pipeline import Inputs, deployed, is_single
 from compressor.recipe import Recipe, Search
 from compressor.runtime import Graph
 from compressor.splits import ADAPTIVE, MODEL, Splits, task_of
@@ -69,7 +69,7 @@ class Bench:
         splits, task = Splits.of(inputs["data"]), task_of(recipe)
         folder = inputs["checkpoint"].path / MODEL
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        graph = (inputs.get("int8_graph") or inputs["float_graph"]).path / "model.onnx"
+        graph = deployed(inputs).path / "model.onnx"
         self.settings: Search = recipe.search
         self.metric = recipe.task.metric
         adaptive = json.loads((inputs["checkpoint"].path / ADAPTIVE).read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ class Bench:
         self.fixed = 0 if task.per_token else 1  # a sentence task's last layer computes only [CLS]
         self.data: Encoded = splits.encoded(split, task, folder)
         self.parts: dict[float, tuple[Encoded, Floats]] = {}  # with full length's logits
-        self.scorer = Graph(graph, 1, single="int8_graph" in inputs, pad_id=self.data.pad_id, workers=recipe.workers)
+        self.scorer = Graph(graph, 1, single=is_single(inputs), pad_id=self.data.pad_id, workers=recipe.workers)
         self.timed = Graph(graph, recipe.target.threads, single=False, pad_id=self.data.pad_id)
         self.texts = sample(self.data.tokens.lengths.tolist(), self.settings.texts)
         self.tokens = len(self.data.tokens.ids) // len(self.data)

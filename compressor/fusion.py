@@ -198,7 +198,7 @@ def merge_products(model: onnx.ModelProto) -> int:
     """
     graph = model.graph
     constants = {i.name: i for i in graph.initializer}
-    tables, readers = {name for name, i in constants.items() if len(i.dims) == 2}, _readers(graph)
+    tables, readers = {name for name, i in constants.items() if len(i.dims) == 2}, readers_of(graph)
     groups = defaultdict[str, list[tuple[onnx.NodeProto, onnx.NodeProto]]](list)
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in tables and [n.op_type for n in readers[node.output[0]]] == ["Add"]:
@@ -229,7 +229,7 @@ def _merge(
         helper.make_node("Add", [f"{name}/product", f"{name}/biases"], [f"{name}/all"], first_add.name),
         helper.make_node("Split", [f"{name}/all", f"{name}/sizes"], [add.output[0] for _, add in pairs], f"{name}/split", axis=-1),
     ]
-    _replace(graph, [node for pair in pairs for node in pair], nodes)
+    replace(graph, [node for pair in pairs for node in pair], nodes)
     merged = {name for product, add in pairs for name in (product.input[1], _bias(add, product.output[0]))}
     read = {name for node in graph.node for name in node.input}
     kept = [i for i in graph.initializer if i.name not in merged or i.name in read]
@@ -237,7 +237,8 @@ def _merge(
     graph.initializer.extend(kept)
 
 
-def _readers(graph: onnx.GraphProto) -> Mapping[str, list[onnx.NodeProto]]:
+def readers_of(graph: onnx.GraphProto) -> Mapping[str, list[onnx.NodeProto]]:
+    """Return which nodes read each value."""
     readers = defaultdict[str, list[onnx.NodeProto]](list)
     for node in graph.node:
         for name in node.input:
@@ -245,11 +246,12 @@ def _readers(graph: onnx.GraphProto) -> Mapping[str, list[onnx.NodeProto]]:
     return readers
 
 
-def _replace(graph: onnx.GraphProto, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> None:
-    """Put new nodes where the first of the old ones stood."""
+def replace(graph: onnx.GraphProto, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto], at: onnx.NodeProto | None = None) -> None:
+    """Put new nodes where the first of the old ones stood, or another of them."""
     gone, nodes = {node.output[0] for node in old}, list[onnx.NodeProto]()
+    place = (at or old[0]).output[0]
     for node in graph.node:
-        nodes += new if node.output[0] == old[0].output[0] else ()
+        nodes += new if node.output[0] == place else ()
         nodes += () if node.output[0] in gone else [node]
     del graph.node[:]
     graph.node.extend(nodes)

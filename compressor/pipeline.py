@@ -24,6 +24,16 @@ Kind = Literal["data", "teacher", "guide", "checkpoint", "float_graph", "int8_gr
 Inputs = Mapping[Kind, Artifact]
 
 
+def deployed(inputs: Inputs) -> Artifact:
+    """Return the graph that ships: the INT8 one if there is one."""
+    return inputs.get("int8_graph") or inputs["float_graph"]
+
+
+def is_single(inputs: Inputs) -> bool:
+    """Say whether the graph that ships must be fed one text a run, because its answers depend on the batch."""
+    return bool(deployed(inputs).metrics.get("single"))
+
+
 @dataclass(frozen=True)
 class Stage:
     """One pass of the compiler: reads the newest artifact of each kind, writes one artifact.
@@ -49,7 +59,8 @@ class Stage:
 
 _TORCH = ("torch", "transformers", "tokenizers")
 _ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
-_GRAPHS: tuple[Kind, ...] = ("data", "checkpoint", "float_graph", "int8_graph")
+_FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
+_GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
 _BUNDLE = ("name", "task", "target", "default_point", "gates", "seed")
 
 STAGES: tuple[Stage, ...] = (
@@ -59,7 +70,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "task", "seed"), _TORCH, "distill"),
     Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),
     Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT), deploys=True),
-    Stage("quantize", ("data", "checkpoint", "float_graph"), ("int8_graph",), ("quantize", "task"), _ORT, "quantize"),
+    Stage("quantize", _FLOAT, ("int8_graph",), ("quantize", "task", "seed"), (*_ORT, "nncf"), "quantize", times=True),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
     Stage("bundle", (*_GRAPHS, "teacher", "frontier"), ("bundle",), _BUNDLE, _ORT, times=True, deploys=True),
     Stage("encoder", ("data", "checkpoint"), ("bundle",), ("name",), deploys=False),

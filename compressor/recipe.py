@@ -368,8 +368,10 @@ class Export(Section):
 
 
 class Quantize(Section):
-    backend: Literal["onnxruntime"] = "onnxruntime"
-    """onnxruntime: dynamic INT8, u8 activations with a zero point, s8 weights per channel."""
+    backend: Literal["onnxruntime", "nncf", "auto"] = "onnxruntime"
+    """onnxruntime: dynamic, needs no data, reads one text a run; nncf: static, nearer to float, reads batches; auto: the better here."""
+    calibration: Annotated[int, Field(ge=1, le=LARGEST)] = 256
+    """Training texts on which nncf measures activations."""
 
 
 class Search(Section):

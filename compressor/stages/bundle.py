@@ -16,12 +16,12 @@ from typing import Any
 import onnx
 
 from compressor import machine
-from compressor.artifact import Artifact, digest_of, files_of, write_json
+from compressor.artifact import digest_of, files_of, write_json
 from compressor.encoded import pad_id_of
 from compressor.gates import judge
 from compressor.graphs import set_default_lengths
 from compressor.measure import STUDENT, TEACHER, measure, row_name
-from compressor.pipeline import Inputs
+from compressor.pipeline import Inputs, deployed, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.report import render_card, render_report
@@ -65,7 +65,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
     shutil.copytree(model, folder, ignore=lambda _, names: [n for n in names if n.endswith(".safetensors")])
     points = _points(inputs)
     default = recipe.default_point or ("balanced" if "frontier" in inputs else "full")
-    graph = onnx.load(_graph(inputs).path / "model.onnx")
+    graph = onnx.load(deployed(inputs).path / "model.onnx")
     lengths = points[default]
     if lengths is not None:
         set_default_lengths(graph, lengths)
@@ -80,7 +80,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "max_length": splits.max_length,
         "stride": splits.stride,
         "pad_id": pad_id_of(model),
-        "single": "int8_graph" in inputs,
+        "single": is_single(inputs),
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},
         "default_point": default,
         "target": recipe.target.model_dump(),
@@ -96,10 +96,6 @@ def _points(inputs: Inputs) -> dict[str, list[int] | None]:
         found = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8"))["points"]
         return {name: point["lengths"] for name, point in found.items()}
     return {"full": None}
-
-
-def _graph(inputs: Inputs) -> Artifact:
-    return inputs.get("int8_graph") or inputs["float_graph"]
 
 
 def _seal(folder: Path, manifest: Mapping[str, Any]) -> str:

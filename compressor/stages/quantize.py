@@ -1,59 +1,102 @@
 """Quantize the graph to zero-point INT8.
 
 What:     matrix products and embedding tables in 8 bits: u8 activations with a zero point, s8 weights with a scale per channel.
-Paper:    Jacob et al. (arXiv:1712.05877); ZeroQuant's and onnxruntime's dynamic activations (arXiv:2206.01861).
-Formula:  x ≈ scale · (q - zero_point); activations' scale and zero point from each run's own range.
-Defaults: onnxruntime dynamic, per channel.
-Limits:   one activation scale for a whole batch: such a graph is fed one text a run, so that answers never depend on the batch.
+Paper:    Jacob et al. (arXiv:1712.05877); compressor/quantizers.py names those of each backend.
+Formula:  x ≈ scale · (q - zero_point); `auto` keeps the fastest backend within 0.3 points of the best score on validation.
+Defaults: onnxruntime dynamic; nncf measures activations on 256 training texts of all lengths, at several length configurations.
+Limits:   attention's own products stay float where they are one fused operator.
 """
 
-import logging
-import warnings
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnx import numpy_helper
 
+from compressor.encoded import Encoded, tokenizer_of
 from compressor.errors import StageError
+from compressor.latency import interleaved, sample
+from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.quantizers import QUANTIZERS, SINGLE, Feed, count_products, has_nncf
+from compressor.recipe import Quantize, Recipe
 from compressor.runtime import Graph
 from compressor.splits import MODEL, Splits, task_of
 
-FLOAT = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-"""Type of what lies behind an operator of onnxruntime's own, whose output ONNX cannot infer."""
-EIGHT_BIT = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "DynamicQuantizeLSTM"}
+NOISE = 0.003
+"""Scores on validation that differ by less are alike."""
+LOOKED_AT = 8
+"""Training texts that are tokenized for each that calibrates: enough to choose by length."""
+TEXTS = 32
+"""Validation texts that `auto` times."""
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
-    """Write the INT8 model.onnx; return its score and the float graph's on the validation split."""
+    """Write the INT8 model.onnx; return the scores of each backend's graph and of the float graph on the validation split."""
+    assert recipe.quantize is not None
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
-    source, target = inputs["float_graph"].path / "model.onnx", out / "model.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)  # it advises a pre-processing that fuses first, which makes this slower
-        try:
-            quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=FLOAT)
-        finally:
-            logging.disable(logging.NOTSET)
-    counts = count_products(target)
-    if not counts["int8"]:
-        raise StageError("quantize: no matrix product became INT8; this graph's products are not MatMul of constant weights")
-    folder = inputs["checkpoint"].path / MODEL
-    validation = splits.encoded("validation", task, folder)
-    scores = {}
-    for name, path, single in (("float", source, False), ("int8", target, True)):
-        logits = Graph(path, 2, single=single, pad_id=validation.pad_id).logits(validation.tokens)
-        scores[name] = validation.score(logits, recipe.task.metric)
-    log.note(f"{recipe.task.metric} on validation: float {scores['float']:.4f}, INT8 {scores['int8']:.4f}")
-    return {"products": counts, "validation": scores, "validation_score": scores["int8"], "megabytes": target.stat().st_size / 1e6}
+    validation = splits.encoded("validation", task, inputs["checkpoint"].path / MODEL)
+    source, names = inputs["float_graph"].path / "model.onnx", _backends(recipe.quantize, log)
+    files, found = {name: out / f"{name}.onnx" for name in names}, dict[str, dict[str, int]]()
+    feeds = list(_feeds(recipe, inputs, source)) if "nncf" in names else []
+    for name, file in files.items():
+        QUANTIZERS[name](source, file, feeds)
+        found[name] = count_products(file)
+        if not found[name]["int8"]:
+            raise StageError(f"quantize: {name} made no matrix product INT8; this graph's products are not MatMul of constant weights")
+    graphs = {name: Graph(file, 2, single=name in SINGLE, pad_id=validation.pad_id) for name, file in files.items()}
+    graphs["float"] = Graph(source, 2, single=False, pad_id=validation.pad_id)
+    scores = {name: validation.score(graph.logits(validation.tokens), recipe.task.metric) for name, graph in graphs.items()}
+    times = _milliseconds(files, validation) if len(names) > 1 else {}
+    chosen = choose({name: scores[name] for name in names}, times)
+    told = ", ".join(f"{name} {score:.4f}{f' in {times[name]:.2f} ms' if name in times else ''}" for name, score in scores.items())
+    log.note(f"{recipe.task.metric} on validation: {told}{f'; {chosen} is kept' if len(names) > 1 else ''}")
+    for name, file in files.items():
+        file.rename(out / "model.onnx") if name == chosen else file.unlink()
+    facts = {"backend": chosen, "single": chosen in SINGLE, "products": found[chosen], "validation": scores, "milliseconds": times}
+    return {**facts, "validation_score": scores[chosen], "megabytes": (out / "model.onnx").stat().st_size / 1e6}
 
 
-def count_products(path: Path) -> dict[str, int]:
-    """Return how many matrix products of constant weights are INT8 and how many stayed float."""
-    graph = onnx.load(path).graph
-    weights = {i.name for i in graph.initializer}
-    stayed = sum(n.op_type in ("MatMul", "Gemm", "LSTM") and n.input[1] in weights for n in graph.node)
-    return {"int8": sum(n.op_type in EIGHT_BIT for n in graph.node), "float": stayed}
+def choose(scores: dict[str, float], milliseconds: dict[str, float]) -> str:
+    """Return the fastest backend of those whose score is within noise of the best; a single one needs no times."""
+    good = [name for name, score in scores.items() if score >= max(scores.values()) - NOISE]
+    return min(good, key=lambda name: milliseconds.get(name, 0.0))
+
+
+def _backends(settings: Quantize, log: Progress) -> Sequence[str]:
+    if settings.backend != "auto":
+        return [settings.backend]
+    if not has_nncf():
+        log.warn("quantize: auto compares onnxruntime alone; nncf is not installed (pip install 'encoder-compressor[nncf]')")
+        return ["onnxruntime"]
+    return list(QUANTIZERS)
+
+
+def _feeds(recipe: Recipe, inputs: Inputs, source: Path) -> Iterator[Feed]:
+    """Yield training texts that spread evenly over all lengths, each at the next of a few length configurations."""
+    assert recipe.quantize is not None
+    splits, task, count = Splits.of(inputs["data"]), task_of(recipe), recipe.quantize.calibration
+    total = inputs["data"].metrics["examples"]["train"]
+    looked_at = set(random.Random(recipe.seed).sample(range(total), min(total, LOOKED_AT * count)))
+    texts = [text for row, text in enumerate(splits.examples("train")) if row in looked_at]
+    tokens = task.windows(tokenizer_of(inputs["checkpoint"].path / MODEL), texts, splits.max_length, splits.stride).tokens
+    graph = onnx.load(source).graph
+    wanted = {i.name for i in graph.input}
+    full = next((numpy_helper.to_array(i) for i in graph.initializer if i.name == "lengths"), np.zeros(0, np.int64))
+    half, smallest = (full / 2).astype(np.int64).clip(1), full
+    if len(full):
+        smallest = np.array(LengthConfig.smallest(len(full), int(full[0]), 0.2).lengths)
+    for number, row in enumerate(sample(tokens.lengths.tolist(), count)):
+        feed = {**tokens.of_text(row).padded(0), "lengths": (full, half, smallest)[number % 3]}
+        yield {name: array for name, array in feed.items() if name in wanted}
+
+
+def _milliseconds(files: dict[str, Path], validation: Encoded) -> dict[str, float]:
+    """Return the median latency of each graph, one text a run on one thread."""
+    graphs = {name: Graph(file, single=False, pad_id=validation.pad_id) for name, file in files.items()}
+    runs = {name: lambda row, g=graph: g.run(validation.tokens.of_text(row)) for name, graph in graphs.items()}
+    return {name: latency.p50_ms for name, latency in interleaved(runs, sample(validation.tokens.lengths.tolist(), TEXTS)).items()}

@@ -1,0 +1,106 @@
+"""The quantizers: a float graph goes in, an INT8 graph comes out.
+
+What:     `dynamic` takes each run's own range for activations and needs no data; `static` (NNCF) measures ranges on calibration texts,
+          moves outliers from activations into weights, and corrects the biases.
+Papers:   SmoothQuant (arXiv:2211.10438); data-free quantization's bias correction (arXiv:1906.04721).
+Formula:  SmoothQuant: (x · diag(s)^-1)(diag(s) · W), which is x·W, with s_j = max|x_j|^a / max|W_j|^(1-a).
+Limits:   a dynamic graph has one activation scale for a whole batch, so it is fed one text a run; a static one takes batches.
+"""
+
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from compressor.errors import UnfitError
+from compressor.fusion import CONTRIB
+from compressor.rewrites import fused_products, gathered_rows, unsigned_activations
+from compressor.tokens import Ints
+
+Feed = Mapping[str, Ints]
+"""What one run of the graph reads."""
+FLOAT = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+"""Type of what lies behind an operator of onnxruntime's own, whose output ONNX cannot infer."""
+PRODUCTS = ("MatMul", "Gemm", "LSTM")
+EIGHT_BIT = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
+
+
+def dynamic(source: Path, target: Path, feeds: Sequence[Feed]) -> None:
+    """Write the graph with weights in s8, a scale a channel, and activations in u8 by each run's own range; `feeds` are not read."""
+    with _quiet():
+        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=FLOAT)
+
+
+def static(source: Path, target: Path, feeds: Sequence[Feed]) -> None:
+    """Write the graph with weights in s8, a scale a channel, and activations in u8 by the ranges that `feeds` show.
+
+    Raises:
+        UnfitError: nncf is not installed.
+    """
+    model = simulated(source, feeds)
+    unsigned_activations(model)
+    gathered_rows(model)
+    if CONTRIB in {domain.domain for domain in model.opset_import}:
+        fused_products(model)
+    onnx.save(model, target)
+
+
+def simulated(source: Path, feeds: Sequence[Feed]) -> onnx.ModelProto:
+    """Return the graph as NNCF quantizes it: float products between nodes that quantize and dequantize."""
+    if not has_nncf():
+        raise UnfitError("quantize.backend nncf needs the [nncf] extra: pip install 'encoder-compressor[nncf]', or choose onnxruntime")
+    os.environ["NNCF_CI"] = "1"  # it would send telemetry
+    with _quiet():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        model: onnx.ModelProto = nncf.quantize(
+            onnx.load(source),
+            nncf.Dataset(list(feeds)),
+            preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point, weights have none
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(feeds),
+        )
+    return model
+
+
+def has_nncf() -> bool:
+    """Say whether nncf is installed."""
+    return importlib.util.find_spec("nncf") is not None
+
+
+def count_products(path: Path) -> dict[str, int]:
+    """Return how many matrix products of constant weights are INT8 and how many stayed float."""
+    graph = onnx.load(path).graph
+    weights = {i.name for i in graph.initializer}
+    from_int8 = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
+    stayed = sum(n.op_type in PRODUCTS and n.input[1] in weights for n in graph.node)
+    turned = sum(n.op_type in EIGHT_BIT or (n.op_type in PRODUCTS and n.input[1] in from_int8) for n in graph.node)
+    return {"int8": turned, "float": stayed}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantizers' notes, bars and warnings off the terminal: what they advise makes these graphs slower."""
+    ort.set_default_logger_severity(3)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        ort.set_default_logger_severity(2)
+
+
+QUANTIZERS: Mapping[str, Callable[[Path, Path, Sequence[Feed]], None]] = {"onnxruntime": dynamic, "nncf": static}
+"""By the recipe's `quantize.backend`."""
+SINGLE = frozenset({"onnxruntime"})
+"""Backends whose graphs must be fed one text a run."""

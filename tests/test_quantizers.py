@@ -1,0 +1,94 @@
+"""Backends of the quantize stage: what each writes, how `auto` chooses, what is said when one is missing."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressor.artifact import Artifact
+from compressor.errors import UnfitError
+from compressor.quantizers import static
+from compressor.runtime import Runtime
+from compressor.stages.quantize import choose
+from tests.conftest import compress, sentences
+
+TEXTS = [text for text, _ in sentences(24, 9)]
+
+
+@pytest.fixture
+def project(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "project"))
+
+
+def quantized(project: Path, backend: str) -> Artifact:
+    """The artifact of the quantize stage with a backend, and its bundle in place."""
+    before = set(project.glob("artifacts/quantize-*"))
+    done = compress("run", "tiny.yaml", "--set", f"quantize.backend={backend}", "--set", "quantize.calibration=24", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert not re.search("Traceback|WARNING|INFO|Statistics|W:onnx", done.stdout + done.stderr)
+    (made,) = set(project.glob("artifacts/quantize-*")) - before
+    return Artifact(made)
+
+
+@pytest.mark.parametrize(
+    ("scores", "milliseconds", "chosen"),
+    [
+        ({"onnxruntime": 0.9}, {}, "onnxruntime"),
+        ({"onnxruntime": 0.900, "nncf": 0.902}, {"onnxruntime": 1.0, "nncf": 1.1}, "onnxruntime"),
+        ({"onnxruntime": 0.900, "nncf": 0.902}, {"onnxruntime": 1.1, "nncf": 1.0}, "nncf"),
+        ({"onnxruntime": 0.900, "nncf": 0.904}, {"onnxruntime": 1.0, "nncf": 1.1}, "nncf"),
+        ({"onnxruntime": 0.904, "nncf": 0.900}, {"onnxruntime": 1.1, "nncf": 1.0}, "onnxruntime"),
+    ],
+)
+def test_the_fastest_of_those_that_answer_alike_is_kept(scores: dict[str, float], milliseconds: dict[str, float], chosen: str) -> None:
+    assert choose(scores, milliseconds) == chosen
+
+
+def test_a_static_graph_answers_a_text_alike_in_any_batch(project: Path) -> None:
+    artifact = quantized(project, "nncf")
+    metrics = artifact.metrics
+    assert (metrics["backend"], metrics["single"], metrics["products"]) == ("nncf", False, {"int8": 11, "float": 0})
+    assert metrics["validation_score"] > 0.8
+    runtime = Runtime(project / "artifacts/dist/tiny")
+    assert runtime.manifest["single"] is False
+    for point in ("full", "min"):
+        together = runtime.predict(TEXTS, point)
+        for text, answer in zip(TEXTS, together, strict=True):
+            (alone,) = runtime.predict([text], point)
+            np.testing.assert_allclose(list(answer.probabilities.values()), list(alone.probabilities.values()), atol=1e-5)
+
+
+def test_auto_measures_both_and_keeps_one(project: Path) -> None:
+    artifact = quantized(project, "auto")
+    metrics = artifact.metrics
+    assert set(metrics["milliseconds"]) == {"onnxruntime", "nncf"}
+    assert set(metrics["validation"]) == {"onnxruntime", "nncf", "float"}
+    assert metrics["backend"] == choose({k: metrics["validation"][k] for k in metrics["milliseconds"]}, metrics["milliseconds"])
+    assert [path.name for path in artifact.path.glob("*.onnx")] == ["model.onnx"]
+    assert Runtime(project / "artifacts/dist/tiny").manifest["single"] is (metrics["backend"] == "onnxruntime")
+
+
+def test_a_static_graph_is_the_same_bytes_in_every_process(project: Path) -> None:
+    first = (quantized(project, "nncf").path / "model.onnx").read_bytes()
+    shutil.rmtree(next(p for p in project.glob("artifacts/quantize-*") if Artifact(p).metrics["backend"] == "nncf"))
+    assert (quantized(project, "nncf").path / "model.onnx").read_bytes() == first
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("compressor.quantizers.has_nncf", lambda: False)
+    with pytest.raises(UnfitError, match=r"needs the \[nncf\] extra: pip install 'encoder-compressor\[nncf\]', or choose onnxruntime"):
+        static(tmp_path / "model.onnx", tmp_path / "int8.onnx", [])
+
+
+@pytest.mark.parametrize(("backend", "exit_code", "told"), [("nncf", 6, "needs the [nncf] extra"), ("auto", 0, "nncf is not installed")])
+def test_without_nncf_a_build_says_so(backend: str, exit_code: int, told: str, project: Path) -> None:
+    code = "import sys; sys.modules['nncf'] = None; from compressor.cli import main; main()"
+    arguments = ["run", "tiny.yaml", "--until", "quantize", "--set", f"quantize.backend={backend}"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=project, capture_output=True, text=True)
+    assert done.returncode == exit_code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
