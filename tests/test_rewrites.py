@@ -116,6 +116,19 @@ def test_every_product_becomes_one_node_with_its_bias(model: onnx.ModelProto) ->
     assert before["Add"] - after["Add"] == count
 
 
+def test_products_of_two_activations_stay_float(tmp_path: Path, feeds: list[Feed]) -> None:
+    """Where significance is attention, its products are nodes of their own."""
+    path = tmp_path / "model.onnx"
+    export_graph(LengthAdaptiveModel(tiny().model, 32, "attention").eval(), path, 17)
+    model = simulated(path, feeds)
+    makers = {name: node.op_type for node in model.graph.node for name in node.output}
+    constants = {i.name for i in model.graph.initializer}
+    sources = [[makers.get(name) for name in n.input] for n in model.graph.node if n.op_type == "MatMul" and not constants & set(n.input)]
+    attention = [kinds for kinds in sources if kinds != ["DequantizeLinear"] * 2]
+    assert len(attention) == 2 * 2  # queries by keys and probabilities by values, in the two layers that tokens leave
+    assert all("DequantizeLinear" not in kinds for kinds in attention)
+
+
 def test_what_has_another_form_stays(tmp_path: Path) -> None:
     """A float graph has nothing to rewrite."""
     export_graph(tiny(), tmp_path / "model.onnx", 17)
