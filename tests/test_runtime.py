@@ -9,7 +9,7 @@ import pytest
 
 from compressor.data import Example
 from compressor.errors import BundleError
-from compressor.runtime import Graph, Runtime, seal
+from compressor.runtime import WORTH_A_RUN, Graph, Runtime, seal
 from tests.conftest import compress, sentences
 
 
@@ -41,15 +41,18 @@ def test_a_prediction_does_not_depend_on_its_batch(bundle: Path, point: str) -> 
 
 
 def test_a_float_graph_is_batched_by_length_and_no_answer_depends_on_it(built: Path, bundle: Path) -> None:
-    graph = Graph(next(built.glob("artifacts/export-*")) / "model.onnx", threads=2, single=False)
-    runs: list[tuple[int, ...]] = []
+    path = next(built.glob("artifacts/export-*")) / "model.onnx"
+    graph = Graph(path, threads=1, single=False)
+    runs: list[list[int]] = []
     session_run = graph.run
-    graph.run = lambda e, lengths=None: (runs.append(tuple(e.lengths.tolist())), session_run(e, lengths))[1]  # type: ignore[method-assign]
-    tokens = Runtime(bundle)._windows([Example(t) for t, _ in sentences(70, 8)]).tokens
+    graph.run = lambda e, lengths=None: (runs.append(e.lengths.tolist()), session_run(e, lengths))[1]  # type: ignore[method-assign]
+    tokens = Runtime(bundle)._windows([Example(t) for t, _ in sentences(400, 8)]).tokens
     together = graph.logits(tokens)
-    assert len(runs) == 3
     assert [n for lengths in runs for n in lengths] == sorted(tokens.lengths.tolist())
+    assert all(len(lengths) <= 32 and sum(n < max(lengths) for n in lengths) < WORTH_A_RUN for lengths in runs)
+    assert any(len(set(lengths)) == 1 and len(lengths) > WORTH_A_RUN for lengths in runs)
     np.testing.assert_allclose(together, np.concatenate([session_run(text) for text in tokens]), atol=1e-5)
+    np.testing.assert_allclose(Graph(path, threads=2, single=False).logits(tokens), together, atol=1e-5)
 
 
 def test_answers_keep_the_order_of_the_texts_and_are_probabilities(bundle: Path) -> None:
