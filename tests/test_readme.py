@@ -50,6 +50,16 @@ def test_the_other_figures_are_what_was_measured() -> None:
         assert figure in README, figure
 
 
+def test_what_static_int8_gives_is_what_was_measured() -> None:
+    rows = {row["graph"]: row for row in result("quantizers_quickstart")["rows"]}
+    one, two, far, time = (
+        rows["nncf"][key] / rows["onnxruntime"][key]
+        for key in ("texts_per_second_1_threads", "texts_per_second_2_threads", "divergence_full", "p50_ms")
+    )
+    told = f"{one:.2f}× the texts of a stream on one thread, {two:.2f}× on two; answers {far:.2f} times as far from float"
+    assert f"{told}; one text takes {time:.2f}× the time" in README
+
+
 def test_the_recipe_on_the_front_page_loads(tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(block, encoding="utf-8")
