@@ -6,7 +6,6 @@ The result is called after the recipe. The artifacts folder is a new one, so tha
 `cached` says which stages were there before.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.child import COMPRESS, run
-from benchmarks.record import conclude
+from benchmarks.record import conclude, recipe_parser
 from compressor.errors import GateError
 
 KEPT = ("data", "variants", "points", "gates", "findings", "stage_gains", "baselines", "front")
@@ -38,11 +37,8 @@ def measure(recipe: Path, changes: list[str], artifacts: Path, profile: str) -> 
 
 def main() -> None:
     """Build in a folder that is removed afterwards, or in the one that is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
+    parser = recipe_parser(__doc__)
     parser.add_argument("--artifacts", type=Path, help="a folder to build in and to keep (default: a temporary one)")
-    parser.add_argument("--trial", action="store_true", help="the smoke profile, not recorded: does it work?")
     chosen = parser.parse_args()
     if not chosen.recipe.exists():
         sys.exit(f"{chosen.recipe}: no such recipe")

@@ -6,7 +6,6 @@ Every variant is the recipe with other settings of `length_adapt`; what comes be
 configurations on the search split, on its INT8 graph, and all are timed in one interleaved run. `plain dropping` has one training step.
 """
 
-import argparse
 import dataclasses
 import json
 import tempfile
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import conclude
+from benchmarks.record import conclude, recipe_parser
 from compressor import pipeline
 from compressor.artifact import Artifact
 from compressor.candidates import Bench
@@ -43,11 +42,7 @@ BOUNDS = (0.05, 0.1, 0.15, 0.2, 0.25)
 
 def main() -> None:
     """Build every variant, score and time it, and record what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
-    parser.add_argument("--trial", action="store_true", help="a sliver of the data, to see that it works; records nothing")
-    chosen = parser.parse_args()
+    chosen = recipe_parser(__doc__).parse_args()
     variants = {**VARIANTS, **(QUESTION if load_recipe(chosen.recipe, chosen.changes).task.type == "question-answering" else {})}
     benches, seconds = dict[str, Bench](), dict[str, float]()
     with tempfile.TemporaryDirectory() as scratch:

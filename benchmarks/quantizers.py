@@ -5,7 +5,6 @@
 The recipe is built up to its INT8 graphs in ./artifacts, where stages that are there already are taken from the cache.
 """
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import conclude
+from benchmarks.record import conclude, recipe_parser
 from compressor import pipeline
 from compressor.artifact import Artifact
 from compressor.encoded import Encoded
@@ -32,11 +31,7 @@ TEXTS, STREAM, ROUNDS = 64, 512, 5
 
 def main() -> None:
     """Build both graphs, score and time them, and record what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
-    parser.add_argument("--trial", action="store_true", help="a sliver of the data, to see that it works; records nothing")
-    chosen = parser.parse_args()
+    chosen = recipe_parser(__doc__).parse_args()
     graphs, found = dict[str, tuple[Path, bool]](), dict[str, Artifact]()
     for backend in BACKENDS:
         recipe = load_recipe(chosen.recipe, [*chosen.changes, f"quantize.backend={backend}"])

@@ -1,5 +1,6 @@
-"""Write a benchmark's result beside what it depends on: the command, the day, the machine and the versions."""
+"""What benchmarks share: their options, and a result written beside what it depends on: command, day, machine and versions."""
 
+import argparse
 import datetime
 import json
 import shlex
@@ -12,6 +13,15 @@ from compressor.artifact import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "accelerate")
+
+
+def recipe_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the options of a benchmark that builds a recipe."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
+    parser.add_argument("--trial", action="store_true", help="a sliver of the data, to see that it works; records nothing")
+    return parser
 
 
 def record(name: str, result: dict[str, Any], command: str | None = None) -> Path:

@@ -8,7 +8,6 @@ whole split. Both searches trade the score for multiply-accumulates, on the same
 held against. The best of 1,822 scores on one split is partly luck, so both fronts are scored again on the test split: that is the verdict.
 """
 
-import argparse
 import dataclasses
 import random
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lengths import bench_of
-from benchmarks.record import conclude
+from benchmarks.record import conclude, recipe_parser
 from compressor.candidates import Bench
 from compressor.evolution import Candidate, Genome, evolve, hypervolume, pareto_front, repaired
 from compressor.lengths import LengthConfig
@@ -117,11 +116,7 @@ def _ratio(ours: Sequence[Candidate], reference: Sequence[Candidate]) -> float:
 
 def main() -> None:
     """Build the recipe, search twice, record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
-    parser.add_argument("--trial", action="store_true", help="a sliver of the data and one iteration, not recorded: does it work?")
-    chosen = parser.parse_args()
+    chosen = recipe_parser(__doc__).parse_args()
     recipe = load_recipe(chosen.recipe, [*chosen.changes, "search.latency=macs"])
     recipe = recipe.smoke() if chosen.trial else recipe
     with tempfile.TemporaryDirectory() as scratch:

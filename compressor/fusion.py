@@ -23,6 +23,20 @@ _SHARED = """
     split = Constant <value_ints: ints = @split> ()
     scale = Constant <value_float: float = @scale> ()
 """
+_SOFTMAX = """If (padded) <
+        then_branch = masked () => (float[b, h, m, n] of_real) {
+            zero = Constant <value_float = 0.0> ()
+            unseen = Constant <value_float = UNSEEN> ()
+            axes = Constant <value_ints = [1, 2]> ()
+            columns = Unsqueeze (real, axes)
+            bias = Where (columns, zero, unseen)
+            biased = Add (SCORES, bias)
+            of_real = Softmax <axis = -1> (biased)
+        },
+        else_branch = plain () => (float[b, h, m, n] of_all) {
+            of_all = Softmax <axis = -1> (SCORES)
+        }
+    >"""
 _PROBABILITIES = """
     q4 = Reshape (q, split)
     k4 = Reshape (k, split)
@@ -32,20 +46,7 @@ _PROBABILITIES = """
     values = Transpose <perm = [0, 2, 1, 3]> (v4)
     scaled = Mul (queries, scale)
     scores = MatMul (scaled, keys)
-    probabilities = If (padded) <
-        then_branch = masked () => (float[b, h, m, n] of_real) {
-            zero = Constant <value_float = 0.0> ()
-            unseen = Constant <value_float = UNSEEN> ()
-            axes = Constant <value_ints = [1, 2]> ()
-            columns = Unsqueeze (real, axes)
-            bias = Where (columns, zero, unseen)
-            biased = Add (scores, bias)
-            of_real = Softmax <axis = -1> (biased)
-        },
-        else_branch = plain () => (float[b, h, m, n] of_all) {
-            of_all = Softmax <axis = -1> (scores)
-        }
-    >
+    probabilities = SOFTMAX
     mixed = MatMul (probabilities, values)
     turned = Transpose <perm = [0, 2, 1, 3]> (mixed)
     whole = Constant <value_ints = [0, 0, -1]> ()
@@ -75,20 +76,7 @@ _ROWS_OF_SOME = """
     asked = Transpose <perm = [0, 1, 3, 2]> (by_asked)
     some_scaled = Mul (some_queries, scale)
     some_scores = MatMul (some_scaled, asked)
-    some = If (padded) <
-        then_branch = masked () => (float[b, h, s, n] of_real) {
-            zero = Constant <value_float = 0.0> ()
-            unseen = Constant <value_float = UNSEEN> ()
-            axes = Constant <value_ints = [1, 2]> ()
-            columns = Unsqueeze (real, axes)
-            bias = Where (columns, zero, unseen)
-            biased = Add (some_scores, bias)
-            of_real = Softmax <axis = -1> (biased)
-        },
-        else_branch = plain () => (float[b, h, s, n] of_all) {
-            of_all = Softmax <axis = -1> (some_scores)
-        }
-    >
+    some = SOFTMAX
     voters = Slice (real, begin, end, tokens, every)
 """
 # Two reductions, not one over both axes: onnxruntime is 14x slower on the joint one.
@@ -159,10 +147,12 @@ _RESTORE = """
 def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
     """Yield what the exporter's nodes stand for."""
     domains = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{CONTRIB}" : 1]>'
+    probabilities = _PROBABILITIES.replace("SOFTMAX", _SOFTMAX.replace("SCORES", "scores"))
     of_all = _VOTES.replace("VOTERS", "real").replace("ROWS", "probabilities")
-    of_some = _ROWS_OF_SOME + _VOTES.replace("VOTERS", "voters").replace("ROWS", "some")
+    rows_of_some = _ROWS_OF_SOME.replace("SOFTMAX", _SOFTMAX.replace("SCORES", "some_scores"))
+    of_some = rows_of_some + _VOTES.replace("VOTERS", "voters").replace("ROWS", "some")
     for kind, votes in (("attention", of_all), ("sampled", of_some), ("cls", _VOTE_OF_CLS), ("none", "")):
-        body = _PROBABILITIES if portable or kind == "attention" else _FUSED
+        body = probabilities if portable or kind == "attention" else _FUSED
         outputs = "context, significance" if votes else "context"
         head = f"attention_{kind} <num_heads, split, scale> (q, k, v, real, padded) => ({outputs})"
         text = f"{_SHARED}{body}{votes}".replace("UNSEEN", f"{UNSEEN:.1f}").replace("EVERY", str(EVERY))

@@ -35,7 +35,7 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict
     timed = {n: Graph(p, recipe.target.threads, single=False, pad_id=data[k].pad_id) for n, p, k in _files(inputs, folder)}
     log.note(f"scores of {2 + len(runtime.points)} variants on {len(examples)} test examples")
     outcomes: dict[str, Floats] = {
-        name: data[kind].outcomes(Graph(floats / file, cores, single=False, pad_id=data[kind].pad_id).logits(data[kind].tokens))
+        name: data[kind].outcomes(Graph(floats / file, single=False, pad_id=data[kind].pad_id, workers=cores).logits(data[kind].tokens))
         for name, file, kind in ((TEACHER, "teacher.onnx", "teacher"), (STUDENT, "model.onnx", "checkpoint"))
     }
     lengths: dict[str, tuple[int, ...] | None] = dict.fromkeys(outcomes)

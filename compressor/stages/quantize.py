@@ -48,8 +48,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         found[name] = count_products(file)
         if not found[name]["int8"]:
             raise StageError(f"quantize: {name} made no matrix product INT8; this graph's products are not MatMul of constant weights")
-    graphs = {name: Graph(file, 2, single=name in SINGLE, pad_id=validation.pad_id) for name, file in files.items()}
-    graphs["float"] = Graph(source, 2, single=False, pad_id=validation.pad_id)
+    graphs = {name: Graph(file, single=name in SINGLE, pad_id=validation.pad_id, workers=recipe.workers) for name, file in files.items()}
+    graphs["float"] = Graph(source, single=False, pad_id=validation.pad_id, workers=recipe.workers)
     scores = {name: validation.score(graph.logits(validation.tokens), recipe.task.metric) for name, graph in graphs.items()}
     times = _milliseconds(files, validation) if len(names) > 1 else {}
     chosen = choose({name: scores[name] for name in names}, times)
