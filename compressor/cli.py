@@ -76,7 +76,7 @@ def main() -> None:
     if arguments and arguments[0] not in verbs and not arguments[0].startswith("-"):
         arguments.insert(0, "run")
     interrupts.install()
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for large pages: a tenth of the page faults, 8 % of a step
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for large pages: a tenth of the page faults
     with _exits(debug):
         app(args=arguments, prog_name="compress")
 

@@ -55,7 +55,7 @@ class Graph:
         """Open the file; `single`: its answers depend on the batch, so feed one text a run.
 
         One run has all threads, or one where it is fed single texts; of several, `workers` run beside each other, one thread each
-        (default: as many as there are threads), which reads 1.2 to 1.3 times the texts.
+        (default: as many as there are threads), which reads more texts than all threads on each run.
         """
         self.path, self.single, self.pad_id = path, single, pad_id
         self.workers = workers or threads
