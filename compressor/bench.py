@@ -62,13 +62,12 @@ def bench(
         BundleError: a bundle is damaged, or lacks a point.
         RecipeError: a file is no encoder in ONNX, or a workload does not fit a model.
     """
-    models = [_model(path, points) for path in paths]
+    models = [model_of(path, points) for path in paths]
     chosen = None if lines is None else _chosen(lines, models)
     read = {model.path: [*_streams(model, models, chosen), *map(batch_of, shapes)] for model in models}
     rows = [row for count in threads for row in _rows(models, read, count, rounds)]
-    busy = [f"load {check.detail}; {check.remedy}" for check in check_load(machine_load()) if check.status != "ok"]
     facts = {"machine": machine.describe(), "versions": machine.versions(*PACKAGES), "rounds": rounds}
-    return {**facts, "rows": rows, "findings": busy}
+    return {**facts, "rows": rows, "findings": load_findings()}
 
 
 def batch_of(shape: str) -> Workload:
@@ -85,7 +84,18 @@ def batch_of(shape: str) -> Workload:
     return Workload(shape, [Tokens(ids, np.zeros_like(ids, np.int8), np.arange(count + 1) * length)], count)
 
 
-def _model(path: Path, points: Sequence[str]) -> Model:
+def load_findings() -> list[str]:
+    """Say that this machine is busy, if it is: times then mean less."""
+    return [f"load {check.detail}; {check.remedy}" for check in check_load(machine_load()) if check.status != "ok"]
+
+
+def model_of(path: Path, points: Sequence[str]) -> Model:
+    """Return a bundle at these operating points (none: all), or an .onnx file.
+
+    Raises:
+        BundleError: a bundle is damaged, or lacks a point.
+        RecipeError: there is no such file.
+    """
     if path.suffix != ".onnx":
         runtime = Runtime(path)
         lengths = {name: runtime.point(name).lengths for name in points or runtime.points}
@@ -121,7 +131,7 @@ def _streams(model: Model, models: Sequence[Model], texts: Sequence[Given] | Non
 
 
 def _rows(models: Sequence[Model], read: Mapping[Path, Sequence[Workload]], threads: int, rounds: int) -> Iterator[dict[str, Any]]:
-    graphs = {model.path: _graph(model, threads) for model in models}
+    graphs = {model.path: graph_of(model, threads) for model in models}
     short = Counter(path.name for path in graphs)
     names = {path: path.name if short[path.name] == 1 else str(path) for path in graphs}
     for number in range(len(read[models[0].path])):
@@ -136,7 +146,12 @@ def _rows(models: Sequence[Model], read: Mapping[Path, Sequence[Workload]], thre
         yield from _told(runs, workloads[models[0].path], threads, rounds)
 
 
-def _graph(model: Model, threads: int) -> Graph:
+def graph_of(model: Model, threads: int) -> Graph:
+    """Open a model's graph.
+
+    Raises:
+        RecipeError: onnxruntime cannot.
+    """
     single, pad_id = (model.runtime.manifest["single"], model.runtime.manifest["pad_id"]) if model.runtime else (False, 0)
     try:
         return Graph(model.file, threads, single=single, pad_id=pad_id)

@@ -307,6 +307,20 @@ def bench(
 
 
 @app.command()
+def explain(
+    model: Annotated[Path, typer.Argument(help="Folder of a bundle, or an .onnx file.", show_default=False)],
+    tokens: Annotated[int, typer.Option("--tokens", envvar="COMPRESS_TOKENS", min=1, help="Length of the text.")] = 128,
+    point: Point = None,
+    rounds: Annotated[int, typer.Option("--rounds", envvar="COMPRESS_ROUNDS", min=1, help="Runs that are timed.")] = 30,
+    format: OutputFormat = "text",
+) -> None:
+    """Say where one text's time goes, what stayed in float, how far the floor is, and what each stage of the build gave."""
+    from compressor.explain import explain as explained
+
+    show(format, explained(model, tokens, point, rounds))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe; editors complete from it."""
     from compressor.recipe import schema as recipe_schema

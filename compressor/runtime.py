@@ -59,7 +59,7 @@ class Graph:
         """
         self.path, self.single, self.pad_id = path, single, pad_id
         self.workers = workers or threads
-        self.session = _session(path, 1 if single else threads)
+        self.session = session(path, 1 if single else threads)
         self._beside = self.session if single or threads == 1 else None
         self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
         outputs = [o.name for o in self.session.get_outputs()]
@@ -69,11 +69,11 @@ class Graph:
         """Return the logits of one padded batch, or the first output of a graph that has none."""
         return self._run(self.session, tokens, lengths)
 
-    def _run(self, session: ort.InferenceSession, tokens: Tokens, lengths: Sequence[int] | None) -> Floats:
+    def _run(self, opened: ort.InferenceSession, tokens: Tokens, lengths: Sequence[int] | None) -> Floats:
         feed = {name: array for name, array in tokens.padded(self.pad_id).items() if name in self.inputs}
         if lengths is not None:
             feed["lengths"] = np.asarray(lengths, dtype=np.int64)
-        logits: Floats = session.run([self.output], feed)[0]
+        logits: Floats = opened.run([self.output], feed)[0]
         return logits
 
     def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
@@ -81,20 +81,24 @@ class Graph:
         batches = list(_batches(tokens.lengths.tolist(), 1 if self.single else 32))
         if self.workers == 1 or len(batches) == 1:
             return in_order([self.run(tokens.rows(rows), lengths) for rows in batches], batches, tokens.lengths)
-        beside = self._beside = self._beside or _session(self.path, 1)
+        beside = self._beside = self._beside or session(self.path, 1)
         with ThreadPoolExecutor(self.workers) as pool:
             results = list(pool.map(lambda rows: self._run(beside, tokens.rows(rows), lengths), batches))
         return in_order(results, batches, tokens.lengths)
 
 
-def _session(path: Path | str, threads: int) -> ort.InferenceSession:
+def session(graph: Path | str | bytes, threads: int, profile: Path | None = None) -> ort.InferenceSession:
+    """Open a file, or a graph's bytes; with `profile`, the session writes what each operator takes to a file of this beginning."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # an error is raised as well as logged
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Residual and normalisation as one node take three times as long as two on a CPU.
     disabled = {"disabled_optimizers": ["SkipLayerNormFusion"]}
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], **disabled)
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    source = graph if isinstance(graph, bytes) else str(graph)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **disabled)
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
