@@ -78,7 +78,7 @@ def export_graph(model: PlainModel | FullLengthModel | LengthAdaptiveModel, path
     graph = expand(onnx.load(path), opset, portable=portable)
     merge_products(graph)
     for node in graph.graph.node:
-        node.doc_string = ""
+        node.doc_string, node.name = "", node.name or node.output[0]  # a product is called by its name where it must stay float
     if isinstance(model, LengthAdaptiveModel):
         set_default_lengths(graph, [model.max_length] * model.layers)
     onnx.save(graph, path)

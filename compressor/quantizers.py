@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -32,19 +32,25 @@ PRODUCTS = ("MatMul", "Gemm", "LSTM")
 EIGHT_BIT = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
 
 
-def dynamic(source: Path, target: Path, feeds: Sequence[Feed]) -> None:
-    """Write the graph with weights in s8, a scale a channel, and activations in u8 by each run's own range; `feeds` are not read."""
+def dynamic(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = ()) -> None:
+    """Write the graph with weights in s8, a scale a channel, and activations in u8 by each run's own range; `feeds` are not read.
+
+    Products called as in `kept` stay float.
+    """
+    excluded = [*kept, *(f"{name}_MatMul" for name in kept)]  # what onnxruntime calls a Gemm that it has taken apart
     with _quiet():
-        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=FLOAT)
+        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=excluded, extra_options=FLOAT)
 
 
-def static(source: Path, target: Path, feeds: Sequence[Feed]) -> None:
+def static(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = ()) -> None:
     """Write the graph with weights in s8, a scale a channel, and activations in u8 by the ranges that `feeds` show.
+
+    Products called as in `kept` stay float.
 
     Raises:
         UnfitError: nncf is not installed.
     """
-    model = simulated(source, feeds)
+    model = simulated(source, feeds, kept)
     unsigned_activations(model)
     gathered_rows(model)
     if CONTRIB in {domain.domain for domain in model.opset_import}:
@@ -52,7 +58,7 @@ def static(source: Path, target: Path, feeds: Sequence[Feed]) -> None:
     onnx.save(model, target)
 
 
-def simulated(source: Path, feeds: Sequence[Feed]) -> onnx.ModelProto:
+def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = ()) -> onnx.ModelProto:
     """Return the graph as NNCF quantizes it: float products between nodes that quantize and dequantize."""
     if not has_nncf():
         raise UnfitError("quantize.backend nncf needs the [nncf] extra: pip install 'encoder-compressor[nncf]', or choose onnxruntime")
@@ -72,7 +78,7 @@ def simulated(source: Path, feeds: Sequence[Feed]) -> onnx.ModelProto:
             preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point, weights have none
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(feeds),
-            ignored_scope=nncf.IgnoredScope(names=attention),  # two activations: in 8 bits no nearer, and slower
+            ignored_scope=nncf.IgnoredScope(names=[*attention, *kept]),  # two activations: in 8 bits no nearer, and slower
         )
     return model
 
@@ -80,6 +86,13 @@ def simulated(source: Path, feeds: Sequence[Feed]) -> onnx.ModelProto:
 def has_nncf() -> bool:
     """Say whether nncf is installed."""
     return importlib.util.find_spec("nncf") is not None
+
+
+def products(path: Path) -> list[str]:
+    """Return the names of a float graph's products of constant weights, in their order."""
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {i.name for i in graph.initializer}
+    return [node.name for node in graph.node if node.op_type in PRODUCTS and node.input[1] in weights]
 
 
 def count_products(path: Path) -> dict[str, int]:
@@ -106,7 +119,8 @@ def _quiet() -> Iterator[None]:
         ort.set_default_logger_severity(2)
 
 
-QUANTIZERS: Mapping[str, Callable[[Path, Path, Sequence[Feed]], None]] = {"onnxruntime": dynamic, "nncf": static}
+Quantizer = Callable[[Path, Path, Sequence[Feed], Collection[str]], None]
+QUANTIZERS: Mapping[str, Quantizer] = {"onnxruntime": dynamic, "nncf": static}
 """By the recipe's `quantize.backend`."""
 SINGLE = frozenset({"onnxruntime"})
 """Backends whose graphs must be fed one text a run."""

@@ -372,6 +372,8 @@ class Quantize(Section):
     """onnxruntime: dynamic, needs no data, reads one text a run; nncf: static, nearer to float, reads batches; auto: the better here."""
     calibration: Annotated[int, Field(ge=1, le=LARGEST)] = 256
     """Training texts on which nncf measures activations."""
+    max_drop: Percent = 0.01
+    """Score on validation that INT8 may lose against float; where it loses more, the fewest products that suffice go back to float."""
 
 
 class Search(Section):

@@ -93,6 +93,8 @@ def told(metrics: Mapping[str, Any]) -> str:
         parts.append(f"score {metrics['validation_score']:.4f} on validation")
     if metrics.get("learning_parameters", 0) < metrics.get("parameters", 0) and "learning_parameters" in metrics:
         parts.append(f"{count(metrics['learning_parameters'])} of {count(metrics['parameters'])} weights learned")
+    if metrics.get("products_in_float"):
+        parts.append(f"in float, because 8 bits cost too much there: {', '.join(metrics['products_in_float'])}")
     if "vocabulary" in metrics:
         kept = metrics["vocabulary"]
         sizes = f"{count(kept['after'])} of {count(kept['before'])} tokens"

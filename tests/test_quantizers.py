@@ -11,7 +11,7 @@ import pytest
 
 from compressor.artifact import Artifact
 from compressor.errors import UnfitError
-from compressor.quantizers import static
+from compressor.quantizers import count_products, products, static
 from compressor.runtime import Runtime
 from compressor.stages.quantize import choose
 from tests.conftest import compress, sentences
@@ -60,6 +60,16 @@ def test_a_static_graph_answers_a_text_alike_in_any_batch(project: Path) -> None
         for text, answer in zip(TEXTS, together, strict=True):
             (alone,) = runtime.predict([text], point)
             np.testing.assert_allclose(list(answer.probabilities.values()), list(alone.probabilities.values()), atol=1e-5)
+
+
+def test_a_static_graph_leaves_products_in_float_by_name(built: Path, tmp_path: Path) -> None:
+    source = next(built.glob("artifacts/export-*/model.onnx"))
+    tokens = np.array([[2, 5, 6, 7, 3]])
+    feed = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
+    kept = [name for name in products(source) if "Gemm" in name]
+    static(source, tmp_path / "int8.onnx", [feed], kept)
+    assert count_products(tmp_path / "int8.onnx") == {"int8": 11 - len(kept), "float": len(kept)}
+    assert len(kept) == 2
 
 
 def test_auto_measures_both_and_keeps_one(project: Path) -> None:

@@ -2,13 +2,15 @@
 
 What:     matrix products and embedding tables in 8 bits: u8 activations with a zero point, s8 weights with a scale per channel.
 Paper:    Jacob et al. (arXiv:1712.05877); compressor/quantizers.py names those of each backend.
-Formula:  x ≈ scale · (q - zero_point); `auto` keeps the fastest backend within 0.3 points of the best score on validation.
+Formula:  x ≈ scale · (q - zero_point); where that loses more than `max_drop`, the fewest products that suffice stay float, the most
+          sensitive first (compressor/sensitivity.py); `auto` keeps the fastest backend within 0.3 points of the best score on validation.
 Defaults: onnxruntime dynamic; nncf measures activations on 256 training texts of all lengths, at several length configurations.
 Limits:   attention's own products stay float where they are one fused operator.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS, SINGLE, Feed, count_products, has_nncf
 from compressor.recipe import Quantize, Recipe
 from compressor.runtime import Graph
+from compressor.sensitivity import by_sensitivity, fewest
 from compressor.splits import MODEL, Splits, task_of
 
 NOISE = 0.003
@@ -35,30 +38,77 @@ TEXTS = 32
 """Validation texts that `auto` times."""
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """What a backend made: its graph, the graph's score on validation, and the products that went back to float."""
+
+    file: Path
+    score: float
+    kept: Sequence[str]
+
+
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the INT8 model.onnx; return the scores of each backend's graph and of the float graph on the validation split."""
     assert recipe.quantize is not None
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     validation = splits.encoded("validation", task, inputs["checkpoint"].path / MODEL)
     source, names = inputs["float_graph"].path / "model.onnx", _backends(recipe.quantize, log)
-    files, found = {name: out / f"{name}.onnx" for name in names}, dict[str, dict[str, int]]()
+    bench = Bench(source, validation, recipe)
     feeds = list(_feeds(recipe, inputs, source)) if "nncf" in names else []
-    for name, file in files.items():
-        QUANTIZERS[name](source, file, feeds)
-        found[name] = count_products(file)
-        if not found[name]["int8"]:
-            raise StageError(f"quantize: {name} made no matrix product INT8; this graph's products are not MatMul of constant weights")
-    graphs = {name: Graph(file, single=name in SINGLE, pad_id=validation.pad_id, workers=recipe.workers) for name, file in files.items()}
-    graphs["float"] = Graph(source, single=False, pad_id=validation.pad_id, workers=recipe.workers)
-    scores = {name: validation.score(graph.logits(validation.tokens), recipe.task.metric) for name, graph in graphs.items()}
-    times = _milliseconds(files, validation) if len(names) > 1 else {}
-    chosen = choose({name: scores[name] for name in names}, times)
+    made = {name: _quantized(name, bench, out / f"{name}.onnx", feeds, log) for name in names}
+    times = _milliseconds({name: one.file for name, one in made.items()}, validation) if len(names) > 1 else {}
+    scores = {name: one.score for name, one in made.items()}
+    chosen = choose(scores, times)
+    scores["float"] = bench.float_score
     told = ", ".join(f"{name} {score:.4f}{f' in {times[name]:.2f} ms' if name in times else ''}" for name, score in scores.items())
     log.note(f"{recipe.task.metric} on validation: {told}{f'; {chosen} is kept' if len(names) > 1 else ''}")
-    for name, file in files.items():
-        file.rename(out / "model.onnx") if name == chosen else file.unlink()
-    facts = {"backend": chosen, "single": chosen in SINGLE, "products": found[chosen], "validation": scores, "milliseconds": times}
-    return {**facts, "validation_score": scores[chosen], "megabytes": (out / "model.onnx").stat().st_size / 1e6}
+    for name, one in made.items():
+        one.file.rename(out / "model.onnx") if name == chosen else one.file.unlink()
+    facts = {"backend": chosen, "single": chosen in SINGLE, "products": count_products(out / "model.onnx"), "validation": scores}
+    facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times}
+    return {**facts, "validation_score": made[chosen].score, "megabytes": (out / "model.onnx").stat().st_size / 1e6}
+
+
+class Bench:
+    """Scores graphs on the validation split, and ranks the products of the float one when that is asked."""
+
+    def __init__(self, source: Path, validation: Encoded, recipe: Recipe) -> None:
+        assert recipe.quantize is not None
+        self.source, self.validation, self.workers, self.metric = source, validation, recipe.workers, recipe.task.metric
+        self.float_score = self.score(source, single=False)
+        self.wanted = self.float_score - recipe.quantize.max_drop - 1e-9
+        self.sensitivities: dict[str, float] = {}
+
+    def score(self, file: Path, *, single: bool) -> float:
+        """Return the score of a graph."""
+        graph = Graph(file, single=single, pad_id=self.validation.pad_id, workers=self.workers)
+        return self.validation.score(graph.logits(self.validation.tokens), self.metric)
+
+    def ranked(self, scratch: Path) -> Sequence[str]:
+        """Return the products, the most sensitive first; they are ranked once."""
+        self.sensitivities = self.sensitivities or by_sensitivity(self.source, scratch, self.validation, self.workers)
+        return list(self.sensitivities)
+
+
+def _quantized(name: str, bench: Bench, file: Path, feeds: Sequence[Feed], log: Progress) -> Quantized:
+    """Quantize with a backend; where the score falls below what is wanted, put back the fewest products that raise it."""
+
+    def score(kept: Collection[str]) -> float:
+        QUANTIZERS[name](bench.source, file, feeds, kept)
+        return bench.score(file, single=name in SINGLE)
+
+    all_int8 = score([])
+    if not count_products(file)["int8"]:
+        raise StageError(f"quantize: {name} made no matrix product INT8; this graph's products are not MatMul of constant weights")
+    if all_int8 >= bench.wanted:
+        return Quantized(file, all_int8, [])
+    log.note(f"{name} scores {all_int8:.4f}, float {bench.float_score:.4f}: looking for the products that lose it")
+    kept = fewest(bench.ranked(file.with_suffix(".alone")), lambda some: score(some) >= bench.wanted)
+    if kept is None:
+        log.warn(f"quantize: {name} loses more than quantize.max_drop whatever stays in float (8-bit embeddings lose it)")
+        return Quantized(file, score([]), [])
+    log.note(f"back to float: {', '.join(kept)}")
+    return Quantized(file, score(kept), kept)
 
 
 def choose(scores: dict[str, float], milliseconds: dict[str, float]) -> str:
