@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,11 @@ from compressor.errors import UnfitError
 
 # The instruction sets that decide how fast 8-bit and bfloat16 products are, named as Linux does.
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+LEVELS = {"amx": {"amx_int8"}, "vnni": {"avx512_vnni", "avx_vnni"}, "avx512": {"avx512f"}, "avx2": {"avx2"}}
+"""Instruction sets by what they give 8-bit products, the fastest first; a processor has a level where it has one of its sets."""
+SATURATING = frozenset({"avx512", "avx2"})
+"""Levels whose sum of two 8-bit products does not fit where it goes (onnxruntime#5849): weights need 7 bits there."""
 
 CPUINFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -35,8 +39,16 @@ def describe() -> dict[str, Any]:
     }
 
 
+def level() -> str | None:
+    """Return this processor's level, or None where it is not told."""
+    flags = set(_cpuinfo().get("flags", "").split())
+    return next((name for name, sets in LEVELS.items() if sets & flags), None)
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Look up the installed versions of `packages`; those that are absent are left out."""
+    from importlib import metadata  # here: it takes longer to import than all else that a bundle needs of this module
+
     found = {}
     for package in packages:
         try:

@@ -11,9 +11,10 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Protocol
 
 import onnx
 import onnxruntime as ort
@@ -32,25 +33,33 @@ PRODUCTS = ("MatMul", "Gemm", "LSTM")
 EIGHT_BIT = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
 
 
-def dynamic(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = ()) -> None:
+def dynamic(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> None:
     """Write the graph with weights in s8, a scale a channel, and activations in u8 by each run's own range; `feeds` are not read.
 
-    Products called as in `kept` stay float.
+    Products called as in `kept` stay float; with `reduce_range` weights take 7 bits.
     """
     excluded = [*kept, *(f"{name}_MatMul" for name in kept)]  # what onnxruntime calls a Gemm that it has taken apart
     with _quiet():
-        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=excluded, extra_options=FLOAT)
+        quantize_dynamic(
+            source,
+            target,
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=excluded,
+            extra_options=FLOAT,
+        )
 
 
-def static(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = ()) -> None:
+def static(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> None:
     """Write the graph with weights in s8, a scale a channel, and activations in u8 by the ranges that `feeds` show.
 
-    Products called as in `kept` stay float.
+    Products called as in `kept` stay float; with `reduce_range` weights take 7 bits.
 
     Raises:
         UnfitError: nncf is not installed.
     """
-    model = simulated(source, feeds, kept)
+    model = simulated(source, feeds, kept, reduce_range=reduce_range)
     unsigned_activations(model)
     gathered_rows(model)
     if CONTRIB in {domain.domain for domain in model.opset_import}:
@@ -58,7 +67,7 @@ def static(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[s
     onnx.save(model, target)
 
 
-def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = ()) -> onnx.ModelProto:
+def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> onnx.ModelProto:
     """Return the graph as NNCF quantizes it: float products between nodes that quantize and dequantize."""
     if not has_nncf():
         raise UnfitError("quantize.backend nncf needs the [nncf] extra: pip install 'encoder-compressor[nncf]', or choose onnxruntime")
@@ -72,13 +81,17 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = ()) -
         import nncf
 
         nncf.set_log_level(logging.ERROR)
+        overflow = nncf.OverflowFix.ENABLE if reduce_range else nncf.OverflowFix.DISABLE
         model: onnx.ModelProto = nncf.quantize(
             graph,
             nncf.Dataset(list(feeds)),
             preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point, weights have none
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(feeds),
-            ignored_scope=nncf.IgnoredScope(names=[*attention, *kept]),  # two activations: in 8 bits no nearer, and slower
+            ignored_scope=nncf.IgnoredScope(names=[*attention, *kept]),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=overflow
+            ),  # two activations: in 8 bits no nearer, and slower
         )
     return model
 
@@ -119,7 +132,14 @@ def _quiet() -> Iterator[None]:
         ort.set_default_logger_severity(2)
 
 
-Quantizer = Callable[[Path, Path, Sequence[Feed], Collection[str]], None]
+class Quantizer(Protocol):
+    """Writes the INT8 form of a graph."""
+
+    def __call__(
+        self, source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False
+    ) -> None: ...
+
+
 QUANTIZERS: Mapping[str, Quantizer] = {"onnxruntime": dynamic, "nncf": static}
 """By the recipe's `quantize.backend`."""
 SINGLE = frozenset({"onnxruntime"})

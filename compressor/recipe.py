@@ -374,6 +374,8 @@ class Quantize(Section):
     """Training texts on which nncf measures activations."""
     max_drop: Percent = 0.01
     """Score on validation that INT8 may lose against float; where it loses more, the fewest products that suffice go back to float."""
+    isa: Literal["auto", "amx", "vnni", "avx512", "avx2"] = "auto"
+    """Instruction set of the processors that will serve; auto: this machine's. Without VNNI, weights have 7 bits: 8 would saturate."""
 
 
 class Search(Section):
@@ -407,6 +409,9 @@ class DropGate(Section):
     """Score that the default operating point may lose, in points."""
 
 
+MeasuredOn = Literal["target", "other"]
+
+
 class SpeedGate(Section):
     metric: Literal["speedup"]
     """Judges how many times faster the bundle is."""
@@ -414,6 +419,8 @@ class SpeedGate(Section):
     """Float model that the default operating point is held against."""
     min: Annotated[float, Field(gt=0)]
     """Least ratio of the median latencies, both measured in one interleaved run."""
+    measured_on: MeasuredOn = "target"
+    """Where quantize.isa is not this machine's, the gate breaks; other: judge by this machine all the same."""
 
 
 class LatencyGate(Section):
@@ -421,6 +428,8 @@ class LatencyGate(Section):
     """Judges the milliseconds of one inference at the default operating point."""
     max: Milliseconds
     """Largest median latency."""
+    measured_on: MeasuredOn = "target"
+    """Where quantize.isa is not this machine's, the gate breaks; other: judge by this machine all the same."""
 
 
 class SizeGate(Section):

@@ -10,6 +10,7 @@ quantized dynamically (one scale for a whole batch) are fed one text at a time, 
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
+from compressor import machine
 from compressor.data import Example
 from compressor.errors import BundleError
 from compressor.tasks import TASKS, ServedTask
@@ -124,6 +126,7 @@ class Runtime:
     def __init__(self, bundle: Path | str, threads: int | None = None) -> None:
         folder = Path(bundle)
         self.manifest = verify(folder)
+        check_isa(self.manifest)
         self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
         self.points: Mapping[str, OperatingPoint] = {
             name: OperatingPoint(name, None if p["lengths"] is None else tuple(p["lengths"]), p["score"], p["latency_ms"])
@@ -219,6 +222,14 @@ def verify(folder: Path) -> Mapping[str, Any]:
         )
     _check_content(folder, manifest)
     return manifest
+
+
+def check_isa(manifest: Mapping[str, Any]) -> None:
+    """Warn where this processor's 8-bit products cannot hold what the bundle's weights make."""
+    isa, here = manifest.get("isa"), machine.level()
+    if isa is not None and isa not in machine.SATURATING and here in machine.SATURATING:
+        told = f"this bundle is for processors with {isa}; on this one ({here}) its 8-bit products saturate and answers may be wrong"
+        warnings.warn(f"{told}: rebuild it with quantize.isa: {here}", RuntimeWarning, stacklevel=3)
 
 
 def _check_content(folder: Path, manifest: Mapping[str, Any]) -> None:

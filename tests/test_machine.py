@@ -56,6 +56,22 @@ def test_a_machine_without_x86_flags_has_an_empty_isa(host: Path, cpuinfo: str) 
     assert machine.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [
+        ("avx2 avx512f avx512_vnni amx_int8", "amx"),
+        ("avx2 avx512f avx512_vnni", "vnni"),
+        ("avx2 avx_vnni", "vnni"),
+        ("avx2 avx512f", "avx512"),
+        ("sse4_2 avx2", "avx2"),
+        ("sse4_2", None),
+    ],
+)
+def test_a_processor_s_level_is_that_of_its_fastest_8_bit_products(host: Path, flags: str, level: str | None) -> None:
+    (host / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert machine.level() == level
+
+
 def test_a_container_quota_limits_cores_and_memory(host: Path) -> None:
     (host / "cpu.max").write_text("50000 100000\n")
     (host / "memory.max").write_text("500000000\n")

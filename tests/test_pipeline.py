@@ -230,6 +230,21 @@ def test_gates_judge_the_arithmetic() -> None:
     assert [v.passed for v in verdicts] == [True, False, True, True, False, True, False]
 
 
+def test_a_gate_on_time_breaks_where_the_target_was_not_measured_unless_another_machine_will_do() -> None:
+    chosen = Variant("c", 0.9, (0.8, 1), 2, 3, 20)
+    gates = [
+        LatencyGate(metric="latency", max="2ms"),
+        LatencyGate(metric="latency", max="2ms", measured_on="other"),
+        SpeedGate(metric="speedup", min=1),
+        DropGate(metric="accuracy", max_drop="0%"),
+        SizeGate(metric="size", max="20MB"),
+    ]
+    for on_target, passed in ((True, [True] * 5), (False, [False, True, False, True, True])):
+        verdicts = judge(gates, chosen, {"teacher": chosen}, [chosen], on_target=on_target)
+        assert [v.passed for v in verdicts] == passed
+    assert verdicts[0].value == "2.00 ms here, not measured on the target (quantize.isa)"
+
+
 def test_a_latency_that_is_missed_names_the_point_that_comes_closest() -> None:
     points = [Variant(f"INT8 {name}", 0.9, (0.8, 1), ms, ms, 20) for name, ms in (("full", 4.0), ("fast", 3.0), ("min", 1.5))]
     for limit, expected in ((2, "3.00 ms (INT8 min takes 1.50 ms)"), (1, "3.00 ms (INT8 min takes 1.50 ms, the closest)"), (3, "3.00 ms")):

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
+from compressor import machine
 from compressor.artifact import Artifact
 from compressor.errors import UnfitError
-from compressor.quantizers import count_products, products, static
-from compressor.runtime import Runtime
+from compressor.quantizers import Quantizer, count_products, dynamic, products, static
+from compressor.runtime import Runtime, check_isa
 from compressor.stages.quantize import choose
 from tests.conftest import compress, sentences
 
@@ -70,6 +73,52 @@ def test_a_static_graph_leaves_products_in_float_by_name(built: Path, tmp_path: 
     static(source, tmp_path / "int8.onnx", [feed], kept)
     assert count_products(tmp_path / "int8.onnx") == {"int8": 11 - len(kept), "float": len(kept)}
     assert len(kept) == 2
+
+
+@pytest.mark.parametrize("quantizer", [dynamic, static])
+def test_weights_take_seven_bits_where_eight_would_saturate(built: Path, tmp_path: Path, quantizer: Quantizer) -> None:
+    source = next(built.glob("artifacts/export-*/model.onnx"))
+    tokens = np.array([[2, 5, 6, 7, 3]])
+    feed = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
+    largest = {}
+    for reduce_range in (False, True):
+        quantizer(source, tmp_path / "int8.onnx", [feed], reduce_range=reduce_range)
+        graph = onnx.load(tmp_path / "int8.onnx").graph
+        tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}  # rows are no products: they have all 8 bits
+        arrays = [numpy_helper.to_array(i) for i in graph.initializer if i.name not in tables]
+        products = [a for a in arrays if a.dtype == np.int8 and a.ndim == 2]
+        largest[reduce_range] = max(int(np.abs(a.astype(int)).max()) for a in products)
+    assert largest[False] > 100
+    assert largest[True] <= 64
+
+
+def test_a_build_for_another_processor_says_so_and_its_gate_on_time_breaks(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = "avx2" if machine.level() != "avx2" else "amx"
+    recipe = project / "tiny.yaml"
+    recipe.write_text(recipe.read_text(encoding="utf-8") + "  - {metric: speedup, min: 0.01}\n", encoding="utf-8")
+    done = compress("run", "tiny.yaml", "--set", f"quantize.isa={other}", cwd=project)
+    assert done.returncode == 5
+    assert (
+        f"warning: quantize.isa is {other}, this machine has {machine.level() or 'an unknown instruction set'}: latencies are"
+        in done.stderr
+    )
+    assert "here, not measured on the target (quantize.isa), must be ≥ 0.01x" in done.stderr
+    allowed = recipe.read_text(encoding="utf-8").replace("min: 0.01}", "min: 0.01, measured_on: other}")
+    recipe.write_text(allowed, encoding="utf-8")
+    assert compress("run", "tiny.yaml", "--set", f"quantize.isa={other}", cwd=project).returncode == 0
+    bundle = project / "artifacts/dist/tiny"
+    assert Runtime(bundle).manifest["isa"] == other
+
+
+def test_a_processor_that_would_saturate_is_warned_of(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "level", lambda: "avx2")
+    manifest = {"isa": "vnni"}
+    with pytest.warns(
+        RuntimeWarning, match=r"for processors with vnni; on this one \(avx2\) .* saturate .* rebuild it with quantize.isa: avx2"
+    ):
+        check_isa(manifest)
+    for isa in ("avx2", "avx512", None):
+        check_isa({"isa": isa})  # a warning would be an error here
 
 
 def test_auto_measures_both_and_keeps_one(project: Path) -> None:

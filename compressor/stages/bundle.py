@@ -41,7 +41,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     variants = measure(recipe, inputs, folder, log)
     chosen, teacher, student = (variants[n] for n in (row_name(manifest["default_point"], inputs), TEACHER, STUDENT))
     points = [variants[row_name(name, inputs)] for name in manifest["points"]]
-    verdicts = [dataclasses.asdict(v) for v in judge(recipe.gates, chosen, {"teacher": teacher, "student": student}, points)]
+    references, on_target = {"teacher": teacher, "student": student}, manifest["isa"] in (None, machine.level())
+    verdicts = [dataclasses.asdict(v) for v in judge(recipe.gates, chosen, references, points, on_target=on_target)]
     metrics = summarize(recipe, inputs, manifest, list(variants.values()), verdicts)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "gates.json", verdicts)
@@ -81,6 +82,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "stride": splits.stride,
         "pad_id": pad_id_of(model),
         "single": is_single(inputs),
+        "isa": deployed(inputs).metrics.get("isa"),
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},
         "default_point": default,
         "target": recipe.target.model_dump(),

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from compressor import machine
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.errors import StageError
 from compressor.latency import interleaved, sample
@@ -54,6 +55,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     validation = splits.encoded("validation", task, inputs["checkpoint"].path / MODEL)
     source, names = inputs["float_graph"].path / "model.onnx", _backends(recipe.quantize, log)
     bench = Bench(source, validation, recipe)
+    if bench.isa != machine.level():
+        here = machine.level() or "an unknown instruction set"
+        log.warn(
+            f"quantize.isa is {bench.isa}, this machine has {here}: latencies are not the target's, and gates on them break unless "
+            "they state measured_on: other"
+        )
     feeds = list(_feeds(recipe, inputs, source)) if "nncf" in names else []
     made = {name: _quantized(name, bench, out / f"{name}.onnx", feeds, log) for name in names}
     times = _milliseconds({name: one.file for name, one in made.items()}, validation) if len(names) > 1 else {}
@@ -65,7 +72,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     for name, one in made.items():
         one.file.rename(out / "model.onnx") if name == chosen else one.file.unlink()
     facts = {"backend": chosen, "single": chosen in SINGLE, "products": count_products(out / "model.onnx"), "validation": scores}
-    facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times}
+    facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times, "isa": bench.isa}
     return {**facts, "validation_score": made[chosen].score, "megabytes": (out / "model.onnx").stat().st_size / 1e6}
 
 
@@ -75,6 +82,7 @@ class Bench:
     def __init__(self, source: Path, validation: Encoded, recipe: Recipe) -> None:
         assert recipe.quantize is not None
         self.source, self.validation, self.workers, self.metric = source, validation, recipe.workers, recipe.task.metric
+        self.isa = machine.level() if recipe.quantize.isa == "auto" else recipe.quantize.isa
         self.float_score = self.score(source, single=False)
         self.wanted = self.float_score - recipe.quantize.max_drop - 1e-9
         self.sensitivities: dict[str, float] = {}
@@ -94,7 +102,7 @@ def _quantized(name: str, bench: Bench, file: Path, feeds: Sequence[Feed], log: 
     """Quantize with a backend; where the score falls below what is wanted, put back the fewest products that raise it."""
 
     def score(kept: Collection[str]) -> float:
-        QUANTIZERS[name](bench.source, file, feeds, kept)
+        QUANTIZERS[name](bench.source, file, feeds, kept, reduce_range=bench.isa in machine.SATURATING)
         return bench.score(file, single=name in SINGLE)
 
     all_int8 = score([])
