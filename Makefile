@@ -1,18 +1,22 @@
 # make demo   build the quickstart bundle from real weights and real text, and show its figures
 # make test   run all tests
-# Both set everything up in .venv first; Python 3.11, make and a package index are all they need.
+# make environments   make what optional backends need beside .venv, so that their tests run (800 MB)
+# All set everything up in .venv first; Python 3.11, make and a package index are all they need.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 DATA := artifacts/data/movie-reviews
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint setup environments
 
 demo: setup $(DATA)/train.csv
 	$(BIN)/compress recipes/quickstart.yaml
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+environments: setup
+	$(BIN)/python -c 'from compressor.environments import PINS, make; [make(name) for name in PINS]'
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,25 +1,30 @@
 """The quantizers: a float graph goes in, an INT8 graph comes out.
 
 What:     `dynamic` takes each run's own range for activations and needs no data; `static` (NNCF) measures ranges on calibration texts,
-          moves outliers from activations into weights, and corrects the biases.
+          moves outliers from activations into weights, and corrects the biases; `neural_compressor` measures ranges alone.
 Papers:   SmoothQuant (arXiv:2211.10438); data-free quantization's bias correction (arXiv:1906.04721).
 Formula:  SmoothQuant: (x · diag(s)^-1)(diag(s) · W), which is x·W, with s_j = max|x_j|^a / max|W_j|^(1-a).
 Limits:   a dynamic graph has one activation scale for a whole batch, so it is fed one text a run; a static one takes batches.
 """
 
 import importlib.util
+import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from compressor import environments, neural_compressor_script
 from compressor.errors import UnfitError
 from compressor.fusion import CONTRIB
 from compressor.rewrites import fused_products, gathered_rows, unsigned_activations
@@ -38,7 +43,6 @@ def dynamic(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[
 
     Products called as in `kept` stay float; with `reduce_range` weights take 7 bits.
     """
-    excluded = [*kept, *(f"{name}_MatMul" for name in kept)]  # what onnxruntime calls a Gemm that it has taken apart
     with _quiet():
         quantize_dynamic(
             source,
@@ -46,7 +50,7 @@ def dynamic(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=excluded,
+            nodes_to_exclude=_also_taken_apart(kept),
             extra_options=FLOAT,
         )
 
@@ -59,12 +63,64 @@ def static(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[s
     Raises:
         UnfitError: nncf is not installed.
     """
-    model = simulated(source, feeds, kept, reduce_range=reduce_range)
+    onnx.save(_rewritten(simulated(source, feeds, kept, reduce_range=reduce_range)), target)
+
+
+def neural_compressor(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> None:
+    """Write the graph as `static` does, by Intel Neural Compressor in an environment of its own, without SmoothQuant.
+
+    Raises:
+        StageError: it cannot quantize this graph.
+        UnfitError: its environment cannot be made.
+    """
+    model = onnx.load(source)
+    lengths = [i for i in model.graph.initializer if i.name == "lengths"]
+    for default in lengths:
+        model.graph.initializer.remove(default)  # it takes inputs that have a default for constants
+    _read_through_identities(model.graph)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        onnx.save(model, scratch / "float.onnx")
+        arrays: dict[str, Any] = {f"{number}/{name}": array for number, feed in enumerate(feeds) for name, array in feed.items()}
+        np.savez(scratch / "feeds.npz", **arrays)
+        (scratch / "kept.json").write_text(json.dumps([*_products_of_activations(model.graph), *_also_taken_apart(kept)]), encoding="utf-8")
+        files = ["float.onnx", "int8.onnx", "feeds.npz", "kept.json"]
+        environments.run("neural-compressor", Path(neural_compressor_script.__file__), [*files, str(int(reduce_range))], scratch)
+        model = onnx.load(scratch / "int8.onnx")
+    model.graph.initializer.extend(lengths)
+    onnx.save(_rewritten(model), target)
+
+
+def _read_through_identities(graph: onnx.GraphProto) -> None:
+    """Put a node before each Cast of an input: Neural Compressor looks for one there and fails without."""
+    inputs, nodes = {i.name for i in graph.input}, list[onnx.NodeProto]()
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in inputs:
+            nodes.append(helper.make_node("Identity", [node.input[0]], [f"{node.output[0]}/read"], f"{node.output[0]}/read"))
+            node.input[0] = nodes[-1].output[0]
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph whose products are simulated in 8 bits as one that onnxruntime is fast at."""
     unsigned_activations(model)
     gathered_rows(model)
     if CONTRIB in {domain.domain for domain in model.opset_import}:
         fused_products(model)
-    onnx.save(model, target)
+    return model
+
+
+def _also_taken_apart(names: Collection[str]) -> list[str]:
+    """Return the names of products, and what onnxruntime and Neural Compressor call a Gemm that they have taken apart."""
+    return [*names, *(f"{name}_MatMul" for name in names)]
+
+
+def _products_of_activations(graph: onnx.GraphProto) -> list[str]:
+    """Return attention's own products: in 8 bits no nearer to float, and slower."""
+    constants = {i.name for i in graph.initializer}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and not constants & set(node.input)]
 
 
 def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> onnx.ModelProto:
@@ -75,8 +131,6 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *
     graph = onnx.load(source)
     for node in graph.graph.node:
         node.name = node.name or node.output[0]
-    constants = {i.name for i in graph.graph.initializer}
-    attention = [node.name for node in graph.graph.node if node.op_type == "MatMul" and not constants & set(node.input)]
     with _quiet():
         import nncf
 
@@ -88,7 +142,7 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *
             preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point, weights have none
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(feeds),
-            ignored_scope=nncf.IgnoredScope(names=[*attention, *kept]),
+            ignored_scope=nncf.IgnoredScope(names=[*_products_of_activations(graph.graph), *kept]),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 overflow_fix=overflow
             ),  # two activations: in 8 bits no nearer, and slower
@@ -140,7 +194,7 @@ class Quantizer(Protocol):
     ) -> None: ...
 
 
-QUANTIZERS: Mapping[str, Quantizer] = {"onnxruntime": dynamic, "nncf": static}
+QUANTIZERS: Mapping[str, Quantizer] = {"onnxruntime": dynamic, "nncf": static, "neural-compressor": neural_compressor}
 """By the recipe's `quantize.backend`."""
 SINGLE = frozenset({"onnxruntime"})
 """Backends whose graphs must be fed one text a run."""

@@ -368,10 +368,10 @@ class Export(Section):
 
 
 class Quantize(Section):
-    backend: Literal["onnxruntime", "nncf", "auto"] = "onnxruntime"
-    """onnxruntime: dynamic, needs no data, reads one text a run; nncf: static, nearer to float, reads batches; auto: the better here."""
+    backend: Literal["onnxruntime", "nncf", "neural-compressor", "auto"] = "onnxruntime"
+    """onnxruntime: dynamic, needs no data, reads one text a run; nncf, neural-compressor: static, read batches; auto: the best here."""
     calibration: Annotated[int, Field(ge=1, le=LARGEST)] = 256
-    """Training texts on which nncf measures activations."""
+    """Training texts on which static backends measure activations."""
     max_drop: Percent = 0.01
     """Score on validation that INT8 may lose against float; where it loses more, the fewest products that suffice go back to float."""
     isa: Literal["auto", "amx", "vnni", "avx512", "avx2"] = "auto"

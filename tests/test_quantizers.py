@@ -1,5 +1,6 @@
 """Backends of the quantize stage: what each writes, how `auto` chooses, what is said when one is missing."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,14 +12,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from compressor import machine
+from compressor import environments, machine
 from compressor.artifact import Artifact
 from compressor.errors import UnfitError
-from compressor.quantizers import Quantizer, count_products, dynamic, products, static
+from compressor.graphs import takes_lengths
+from compressor.quantizers import QUANTIZERS, Quantizer, count_products, dynamic, products, static
 from compressor.runtime import Runtime, check_isa
 from compressor.stages.quantize import choose
-from tests.conftest import compress, sentences
+from tests.conftest import command, compress, sentences
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TEXTS = [text for text, _ in sentences(24, 9)]
 
 
@@ -51,10 +54,17 @@ def test_the_fastest_of_those_that_answer_alike_is_kept(scores: dict[str, float]
     assert choose(scores, milliseconds) == chosen
 
 
-def test_a_static_graph_answers_a_text_alike_in_any_batch(project: Path) -> None:
-    artifact = quantized(project, "nncf")
+ISOLATED = pytest.param(
+    "neural-compressor",
+    marks=pytest.mark.skipif(not environments.is_made("neural-compressor"), reason="its environment is not made: make environments"),
+)
+
+
+@pytest.mark.parametrize("backend", ["nncf", ISOLATED])
+def test_a_static_graph_answers_a_text_alike_in_any_batch(project: Path, backend: str) -> None:
+    artifact = quantized(project, backend)
     metrics = artifact.metrics
-    assert (metrics["backend"], metrics["single"], metrics["products"]) == ("nncf", False, {"int8": 11, "float": 0})
+    assert (metrics["backend"], metrics["single"], metrics["products"]) == (backend, False, {"int8": 11, "float": 0})
     assert metrics["validation_score"] > 0.8
     runtime = Runtime(project / "artifacts/dist/tiny")
     assert runtime.manifest["single"] is False
@@ -63,16 +73,6 @@ def test_a_static_graph_answers_a_text_alike_in_any_batch(project: Path) -> None
         for text, answer in zip(TEXTS, together, strict=True):
             (alone,) = runtime.predict([text], point)
             np.testing.assert_allclose(list(answer.probabilities.values()), list(alone.probabilities.values()), atol=1e-5)
-
-
-def test_a_static_graph_leaves_products_in_float_by_name(built: Path, tmp_path: Path) -> None:
-    source = next(built.glob("artifacts/export-*/model.onnx"))
-    tokens = np.array([[2, 5, 6, 7, 3]])
-    feed = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
-    kept = [name for name in products(source) if "Gemm" in name]
-    static(source, tmp_path / "int8.onnx", [feed], kept)
-    assert count_products(tmp_path / "int8.onnx") == {"int8": 11 - len(kept), "float": len(kept)}
-    assert len(kept) == 2
 
 
 @pytest.mark.parametrize("quantizer", [dynamic, static])
@@ -124,11 +124,43 @@ def test_a_processor_that_would_saturate_is_warned_of(built: Path, monkeypatch: 
 def test_auto_measures_both_and_keeps_one(project: Path) -> None:
     artifact = quantized(project, "auto")
     metrics = artifact.metrics
-    assert set(metrics["milliseconds"]) == {"onnxruntime", "nncf"}
-    assert set(metrics["validation"]) == {"onnxruntime", "nncf", "float"}
+    backends = {"onnxruntime", "nncf", *(["neural-compressor"] if environments.is_made("neural-compressor") else [])}
+    assert set(metrics["milliseconds"]) == backends
+    assert set(metrics["validation"]) == {*backends, "float"}
     assert metrics["backend"] == choose({k: metrics["validation"][k] for k in metrics["milliseconds"]}, metrics["milliseconds"])
     assert [path.name for path in artifact.path.glob("*.onnx")] == ["model.onnx"]
     assert Runtime(project / "artifacts/dist/tiny").manifest["single"] is (metrics["backend"] == "onnxruntime")
+
+
+@pytest.mark.parametrize("backend", ["nncf", ISOLATED])
+def test_products_stay_float_and_weights_take_seven_bits_in_every_static_backend(built: Path, tmp_path: Path, backend: str) -> None:
+    source = next(built.glob("artifacts/export-*/model.onnx"))
+    feeds = [{name: np.full((1, size), 1 + (name == "input_ids") * size) for name in INPUTS} for size in (5, 8)]
+    kept = [name for name in products(source) if "Gemm" in name]
+    lengths = next(numpy_helper.to_array(i) for i in onnx.load(source).graph.initializer if i.name == "lengths")
+    QUANTIZERS[backend](source, tmp_path / "int8.onnx", [{**feed, "lengths": lengths} for feed in feeds], kept, reduce_range=True)
+    assert count_products(tmp_path / "int8.onnx") == {"int8": 11 - len(kept), "float": len(kept)}
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}  # rows are no products: they have all 8 bits
+    arrays = [numpy_helper.to_array(i) for i in graph.initializer if i.name not in tables]
+    assert max(int(np.abs(a.astype(int)).max()) for a in arrays if a.dtype == np.int8 and a.ndim == 2) <= 64
+    assert takes_lengths(tmp_path / "int8.onnx")
+
+
+def test_an_environment_that_cannot_be_made_is_told_in_one_line(project: Path, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "COMPRESS_CACHE": str(tmp_path / "cache"),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    arguments = command("tiny.yaml", "--set", "quantize.backend=neural-compressor")
+    done = subprocess.run(arguments, cwd=project, env=environment, capture_output=True, text=True)
+    assert done.returncode == 6
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: the environment of neural-compressor cannot be made: ERROR: No matching distribution"
+    )
+    assert not list((tmp_path / "cache").rglob("bin"))
 
 
 def test_a_static_graph_is_the_same_bytes_in_every_process(project: Path) -> None:

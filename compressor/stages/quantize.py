@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compressor import machine
+from compressor import environments, machine
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.errors import StageError
 from compressor.latency import interleaved, sample
@@ -61,7 +61,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
             f"quantize.isa is {bench.isa}, this machine has {here}: latencies are not the target's, and gates on them break unless "
             "they state measured_on: other"
         )
-    feeds = list(_feeds(recipe, inputs, source)) if "nncf" in names else []
+    feeds = [] if SINGLE.issuperset(names) else list(_feeds(recipe, inputs, source))
     made = {name: _quantized(name, bench, out / f"{name}.onnx", feeds, log) for name in names}
     times = _milliseconds({name: one.file for name, one in made.items()}, validation) if len(names) > 1 else {}
     scores = {name: one.score for name, one in made.items()}
@@ -128,10 +128,14 @@ def choose(scores: dict[str, float], milliseconds: dict[str, float]) -> str:
 def _backends(settings: Quantize, log: Progress) -> Sequence[str]:
     if settings.backend != "auto":
         return [settings.backend]
+    missing = {}
     if not has_nncf():
-        log.warn("quantize: auto compares onnxruntime alone; nncf is not installed (pip install 'encoder-compressor[nncf]')")
-        return ["onnxruntime"]
-    return list(QUANTIZERS)
+        missing["nncf"] = "it is not installed (pip install 'encoder-compressor[nncf]')"
+    if not environments.is_made("neural-compressor"):
+        missing["neural-compressor"] = "its environment is not made; a build with that backend makes it (800 MB)"
+    for name, why in missing.items():
+        log.warn(f"quantize: auto leaves {name} out: {why}")
+    return [name for name in QUANTIZERS if name not in missing]
 
 
 def _feeds(recipe: Recipe, inputs: Inputs, source: Path) -> Iterator[Feed]:
