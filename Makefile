@@ -16,7 +16,7 @@ test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
 
 environments: setup
-	$(BIN)/python -c 'from compressor.environments import PINS, make; [make(name) for name in PINS]'
+	$(BIN)/python -c 'from compressor.environments import NEURAL_COMPRESSOR; NEURAL_COMPRESSOR.make()'
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -20,12 +20,13 @@ from compressor.latency import interleaved, sample, timed
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
 from compressor.progress import Progress
+from compressor.quantizers import QUANTIZERS
 from compressor.recipe import Recipe
 from compressor.runtime import Graph
 from compressor.splits import MODEL, Splits, task_of
 
 ARTIFACTS = Path("artifacts")
-BACKENDS = ("onnxruntime", "nncf")
+BACKENDS = tuple(QUANTIZERS)
 TEXTS, STREAM, ROUNDS = 64, 512, 5
 
 

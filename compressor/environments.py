@@ -1,4 +1,4 @@
-"""Packages that cannot live beside ours: each in a virtual environment of its own, made with exact pins when it is first used.
+"""Packages that cannot live beside ours: each set in a virtual environment of its own, made with exact pins when it is first used.
 
 They lie in the user's cache (~/.cache/encoder-compressor, or the folder that COMPRESS_CACHE names); a changed pin makes a new one.
 """
@@ -9,75 +9,88 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import StageError, UnfitError
 
-PINS: Mapping[str, Sequence[str]] = {
-    # The last release with code for ONNX, and what it works with.
-    "neural-compressor": ("neural-compressor==3.7.1", "onnx==1.17.0", "onnxruntime==1.20.1", "numpy==1.26.4", "six==1.17.0"),
-}
 READY = "ready"
 """File of a complete environment."""
 
 
-def folder_of(name: str) -> Path:
-    """Return where the environment of a name lies, or would lie."""
-    facts = "\n".join([*PINS[name], sys.version])
-    cache = Path(os.environ.get("COMPRESS_CACHE") or Path.home() / ".cache" / "encoder-compressor")
-    return cache / "environments" / f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment with exactly these packages."""
 
+    name: str
+    pins: tuple[str, ...]
 
-def is_made(name: str) -> bool:
-    """Say whether the environment is there."""
-    return (folder_of(name) / READY).exists()
+    @property
+    def folder(self) -> Path:
+        """Where it lies, or would lie."""
+        facts = "\n".join([*self.pins, sys.version])
+        cache = Path(os.environ.get("COMPRESS_CACHE") or Path.home() / ".cache" / "encoder-compressor")
+        return cache / "environments" / f"{self.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
 
-def make(name: str) -> None:
-    """Make the environment unless it is there; another process that makes it is waited for.
+    def is_made(self) -> bool:
+        """Say whether it is there."""
+        return (self.folder / READY).exists()
 
-    Raises:
-        UnfitError: it cannot be made; the last line of what pip says.
-    """
-    from filelock import FileLock
+    def make(self) -> None:
+        """Make it unless it is there; another process that makes it is waited for.
 
-    folder = folder_of(name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if is_made(name):
-            return
+        Raises:
+            UnfitError: it cannot be made; the last line of what pip says.
+        """
+        from filelock import FileLock
+
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.folder}.lock"):
+            if self.is_made():
+                return
+            try:
+                venv.create(self.folder, clear=True, with_pip=True, symlinks=True)
+                _run([str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.pins])
+            except (OSError, subprocess.CalledProcessError) as error:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                told = _last_line(error.stderr) if isinstance(error, subprocess.CalledProcessError) else str(error)
+                raise UnfitError(
+                    f"the environment of {self.name} cannot be made: {told}; give pip a package index, or do without"
+                ) from None
+            (self.folder / READY).touch()
+
+    def run(self, script: Path, arguments: Sequence[str], cwd: Path) -> None:
+        """Run a script in it, once it is made.
+
+        Raises:
+            StageError: the script fails; the last line that it says.
+            UnfitError: the environment cannot be made.
+        """
+        self.make()
         try:
-            venv.create(folder, clear=True, with_pip=True, symlinks=True)
-            _run([str(_python(folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PINS[name]])
-        except (OSError, subprocess.CalledProcessError) as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            told = _last_line(error.stderr) if isinstance(error, subprocess.CalledProcessError) else str(error)
-            raise UnfitError(f"the environment of {name} cannot be made: {told}; give pip a package index, or do without it") from None
-        (folder / READY).touch()
+            _run([str(self.python), str(script), *arguments], cwd)
+        except subprocess.CalledProcessError as error:
+            raise StageError(f"{self.name}: {_last_line(error.stderr)}") from None
 
 
-def run(name: str, script: Path, arguments: Sequence[str], cwd: Path) -> None:
-    """Run a script in the environment, which is made if it is not there.
-
-    Raises:
-        StageError: the script fails; the last line that it says.
-        UnfitError: the environment cannot be made.
-    """
-    make(name)
-    try:
-        _run([str(_python(folder_of(name))), str(script), *arguments], cwd)
-    except subprocess.CalledProcessError as error:
-        raise StageError(f"{name}: {_last_line(error.stderr)}") from None
+NEURAL_COMPRESSOR = Environment(  # the last release with code for ONNX, and what it works with
+    "neural-compressor", ("neural-compressor==3.7.1", "onnx==1.17.0", "onnxruntime==1.20.1", "numpy==1.26.4", "six==1.17.0")
+)
 
 
-def _python(folder: Path) -> Path:
-    return folder / "bin" / "python"
+def clean_variables() -> dict[str, str]:
+    """Return this process's environment variables without those that would let another interpreter see our packages."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def _run(command: Sequence[str], cwd: Path | None = None) -> None:
-    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    subprocess.run(command, check=True, cwd=cwd, env=clean, capture_output=True, text=True)
+    subprocess.run(command, check=True, cwd=cwd, env=clean_variables(), capture_output=True, text=True)
 
 
 def _last_line(text: str) -> str:

@@ -24,7 +24,8 @@ import onnxruntime as ort
 from onnx import helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from compressor import environments, neural_compressor_script
+from compressor import neural_compressor_script
+from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import UnfitError
 from compressor.fusion import CONTRIB
 from compressor.rewrites import fused_products, gathered_rows, unsigned_activations
@@ -85,7 +86,7 @@ def neural_compressor(source: Path, target: Path, feeds: Sequence[Feed], kept: C
         np.savez(scratch / "feeds.npz", **arrays)
         (scratch / "kept.json").write_text(json.dumps([*_products_of_activations(model.graph), *_also_taken_apart(kept)]), encoding="utf-8")
         files = ["float.onnx", "int8.onnx", "feeds.npz", "kept.json"]
-        environments.run("neural-compressor", Path(neural_compressor_script.__file__), [*files, str(int(reduce_range))], scratch)
+        NEURAL_COMPRESSOR.run(Path(neural_compressor_script.__file__), [*files, str(int(reduce_range))], scratch)
         model = onnx.load(scratch / "int8.onnx")
     model.graph.initializer.extend(lengths)
     onnx.save(_rewritten(model), target)

@@ -12,8 +12,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from compressor import environments, machine
+from compressor import machine
 from compressor.artifact import Artifact
+from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import UnfitError
 from compressor.graphs import takes_lengths
 from compressor.quantizers import QUANTIZERS, Quantizer, count_products, dynamic, products, static
@@ -56,7 +57,7 @@ def test_the_fastest_of_those_that_answer_alike_is_kept(scores: dict[str, float]
 
 ISOLATED = pytest.param(
     "neural-compressor",
-    marks=pytest.mark.skipif(not environments.is_made("neural-compressor"), reason="its environment is not made: make environments"),
+    marks=pytest.mark.skipif(not NEURAL_COMPRESSOR.is_made(), reason="its environment is not made: make environments"),
 )
 
 
@@ -124,7 +125,7 @@ def test_a_processor_that_would_saturate_is_warned_of(built: Path, monkeypatch: 
 def test_auto_measures_both_and_keeps_one(project: Path) -> None:
     artifact = quantized(project, "auto")
     metrics = artifact.metrics
-    backends = {"onnxruntime", "nncf", *(["neural-compressor"] if environments.is_made("neural-compressor") else [])}
+    backends = {"onnxruntime", "nncf", *(["neural-compressor"] if NEURAL_COMPRESSOR.is_made() else [])}
     assert set(metrics["milliseconds"]) == backends
     assert set(metrics["validation"]) == {*backends, "float"}
     assert metrics["backend"] == choose({k: metrics["validation"][k] for k in metrics["milliseconds"]}, metrics["milliseconds"])

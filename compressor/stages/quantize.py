@@ -18,8 +18,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compressor import environments, machine
+from compressor import machine
 from compressor.encoded import Encoded, tokenizer_of
+from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import StageError
 from compressor.latency import interleaved, sample
 from compressor.lengths import LengthConfig
@@ -131,7 +132,7 @@ def _backends(settings: Quantize, log: Progress) -> Sequence[str]:
     missing = {}
     if not has_nncf():
         missing["nncf"] = "it is not installed (pip install 'encoder-compressor[nncf]')"
-    if not environments.is_made("neural-compressor"):
+    if not NEURAL_COMPRESSOR.is_made():
         missing["neural-compressor"] = "its environment is not made; a build with that backend makes it (800 MB)"
     for name, why in missing.items():
         log.warn(f"quantize: auto leaves {name} out: {why}")

@@ -1,0 +1,164 @@
+"""A bundle beside what a user would pick instead: the same student, the same texts, the same threads, taking turns.
+
+    python -m benchmarks.peers recipes/sst2.yaml --set data.train=…
+
+The recipe is built first, in ./artifacts, where stages that are there already come from the cache. Every model is a process of its own, in
+an environment of its own (made on first use: 3 GB). In each round all of them answer, in another order each time, and only one works at a
+time; each timed run follows an untimed one. Texts are read by the student's tokenizer, and padded to the longest of their batch.
+"""
+
+import json
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.models import HERE, Model, ours, peers, references
+from benchmarks.record import conclude, recipe_parser
+from compressor import pipeline
+from compressor.artifact import Artifact
+from compressor.encoded import Encoded
+from compressor.environments import clean_variables
+from compressor.latency import sample
+from compressor.loader import load_recipe
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+from compressor.splits import MODEL, Splits, task_of
+
+ARTIFACTS = Path("artifacts")
+POINTS = ("full", "accurate", "balanced", "fast")
+SHAPES = ((1, 32), (1, 128), (1, 384), (8, 128), (32, 384))
+ROUNDS, TEXTS, STREAM, CALIBRATION, BATCH = 5, 48, 512, 256, 32
+LARGE = 1024
+"""Tokens of a batch above which one round is enough."""
+PAUSE = 0.01
+"""Seconds between two models, so that threads of the one before no longer wait for work."""
+Texts = list[list[int]]
+
+
+class Answering:
+    """A model's process."""
+
+    def __init__(self, model: Model, process: "subprocess.Popen[str]") -> None:
+        self.model, self._process = model, process
+        self._read()
+
+    def ask(self, texts: Texts, batch: int, *, answers: bool = False) -> dict[str, Any]:
+        """Return milliseconds, and the answers if they are wanted."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"texts": texts, "batch": batch, "answers": answers}) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.model.name}: its process has ended")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+@contextmanager
+def answering(models: Sequence[Model], threads: int) -> Iterator[list[Answering]]:
+    """Start all processes, and end them."""
+    with ExitStack() as stack:
+        found = []
+        for model in models:
+            command = [str(model.python), str(HERE / "worker.py"), model.kind, model.path, str(threads)]
+            own = clean_variables() | {"OMP_NUM_THREADS": str(threads)}
+            if model.kind == "bundle":
+                own["PYTHONPATH"] = str(Path.cwd())
+            process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own))
+            stack.callback(process.kill)
+            found.append(Answering(model, process))
+        yield found
+
+
+def timed(models: Sequence[Answering], work: Sequence[Texts], rounds: int) -> dict[str, list[float]]:
+    """Return each model's milliseconds for every piece of work in every round."""
+    rng, times = random.Random(0), {one.model.name: list[float]() for one in models}
+    for _ in range(rounds):
+        for texts in work:
+            for one in rng.sample(list(models), len(models)):
+                time.sleep(PAUSE)
+                one.ask(texts, BATCH)
+                times[one.model.name].append(one.ask(texts, BATCH)["ms"])
+    return times
+
+
+def rows(models: Sequence[Answering], data: Encoded, longest: int, threads: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each workload and model; ratios are over the first model."""
+    rng = np.random.default_rng(0)
+    chosen = [_ids(data, row) for row in sample(data.tokens.lengths.tolist(), STREAM)]
+    single = [[_ids(data, row)] for row in sample(data.tokens.lengths.tolist(), TEXTS)]
+    shapes = {f"{b}x{n}": [[rng.integers(1000, 2000, n).tolist() for _ in range(b)]] for b, n in SHAPES if n <= longest}
+    works: dict[str, Sequence[Texts]] = {"one by one": single, f"stream of {len(chosen)}": [chosen], **shapes}
+    for name, work in works.items():
+        tokens = max(sum(map(len, texts)) for texts in work)
+        times = timed(models, work, 1 if tokens > LARGE else ROUNDS)
+        base = float(np.median(next(iter(times.values()))))
+        for model, found in times.items():
+            p50, p90, p99 = (float(np.percentile(found, share)) for share in (50, 90, 99))
+            rate = 1000 * sum(map(len, work)) * (len(found) / len(work)) / sum(found)
+            row = {"model": model, "workload": name, "threads": threads, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
+            yield {**row, "texts_per_second": rate, "over_first": base / p50}
+
+
+def _ids(data: Encoded, row: int) -> list[int]:
+    return [int(i) for i in data.tokens.of_text(row).padded(0)["input_ids"][0]]
+
+
+def scores(models: Sequence[Answering], data: Encoded, metric: str) -> Iterator[dict[str, Any]]:
+    """Yield the test split's score and the file's size of each form of the student."""
+    texts = [_ids(data, row) for row in range(len(data))]
+    for one in models:
+        if one.model.scored:
+            logits = np.array(one.ask(texts, 1, answers=True)["answers"], np.float32)
+            yield {"model": one.model.name, "score": data.score(logits, metric), "megabytes": _megabytes(one.model)}
+
+
+def _megabytes(model: Model) -> float:
+    path = Path(model.path.partition("@")[0])
+    files = [path / "model.onnx"] if path.is_dir() else [path, *path.parent.glob(f"{path.stem}.bin")]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Build the bundle and its peers; return scores, times and what could not be made."""
+    found = pipeline.run(recipe, ARTIFACTS, Progress())
+    inputs: Mapping[str, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in found.manifest["inputs"].items()}
+    splits, task, student = Splits.of(inputs["data"]), task_of(recipe), inputs["checkpoint"].path / MODEL
+    train = splits.encoded("train", task, student).tokens
+    calibration = train.rows(sample(train.lengths.tolist(), CALIBRATION))
+    made = [*references(folder, len(splits.labels)), *peers(student, splits.labels, calibration, folder / "student")]
+    models = [one for one in made if isinstance(one, Model)] + [*ours(found.path / "bundle", POINTS)]
+    data, result = splits.encoded("test", task, student), {"left_out": [one for one in made if isinstance(one, str)]}
+    with answering(models, 1) as ready:
+        result["scores"] = list(scores(ready, data, recipe.task.metric))
+        result["times"] = list(rows(ready, data, splits.max_length, 1))
+    with answering(models, 2) as ready:
+        result["times"] += list(rows(ready, data, splits.max_length, 2))
+    return result
+
+
+def main() -> None:
+    """Build, measure, record."""
+    parser = recipe_parser(__doc__)
+    parser.add_argument("--folder", type=Path, help="where the peers' files are made and kept (default: a temporary folder)")
+    chosen = parser.parse_args()
+    recipe = load_recipe(chosen.recipe, chosen.changes)
+    recipe = recipe.smoke() if chosen.trial else recipe
+    with tempfile.TemporaryDirectory() as scratch:
+        result = measure(recipe, chosen.folder or Path(scratch))
+    conclude(f"peers_{chosen.recipe.stem}", {"recipe": str(chosen.recipe), **result}, chosen.trial)
+
+
+if __name__ == "__main__":
+    main()

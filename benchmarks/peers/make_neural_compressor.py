@@ -1,0 +1,43 @@
+"""Neural Compressor's INT8 of a float graph, as its examples configure it.
+
+python make_neural_compressor.py MODEL.onnx FEEDS.npz OUT
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from neural_compressor import PostTrainingQuantConfig, quantization
+
+
+class Feeds:
+    """Calibration texts as the library reads them."""
+
+    batch_size = 1
+
+    def __init__(self, arrays: Any, names: list[str]) -> None:
+        self.arrays, self.names = arrays, names
+        self.count = 1 + max(int(key.split("/")[0]) for key in arrays)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], int]]:
+        for number in range(self.count):
+            yield {name: self.arrays[f"{number}/{name}"] for name in self.names}, 0
+
+
+def main() -> None:
+    """Write neural-compressor/static.onnx and neural-compressor/dynamic.onnx."""
+    source, out = sys.argv[1], Path(sys.argv[3]) / "neural-compressor"
+    out.mkdir(parents=True)
+    feeds = Feeds(np.load(sys.argv[2]), [i.name for i in onnx.load(source).graph.input])
+    for approach, format in (("static", "QDQ"), ("dynamic", "default")):
+        config = PostTrainingQuantConfig(approach=approach, quant_format=format, calibration_sampling_size=[feeds.count], quant_level=1)
+        model = quantization.fit(source, config, calib_dataloader=feeds)
+        if model is not None:
+            model.save(str(out / f"{approach}.onnx"))
+
+
+if __name__ == "__main__":
+    main()
