@@ -70,10 +70,10 @@ def compare(benches: Mapping[str, Bench]) -> list[dict[str, Any]]:
     configurations += [repaired(LengthConfig.smallest(*shape, bound).lengths, first.max_length, first.fixed) for bound in BOUNDS]
 
     def timed(bench: Bench, lengths: Genome) -> Run:
-        return lambda row: bench.timed.run(bench.data.tokens.of_text(row), lengths)
+        return lambda number: bench.timed.logits(bench.requests[number], lengths)
 
     runs = {f"{name} {lengths}": timed(bench, lengths) for name, bench in benches.items() for lengths in configurations}
-    times = interleaved(runs, first.texts)
+    times = interleaved(runs, range(len(first.requests)))
     rows = []
     for name, bench in benches.items():
         for lengths in configurations:

@@ -10,7 +10,7 @@ from pathlib import Path
 from compressor.artifact import STATE
 from compressor.encoded import Encoded
 from compressor.evolution import Candidate, Genome, repaired
-from compressor.latency import Run, interleaved, sample
+from compressor.latency import Run, interleaved, requests
 from compressor.latency_model import fitted, predicted
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs, deployed, is_single
@@ -79,9 +79,11 @@ class Bench:
         self.fixed = 0 if task.per_token else 1  # a sentence task's last layer computes only [CLS]
         self.data: Encoded = splits.encoded(split, task, folder)
         self.parts: dict[float, tuple[Encoded, Floats]] = {}  # with full length's logits
-        self.scorer = Graph(graph, 1, single=is_single(inputs), pad_id=self.data.pad_id, workers=recipe.workers)
-        self.timed = Graph(graph, recipe.target.threads, single=False, pad_id=self.data.pad_id)
-        self.texts = sample(self.data.tokens.lengths.tolist(), self.settings.texts)
+        single = is_single(inputs)
+        self.scorer = Graph(graph, 1, single=single, pad_id=self.data.pad_id, workers=recipe.workers)
+        self.timed = Graph(graph, recipe.target.threads, single=single, pad_id=self.data.pad_id)
+        asked = requests(self.data.tokens.lengths.tolist(), self.settings.texts, recipe.target.batch)
+        self.requests = [self.data.tokens.rows(rows) for rows in asked]
         self.tokens = len(self.data.tokens.ids) // len(self.data)
         self.results = Results(out / STATE / "evaluated.jsonl")
 
@@ -130,13 +132,12 @@ class Bench:
         return ours / full
 
     def _latency(self, genome: Genome) -> float:
-        """Return milliseconds: full length's median, times what all texts take over what they take at full length in the same run."""
-        texts, timed = self.data.tokens, self.timed
+        """Return milliseconds: full length's median, times what all requests take over what they take at full length in the same run."""
 
         def at(lengths: Genome) -> Run:
-            return lambda row: timed.run(texts.of_text(row), lengths)
+            return lambda number: self.timed.logits(self.requests[number], lengths)
 
-        found = interleaved({"full": at(self.full), "this": at(genome)}, self.texts, rounds=2)
+        found = interleaved({"full": at(self.full), "this": at(genome)}, range(len(self.requests)), rounds=2)
         first = self.results.known.get((self.full, 1.0))
         reference = first.latency_ms if first else found["full"].p50_ms
         return reference * found["this"].mean_ms / found["full"].mean_ms

@@ -1,4 +1,4 @@
-"""Latencies that can be compared: one text at a time, all variants in turn, so that the machine's drift hits each alike."""
+"""Latencies that can be compared: one request at a time, all variants in turn, so that the machine's drift hits each alike."""
 
 import random
 import time
@@ -10,12 +10,12 @@ import numpy as np
 from compressor.tokens import Floats
 
 Run = Callable[[int], object]
-"""Answers one text of a data set, given its row."""
+"""Answers one request, given its number."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per text over texts of real lengths."""
+    """Milliseconds of a request over texts of real lengths."""
 
     p50_ms: float
     p90_ms: float
@@ -23,7 +23,7 @@ class Latency:
 
 
 def interleaved(variants: Mapping[str, Run], rows: Sequence[int], rounds: int = 3) -> dict[str, Latency]:
-    """Time every variant on every row's text; a text's time is its best round, which nothing else on the machine has disturbed."""
+    """Time every variant on every request; its time is its best round, which nothing else on the machine has disturbed."""
     best = {name: t.min(0) for name, t in timed(variants, rows, rounds).items()}
     return {name: Latency(float(np.percentile(b, 50)), float(np.percentile(b, 90)), float(b.mean())) for name, b in best.items()}
 
@@ -44,6 +44,14 @@ def timed(variants: Mapping[str, Run], rows: Sequence[int], rounds: int) -> dict
                 variants[name](row)
                 times[name][number, position] = (time.perf_counter_ns() - start) / 1e6
     return times
+
+
+def requests(lengths: Sequence[int], count: int, batch: int) -> list[list[int]]:
+    """Return the rows of `count` requests of `batch` texts each, drawn alike each time from texts that spread evenly over these lengths."""
+    rows = sample(lengths, count * batch)
+    if batch > 1:
+        random.Random(0).shuffle(rows)
+    return [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
 
 def sample(lengths: Sequence[int], count: int) -> list[int]:

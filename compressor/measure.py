@@ -6,8 +6,8 @@ from pathlib import Path
 from compressor import machine
 from compressor.encoded import Encoded
 from compressor.gates import Variant
-from compressor.latency import Latency, Run, interleaved, sample
-from compressor.pipeline import Inputs, Kind
+from compressor.latency import Latency, Run, interleaved, requests
+from compressor.pipeline import Inputs, Kind, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Graph, Runtime
@@ -32,7 +32,8 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict
     data: dict[str, Encoded] = {kind: splits.encoded("test", task, inputs[kind].path / MODEL) for kind in kinds}
     cores, floats = machine.describe()["cores"], inputs["float_graph"].path
     runtime = Runtime(folder, threads=cores)
-    timed = {n: Graph(p, recipe.target.threads, single=False, pad_id=data[k].pad_id) for n, p, k in _files(inputs, folder)}
+    threads, single = recipe.target.threads, {"bundle": is_single(inputs)}
+    timed = {n: Graph(p, threads, single=single.get(n, False), pad_id=data[k].pad_id) for n, p, k in _files(inputs, folder)}
     log.note(f"scores of {2 + len(runtime.points)} variants on {len(examples)} test examples")
     outcomes: dict[str, Floats] = {
         name: data[kind].outcomes(Graph(floats / file, single=False, pad_id=data[kind].pad_id, workers=cores).logits(data[kind].tokens))
@@ -42,8 +43,8 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict
     for point in runtime.points.values():
         outcomes[row_name(point.name, inputs)] = runtime.outcomes(examples, point)
         lengths[row_name(point.name, inputs)] = point.lengths
-    log.note(f"latencies, interleaved, {recipe.target.threads} thread{'s' * (recipe.target.threads > 1)}, batch 1")
-    times = _latencies(timed, data, lengths)
+    log.note(f"latencies, interleaved, {threads} thread{'s' * (threads > 1)}, batch {recipe.target.batch}")
+    times = _latencies(timed, data, lengths, recipe.target.batch)
     sizes = {n: p.stat().st_size / 1e6 for n, p, _ in _files(inputs, folder)}
     metric = task.metrics[recipe.task.metric]
     return {
@@ -67,12 +68,14 @@ def _files(inputs: Inputs, folder: Path) -> list[tuple[str, Path, str]]:
 
 
 def _latencies(
-    graphs: Mapping[str, Graph], data: Mapping[str, Encoded], lengths: Mapping[str, tuple[int, ...] | None]
+    graphs: Mapping[str, Graph], data: Mapping[str, Encoded], lengths: Mapping[str, tuple[int, ...] | None], batch: int
 ) -> dict[str, Latency]:
-    """Time all rows in turn on the same texts; the teacher reads them with its own tokenizer."""
+    """Time all rows in turn on the same requests of `batch` texts; the teacher reads them with its own tokenizer."""
 
     def runner(name: str) -> Run:
         graph, texts = graphs.get(name, graphs["bundle"]), data["teacher" if name == TEACHER else "checkpoint"].tokens
-        return lambda row: graph.run(texts.of_text(row), lengths[name])
+        own = [texts.rows(rows) for rows in asked]
+        return lambda number: graph.logits(own[number], lengths[name])
 
-    return interleaved({name: runner(name) for name in lengths}, sample(data["checkpoint"].tokens.lengths.tolist(), LATENCY_TEXTS))
+    asked = requests(data["checkpoint"].tokens.lengths.tolist(), LATENCY_TEXTS, batch)
+    return interleaved({name: runner(name) for name in lengths}, range(len(asked)))

@@ -70,7 +70,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "task", "seed"), _TORCH, "distill"),
     Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),
     Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT), deploys=True),
-    Stage("quantize", _FLOAT, ("int8_graph",), ("quantize", "task", "seed"), (*_ORT, "nncf"), "quantize", times=True),
+    Stage("quantize", _FLOAT, ("int8_graph",), ("quantize", "target", "task", "seed"), (*_ORT, "nncf"), "quantize", times=True),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
     Stage("bundle", (*_GRAPHS, "teacher", "frontier"), ("bundle",), _BUNDLE, _ORT, times=True, deploys=True),
     Stage("encoder", ("data", "checkpoint"), ("bundle",), ("name",), deploys=False),

@@ -386,7 +386,7 @@ class Search(Section):
     latency: Literal["measured", "macs"] = "measured"
     """What the front trades the score against: milliseconds on the deployed graph, or multiply-accumulates."""
     texts: Annotated[int, Field(ge=8, le=LARGEST)] = 32
-    """Texts of the search split that a latency is measured on."""
+    """Requests of search texts that a latency is measured on."""
     proposals: Annotated[int, Field(ge=1, le=100)] = 4
     """Configurations that are looked at for each one that is measured: on a tenth of the split, the better half on a quarter of it."""
     baselines: bool = False
@@ -396,8 +396,8 @@ class Search(Section):
 class Target(Section):
     threads: Annotated[int, Field(ge=1, le=LARGEST)] = 1
     """Threads of one inference."""
-    batch: Literal[1] = 1
-    """Texts per inference."""
+    batch: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Texts of one request; latencies are those of a request, its texts of all lengths."""
 
 
 class DropGate(Section):
@@ -425,7 +425,7 @@ class SpeedGate(Section):
 
 class LatencyGate(Section):
     metric: Literal["latency"]
-    """Judges the milliseconds of one inference at the default operating point."""
+    """Judges the milliseconds of one request at the default operating point."""
     max: Milliseconds
     """Largest median latency."""
     measured_on: MeasuredOn = "target"

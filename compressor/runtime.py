@@ -56,13 +56,13 @@ class Graph:
     def __init__(self, path: Path | str, threads: int = 1, *, single: bool, pad_id: int = 0, workers: int | None = None) -> None:
         """Open the file; `single`: its answers depend on the batch, so feed one text a run.
 
-        One run has all threads, or one where it is fed single texts; of several, `workers` run beside each other, one thread each
-        (default: as many as there are threads), which reads more texts than all threads on each run.
+        One run has all threads; of several, `workers` run beside each other, one thread each (default: as many as there are threads),
+        which reads more texts than all threads on each run.
         """
         self.path, self.single, self.pad_id = path, single, pad_id
         self.workers = workers or threads
-        self.session = session(path, 1 if single else threads)
-        self._beside = self.session if single or threads == 1 else None
+        self.session = session(path, threads)
+        self._beside = self.session if threads == 1 else None
         self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
         outputs = [o.name for o in self.session.get_outputs()]
         self.output = "logits" if "logits" in outputs else outputs[0]
@@ -80,6 +80,9 @@ class Graph:
 
     def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of any number of texts, in their order: (texts, classes), or (tokens, classes) where every token has logits."""
+        if len(tokens) == 1:  # nothing to sort, to pad or to put in order
+            logits = self.run(tokens, lengths)
+            return logits if logits.ndim == 2 else logits[0]
         batches = list(_batches(tokens.lengths.tolist(), 1 if self.single else 32))
         if self.workers == 1 or len(batches) == 1:
             return in_order([self.run(tokens.rows(rows), lengths) for rows in batches], batches, tokens.lengths)

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from compressor.latency import interleaved, sample
+from compressor.latency import interleaved, requests, sample
 
 
 def watched(names: str, rows: list[int], rounds: int) -> list[tuple[str, int]]:
@@ -29,6 +29,17 @@ def test_every_variant_reads_every_text_in_every_round_in_changing_order() -> No
     turns = [calls[i : i + 3] for i in range(0, len(calls), 3)]
     assert all({name for name, _ in turn} == set("abc") and len({row for _, row in turn}) == 1 for turn in turns)
     assert len({tuple(name for name, _ in turn) for turn in turns}) > 1
+
+
+def test_requests_have_a_batch_of_texts_of_all_lengths_each() -> None:
+    lengths = np.random.default_rng(0).permutation(1000).tolist()
+    asked = requests(lengths, 8, 16)
+    assert [len(rows) for rows in asked] == [16] * 8
+    assert sorted(row for rows in asked for row in rows) == sorted(sample(lengths, 128))
+    assert all(max(lengths[row] for row in rows) - min(lengths[row] for row in rows) > 500 for rows in asked)
+    assert requests(lengths, 8, 16) == asked
+    assert requests(lengths, 8, 1) == [[row] for row in sample(lengths, 8)]
+    assert [len(rows) for rows in requests([3, 1, 2], 8, 2)] == [2, 1]
 
 
 def test_sampled_texts_spread_over_all_lengths() -> None:

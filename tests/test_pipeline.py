@@ -214,6 +214,17 @@ def test_commit_leaves_measured_files_out_of_the_digest(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "nncf"])
+def test_latencies_are_those_of_the_target_s_requests(project: Path, backend: str) -> None:
+    changes = ("target.batch=4", "target.threads=2", f"quantize.backend={backend}", "quantize.calibration=24", "search.latency=measured")
+    done = compress("tiny.yaml", *(part for change in changes for part in ("--set", change)), cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "latencies, interleaved, 2 threads, batch 4" in done.stderr
+    bundle = project / "artifacts/dist/tiny"
+    assert json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["target"] == {"threads": 2, "batch": 4}
+    assert "Latencies are those of a request of 4 texts on 2 threads" in (bundle / "README.md").read_text(encoding="utf-8")
+
+
 def test_gates_judge_the_arithmetic() -> None:
     teacher, student = Variant("t", 0.9, (0.8, 1), 10, 12, 400), Variant("s", 0.88, (0.8, 1), 4, 5, 90)
     chosen = Variant("c", 0.89, (0.8, 1), 2, 3, 20)

@@ -10,6 +10,7 @@ import pytest
 from compressor.data import Example
 from compressor.errors import BundleError
 from compressor.runtime import WORTH_A_RUN, Graph, Runtime, seal
+from compressor.tokens import Tokens
 from tests.conftest import compress, sentences
 
 
@@ -38,6 +39,18 @@ def test_a_prediction_does_not_depend_on_its_batch(bundle: Path, point: str) -> 
     together = runtime.predict(TEXTS, point)
     assert [runtime.predict([text], point)[0] for text in TEXTS] == together
     assert runtime.predict(TEXTS[::-1], point)[::-1] == together
+
+
+def test_one_text_has_all_threads_and_texts_beside_each_other_one_each(built: Path) -> None:
+    path = next(built.glob("artifacts/quantize-*/model.onnx"))
+    graph = Graph(path, threads=2, single=True)
+    alone = Graph(path, threads=1, single=True)
+    assert graph.session.get_session_options().intra_op_num_threads == 2
+    texts = Tokens.joined(
+        [Tokens(np.array([2, *range(5, 5 + n), 3], np.int32), np.zeros(n + 2, np.int8), np.array([0, n + 2])) for n in (3, 9, 6)]
+    )
+    np.testing.assert_array_equal(graph.logits(texts), alone.logits(texts))
+    np.testing.assert_allclose(graph.logits(texts.of_text(1)), alone.logits(texts)[1:2], atol=1e-5)
 
 
 def test_a_float_graph_is_batched_by_length_and_no_answer_depends_on_it(built: Path, bundle: Path) -> None:

@@ -22,12 +22,12 @@ from compressor import machine
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import StageError
-from compressor.latency import interleaved, sample
+from compressor.latency import interleaved, requests, sample
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS, SINGLE, Feed, count_products, has_nncf
-from compressor.recipe import Quantize, Recipe
+from compressor.recipe import Quantize, Recipe, Target
 from compressor.runtime import Graph
 from compressor.sensitivity import by_sensitivity, fewest
 from compressor.splits import MODEL, Splits, task_of
@@ -36,8 +36,8 @@ NOISE = 0.003
 """Scores on validation that differ by less are alike."""
 LOOKED_AT = 8
 """Training texts that are tokenized for each that calibrates: enough to choose by length."""
-TEXTS = 32
-"""Validation texts that `auto` times."""
+REQUESTS = 32
+"""Requests of validation texts that `auto` times."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         )
     feeds = [] if SINGLE.issuperset(names) else list(_feeds(recipe, inputs, source))
     made = {name: _quantized(name, bench, out / f"{name}.onnx", feeds, log) for name in names}
-    times = _milliseconds({name: one.file for name, one in made.items()}, validation) if len(names) > 1 else {}
+    times = _milliseconds({name: one.file for name, one in made.items()}, validation, recipe.target) if len(names) > 1 else {}
     scores = {name: one.score for name, one in made.items()}
     chosen = choose(scores, times)
     scores["float"] = bench.float_score
@@ -158,8 +158,10 @@ def _feeds(recipe: Recipe, inputs: Inputs, source: Path) -> Iterator[Feed]:
         yield {name: array for name, array in feed.items() if name in wanted}
 
 
-def _milliseconds(files: dict[str, Path], validation: Encoded) -> dict[str, float]:
-    """Return the median latency of each graph, one text a run on one thread."""
-    graphs = {name: Graph(file, single=False, pad_id=validation.pad_id) for name, file in files.items()}
-    runs = {name: lambda row, g=graph: g.run(validation.tokens.of_text(row)) for name, graph in graphs.items()}
-    return {name: latency.p50_ms for name, latency in interleaved(runs, sample(validation.tokens.lengths.tolist(), TEXTS)).items()}
+def _milliseconds(files: dict[str, Path], validation: Encoded, target: Target) -> dict[str, float]:
+    """Return the median latency of each graph on the target's threads and batch."""
+    asked = requests(validation.tokens.lengths.tolist(), REQUESTS, target.batch)
+    texts = [validation.tokens.rows(rows) for rows in asked]
+    graphs = {name: Graph(file, target.threads, single=name in SINGLE, pad_id=validation.pad_id) for name, file in files.items()}
+    runs = {name: lambda number, g=graph: g.logits(texts[number]) for name, graph in graphs.items()}
+    return {name: latency.p50_ms for name, latency in interleaved(runs, range(len(texts))).items()}
