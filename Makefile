@@ -1,6 +1,6 @@
 # make demo   build the quickstart bundle from real weights and real text, and show its figures
 # make test   run all tests
-# make environments   make what optional backends need beside .venv, so that their tests run (800 MB)
+# make environments   make what optional backends and other clients need beside .venv, so that their tests run (2.5 GB)
 # All set everything up in .venv first; Python 3.11, make and a package index are all they need.
 
 PYTHON ?= python3.11
@@ -16,7 +16,7 @@ test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
 
 environments: setup
-	$(BIN)/python -c 'from compressor.environments import NEURAL_COMPRESSOR; NEURAL_COMPRESSOR.make()'
+	$(BIN)/python -c 'from benchmarks.peers.models import *; NEURAL_COMPRESSOR.make(); OPTIMUM.make()'
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -77,11 +77,23 @@ def export_graph(model: PlainModel | FullLengthModel | LengthAdaptiveModel, path
         )
     graph = expand(onnx.load(path), opset, portable=portable)
     merge_products(graph)
+    if type(model.model).__name__.endswith("ForQuestionAnswering"):
+        _add_start_and_end(graph.graph)
     for node in graph.graph.node:
         node.doc_string, node.name = "", node.name or node.output[0]  # a product is called by its name where it must stay float
     if isinstance(model, LengthAdaptiveModel):
         set_default_lengths(graph, [model.max_length] * model.layers)
     onnx.save(graph, path)
+
+
+def _add_start_and_end(graph: onnx.GraphProto) -> None:
+    """Give a graph of positions the two outputs by which other clients ask, beside `logits` (batch, tokens, 2)."""
+    names = ("start_logits", "end_logits")
+    graph.initializer.extend([numpy_helper.from_array(np.array([1, 1]), "one_each"), numpy_helper.from_array(np.array([-1]), "last_axis")])
+    graph.node.append(helper.make_node("Split", ["logits", "one_each"], [f"{name}_apart" for name in names], "split_logits", axis=-1))
+    for name in names:
+        graph.node.append(helper.make_node("Squeeze", [f"{name}_apart", "last_axis"], [name], f"squeeze_{name}"))
+        graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", "tokens"]))
 
 
 def set_default_lengths(graph: onnx.ModelProto, lengths: Sequence[int]) -> None:

@@ -59,6 +59,8 @@ def test_the_bundle_is_complete_and_its_report_needs_nothing_else(built: Path) -
     assert [v["name"] for v in metrics["variants"]][:3] == ["teacher fp32", "student fp32", "INT8 full"]
     # Of the first layer 4, with queries, keys and values as one; of the last 5, whose only query is [CLS]; of the head 2.
     assert metrics["stages"][5]["metrics"]["products"] == {"int8": 11, "float": 0}
+    tokenizer = json.loads((bundle / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 does not know the name that 5 gives it
 
 
 def test_the_stages_learn(built: Path) -> None:

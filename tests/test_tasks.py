@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.interop import difference
+from benchmarks.peers.models import OPTIMUM
 from tests.conftest import BAD, GOOD, WORDS, compress
 
 RECIPE = """\
@@ -128,6 +130,16 @@ def test_a_bundle_of_any_task_answers_alike_alone_and_in_company(project: tuple[
     alone = runtime.predict([given], "min")
     longer = [given[0], given[1] + " it was weak"] if kind == "question-answering" else given
     assert runtime.predict([longer, given, longer], "min")[1:2] == alone
+
+
+@pytest.mark.skipif(not OPTIMUM.is_made(), reason="its environment is not made: make environments")
+def test_optimum_loads_a_bundle_and_gives_the_same_answers(project: tuple[str, Path]) -> None:
+    kind, folder = project
+    if kind == "text-regression":
+        pytest.skip("its head is that of classification")
+    pair = ("the film is", "a good film with a very dull plot")
+    texts = {"token-classification": [["a", "film", "good"], ["the", "actor"]], "question-answering": [pair, pair[::-1]]}
+    assert difference(folder / "artifacts/dist/tiny", texts.get(kind, ["a good film", "it was dull"])) < 1e-5
 
 
 def test_eval_names_a_label_that_the_bundle_does_not_know(project: tuple[str, Path]) -> None:

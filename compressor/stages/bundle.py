@@ -64,6 +64,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
     splits = Splits.of(inputs["data"])
     model = inputs["checkpoint"].path / MODEL
     shutil.copytree(model, folder, ignore=lambda _, names: [n for n in names if n.endswith(".safetensors")])
+    _name_tokenizer_for_all(folder / "tokenizer_config.json")
     points = _points(inputs)
     default = recipe.default_point or ("balanced" if "frontier" in inputs else "full")
     graph = onnx.load(deployed(inputs).path / "model.onnx")
@@ -90,6 +91,14 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
     }
     _seal(folder, manifest)
     return manifest
+
+
+def _name_tokenizer_for_all(path: Path) -> None:
+    """Call the tokenizer's class as transformers 4 does too, where transformers 5 gave it a name that only it knows."""
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _points(inputs: Inputs) -> dict[str, list[int] | None]:

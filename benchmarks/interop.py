@@ -1,0 +1,67 @@
+"""Does optimum load a bundle and give the same answers? It lives in an environment of its own, made on first use (1.5 GB).
+
+    python -m benchmarks.interop artifacts/dist/quickstart lines.txt
+
+Each line is a text (a question and its context: with a tab between). Token ids must be equal; logits are those of the bundle's own
+operating point.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers.models import HERE, OPTIMUM
+from benchmarks.record import record
+from compressor.runtime import Given, Graph, Runtime
+
+
+def difference(bundle: Path, texts: Sequence[Given]) -> float:
+    """Return the largest difference of a logit between optimum and the runtime.
+
+    Raises:
+        StageError: optimum cannot load the bundle, or run it.
+        UnfitError: its environment cannot be made.
+        ValueError: it reads a text as other tokens, or its logits have another shape.
+    """
+    runtime, worst = Runtime(bundle), 0.0
+    graph = Graph(bundle / "model.onnx", single=runtime.manifest["single"], pad_id=runtime.manifest["pad_id"])
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answered = Path(folder) / "texts.json", Path(folder) / "logits.json"
+        asked.write_text(json.dumps(texts), encoding="utf-8")
+        script = HERE / "optimum_client.py"
+        OPTIMUM.run(script, [str(bundle.resolve()), runtime.task.head, str(asked), str(answered)], Path(folder))
+        answers = json.loads(answered.read_text(encoding="utf-8"))
+    for text, tokens, answer in zip(texts, runtime.tokens(texts), answers, strict=True):
+        if tokens.ids.tolist() != answer["ids"]:
+            raise ValueError(f"{text!r:.60}: optimum reads {answer['ids']}, the runtime {tokens.ids.tolist()}")
+        theirs, ours = np.array(answer["logits"]), graph.logits(tokens, runtime.point(None).lengths)
+        ours = ours if theirs.ndim == 2 else ours[0]
+        if ours.shape != theirs.shape:
+            raise ValueError(f"{text!r:.60}: optimum answers {theirs.shape}, the runtime {ours.shape}")
+        worst = max(worst, float(np.abs(ours - theirs).max()))
+    return worst
+
+
+def main() -> None:
+    """Compare, and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("texts", type=Path)
+    chosen = parser.parse_args()
+    runtime = Runtime(chosen.bundle)
+    texts = [runtime.given(line) for line in chosen.texts.read_text(encoding="utf-8").splitlines()]
+    found = {
+        "bundle": str(chosen.bundle),
+        "texts": len(texts),
+        "pins": OPTIMUM.pins,
+        "largest_difference": difference(chosen.bundle, texts),
+    }
+    print(record("interop", found))
+
+
+if __name__ == "__main__":
+    main()
