@@ -20,8 +20,12 @@ def result(name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("row", result("pipeline_times")["variants"], ids=lambda row: row["name"])
-def test_the_result_table_is_what_was_measured(row: dict[str, Any]) -> None:
+BUILDS = ["pipeline_times", *(path.stem for path in sorted((ROOT / "benchmarks/results").glob("build_*.json")))]
+ROWS = [pytest.param(row, id=f"{name} {row['name']}") for name in BUILDS for row in result(name)["variants"]]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_result_tables_are_what_was_measured(row: dict[str, Any]) -> None:
     cells = (
         percent(row["score"]),
         percent_interval(row["score_interval"]),
@@ -58,6 +62,18 @@ def test_what_static_int8_gives_is_what_was_measured() -> None:
     )
     told = f"{one:.2f}× the texts of a stream on one thread, {two:.2f}× on two; answers {far:.2f} times as far from float"
     assert f"{told}; one text takes {time:.2f}× the time" in README
+
+
+def test_the_table_of_peers_is_what_was_measured() -> None:
+    found = result("peers_sst2")
+    scores = {row["model"]: percent(row["score"]) for row in found["scores"]}
+    rows = {(row["model"], row["workload"], row["threads"]): row for row in found["times"]}
+    names = [model for model, workload, threads in rows if (workload, threads) == ("one by one", 1)]
+    for name in names:
+        one, stream = rows[name, "one by one", 1], rows[name, "stream of 512", 2]
+        cells = [name, scores.get(name, "–"), milliseconds(one["p50_ms"]), times(one["over_first"])]
+        cells += [f"{stream['texts_per_second']:,.0f}", times(stream["over_first"])]
+        assert f"| {' | '.join(cells)} |" in README
 
 
 def test_the_recipe_on_the_front_page_loads(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
 The recipe is built first, in ./artifacts, where stages that are there already come from the cache. Every model is a process of its own, in
 an environment of its own (made on first use: 3 GB). In each round all of them answer, in another order each time, and only one works at a
-time; each timed run follows an untimed one. Texts are read by the student's tokenizer, and padded to the longest of their batch.
+time; before a run is timed it is repeated for a tenth of a second. Texts are read by the student's tokenizer, and padded to the longest of
+their batch.
 """
 
 import json
@@ -34,7 +35,9 @@ from compressor.splits import MODEL, Splits, task_of
 ARTIFACTS = Path("artifacts")
 POINTS = ("full", "accurate", "balanced", "fast")
 SHAPES = ((1, 32), (1, 128), (1, 384), (8, 128), (32, 384))
-ROUNDS, TEXTS, STREAM, CALIBRATION, BATCH = 5, 48, 512, 256, 32
+ROUNDS, TEXTS, STREAM, CALIBRATION, BATCH = 3, 32, 512, 256, 32
+WARM = 100
+"""Milliseconds for which a model answers what it is asked, before that is timed."""
 LARGE = 1024
 """Tokens of a batch above which one round is enough."""
 PAUSE = 0.01
@@ -49,10 +52,10 @@ class Answering:
         self.model, self._process = model, process
         self._read()
 
-    def ask(self, texts: Texts, batch: int, *, answers: bool = False) -> dict[str, Any]:
+    def ask(self, texts: Texts, batch: int, *, answers: bool = False, warm_ms: int = 0) -> dict[str, Any]:
         """Return milliseconds, and the answers if they are wanted."""
         assert self._process.stdin
-        self._process.stdin.write(json.dumps({"texts": texts, "batch": batch, "answers": answers}) + "\n")
+        self._process.stdin.write(json.dumps({"texts": texts, "batch": batch, "answers": answers, "warm_ms": warm_ms}) + "\n")
         self._process.stdin.flush()
         return self._read()
 
@@ -88,8 +91,7 @@ def timed(models: Sequence[Answering], work: Sequence[Texts], rounds: int) -> di
         for texts in work:
             for one in rng.sample(list(models), len(models)):
                 time.sleep(PAUSE)
-                one.ask(texts, BATCH)
-                times[one.model.name].append(one.ask(texts, BATCH)["ms"])
+                times[one.model.name].append(one.ask(texts, BATCH, warm_ms=WARM)["ms"])
     return times
 
 
@@ -134,7 +136,7 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Build the bundle and its peers; return scores, times and what could not be made."""
     found = pipeline.run(recipe, ARTIFACTS, Progress())
     inputs: Mapping[str, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in found.manifest["inputs"].items()}
-    splits, task, student = Splits.of(inputs["data"]), task_of(recipe), inputs["checkpoint"].path / MODEL
+    splits, task, student = Splits.of(inputs["data"]), task_of(recipe), (inputs["checkpoint"].path / MODEL).resolve()
     train = splits.encoded("train", task, student).tokens
     calibration = train.rows(sample(train.lengths.tolist(), CALIBRATION))
     made = [*references(folder, len(splits.labels)), *peers(student, splits.labels, calibration, folder / "student")]
