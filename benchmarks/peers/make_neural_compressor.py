@@ -4,27 +4,14 @@ python make_neural_compressor.py MODEL.onnx FEEDS.npz OUT
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from neural_compressor import PostTrainingQuantConfig, quantization
 
-
-class Feeds:
-    """Calibration texts as the library reads them."""
-
-    batch_size = 1
-
-    def __init__(self, arrays: Any, names: list[str]) -> None:
-        self.arrays, self.names = arrays, names
-        self.count = 1 + max(int(key.split("/")[0]) for key in arrays)
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], int]]:
-        for number in range(self.count):
-            yield {name: self.arrays[f"{number}/{name}"] for name in self.names}, 0
+sys.path.insert(0, str(Path(__file__).parents[2] / "compressor"))
+from neural_compressor_script import Feeds
 
 
 def main() -> None:
