@@ -34,8 +34,11 @@ FIRST = 1e6
 class Told(LengthAdaptiveModel):
     """A length-adaptive model that is told each text's ranking by the last layer: by [CLS]'s row, or by all tokens' rows."""
 
-    rows: slice
-    told: Tensor
+    def __init__(self, plain: LengthAdaptiveModel, rows: slice) -> None:
+        """Take a model's weights and settings; `rows` are the tokens of the last layer whose attention ranks."""
+        counts = "absolute" if plain.absolute else "ratio"
+        super().__init__(plain.model, plain.max_length, plain.significance, plain.protect, counts)
+        self.rows, self.told = rows, torch.empty(0)
 
     def without_layers(self, skipped: Any, input_ids: Tensor, attention_mask: Tensor, *others: Any) -> Tensor:
         """Ask the full model first."""
@@ -58,8 +61,7 @@ def measure(recipe: Recipe) -> list[dict[str, Any]]:
     for ranking, asked in (("each layer's own", None), ("last layer, [CLS]", slice(0, 1)), ("last layer, all tokens", slice(None))):
         model = checkpoint.load_forward(found, splits.labels, task.head)
         assert isinstance(model, LengthAdaptiveModel)
-        if asked:
-            model.__class__, model.rows = Told, asked  # type: ignore[assignment]
+        model = Told(model, asked) if asked else model
         full = LengthConfig.full(model.layers, model.max_length)
         for bound, config in ((0.0, full), *((b, LengthConfig.smallest(model.layers, model.max_length, b)) for b in BOUNDS)):
             score = score_of(model, data, recipe.task.metric, torch.tensor(config.lengths))

@@ -59,7 +59,7 @@ class Environment:
                 _run([str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.pins])
             except (OSError, subprocess.CalledProcessError) as error:
                 shutil.rmtree(self.folder, ignore_errors=True)
-                told = _last_line(error.stderr) if isinstance(error, subprocess.CalledProcessError) else str(error)
+                told = _last_line(error.stderr or error.output) if isinstance(error, subprocess.CalledProcessError) else str(error)
                 raise UnfitError(
                     f"the environment of {self.name} cannot be made: {told}; give pip a package index, or do without"
                 ) from None
@@ -93,5 +93,6 @@ def _run(command: Sequence[str], cwd: Path | None = None) -> None:
     subprocess.run(command, check=True, cwd=cwd, env=clean_variables(), capture_output=True, text=True)
 
 
-def _last_line(text: str) -> str:
+def _last_line(text: str | bytes | None) -> str:
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text or ""  # venv passes bytes on
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it says nothing")

@@ -92,7 +92,7 @@ def explain(path: Path, tokens: int, point: str | None, rounds: int) -> dict[str
     }
     facts |= {"tokens": tokens, "latency_ms": found, "million_macs": macs / 1e6}
     facts |= {"billion_int8_macs_per_second": rate / 1e9, "floor_ms": floor, "over_floor": found / floor}
-    gains = json.loads((path / "metrics.json").read_text(encoding="utf-8"))["stage_gains"] if model.runtime else []
+    gains = json.loads((path / "metrics.json").read_text(encoding="utf-8")).get("stage_gains", []) if model.runtime else []
     left = [step.name for step in runs[0].steps if step.kind == FLOAT]
     told = [f"{len(left)} products with weights stay in float: {', '.join(left[:NAMED])}{', …' * (len(left) > NAMED)}"] if left else []
     return {**facts, "operators": rows(runs), "products_in_float": len(left), "stage_gains": gains, "findings": told + load_findings()}

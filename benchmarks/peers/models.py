@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
@@ -66,7 +67,7 @@ def peers(student: Path, labels: Sequence[str], texts: Tokens, folder: Path) -> 
     plain = folder / "plain.onnx"
     export_graph(PlainModel(load_model(student, labels)), plain, 17)
     yield Model("student fp32, onnxruntime", "onnxruntime", str(plain))
-    np.savez(folder / "feeds.npz", **_feeds(texts))  # type: ignore[arg-type]
+    np.savez(folder / "feeds.npz", **_feeds(texts))
     feeds = [str(plain), str(folder / "feeds.npz"), str(folder)]
     optimum, openvino, neural = folder / "optimum", folder / "openvino", folder / "neural-compressor"
     sentences = folder / "sentence-transformers" / "onnx" / "model_qint8_avx512_vnni.onnx"
@@ -108,10 +109,5 @@ def ours(bundle: Path, points: Sequence[str]) -> Iterator[Model]:
             yield Model(f"{OURS}, {point}", "bundle", f"{bundle}@{point}")
 
 
-def _feeds(texts: Tokens) -> dict[str, np.ndarray]:
-    found = {}
-    for row in range(len(texts.lengths)):
-        ids = texts.of_text(row).padded(0)["input_ids"]
-        arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        found |= {f"{row}/{name}": array for name, array in arrays.items()}
-    return found
+def _feeds(texts: Tokens) -> dict[str, Any]:
+    return {f"{row}/{name}": array for row, text in enumerate(texts) for name, array in text.padded(0).items()}

@@ -11,7 +11,6 @@ Each line of stdout is {"ms": …, "answers": [[…], …]}. A bundle makes its 
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -99,7 +98,6 @@ def bundle(path: str, threads: int) -> Callable[[list[list[int]], int], Any]:
 def main() -> None:
     """Answer until stdin ends."""
     kind, path, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     makers: Mapping[str, Callable[[str, int], Any]] = {"onnxruntime": onnxruntime, "openvino": openvino, "pytorch": pytorch}
     answer = bundle(path, threads) if kind == "bundle" else batched(makers[kind](path, threads))
     print(json.dumps({"ready": True}), flush=True)
