@@ -1,6 +1,6 @@
 """Self-attention and what is read off it: how much each token counts. In torch for training, as one operator each in the exported graph.
 
-What:     the exporter writes the operators below as single nodes: compressor/fusion.py says what onnxruntime computes for them.
+What:     the exporter writes the operators below as single nodes: compressor/operators.py says what onnxruntime computes for them.
 Formula:  context = softmax(q·kᵀ / √d)·v; significance of token j = sum over heads and real queries i of attention[i, j], where i is every
           token, every eighth, or [CLS] alone.
 Limits:   the operators have no gradients; they are used while a graph is traced.
@@ -67,56 +67,3 @@ class ExportedAttention(torch.autograd.Function):
         context.setType(q.type())  # the exporter warns of what it cannot infer
         significance.setType(q.type().with_sizes([None, None]))
         return context, significance
-
-
-class _Rows(torch.autograd.Function):
-    """One GatherND, which copies whole rows."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, rows: Tensor) -> Tensor:
-        return states.gather(1, rows[..., None].expand(-1, -1, states.shape[-1]))
-
-    @staticmethod
-    def symbolic(g: Any, states: Any, rows: Any) -> Any:
-        index = g.op("Unsqueeze", rows, g.op("Constant", value_t=torch.tensor([-1])))
-        return g.op("GatherND", states, index, batch_dims_i=1)
-
-
-def rows_of(states: Tensor, rows: Tensor) -> Tensor:
-    """Return chosen rows (batch, rows, hidden) of each text's states (batch, seq, hidden)."""
-    if torch.onnx.is_in_onnx_export():
-        chosen: Tensor = _Rows.apply(states, rows)  # type: ignore[no-untyped-call]
-        return chosen
-    batch, seq, width = states.shape  # rows of a flattened table: gather() on an expanded index copies number by number
-    flat = (rows + torch.arange(batch, device=states.device)[:, None] * seq).flatten()
-    return states.reshape(-1, width).index_select(0, flat).view(batch, -1, width)
-
-
-class _Restore(torch.autograd.Function):
-    """One node; what it stands for is a function of the graph."""
-
-    @staticmethod
-    def forward(ctx: Any, restored: Tensor, hidden: Tensor, rows: Tensor, starts: Tensor, real: Tensor, padded: Tensor) -> Tensor:
-        return _put_back(restored, hidden, rows, real)
-
-    @staticmethod
-    def symbolic(g: Any, restored: Any, hidden: Any, rows: Any, starts: Any, real: Any, padded: Any) -> Any:
-        found = g.op(f"{DOMAIN}::restore", restored, hidden, rows, starts, real, padded)
-        found.setType(restored.type())
-        return found
-
-
-def put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor, starts: Tensor, padded: Tensor) -> Tensor:
-    """Return restored (batch, seq, hidden) with the states of kept tokens replaced; surplus places leave theirs as it is.
-
-    `starts` (batch, 1) says where each text begins among the tokens of all, `padded` whether any place is surplus: the graph reads them.
-    """
-    if torch.onnx.is_in_onnx_export():
-        states: Tensor = _Restore.apply(restored, hidden, rows, starts, real, padded)  # type: ignore[no-untyped-call]
-        return states
-    return _put_back(restored, hidden, rows, real)
-
-
-def _put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor) -> Tensor:
-    index = rows[..., None].expand_as(hidden)
-    return restored.scatter(1, index, torch.where(real[..., None], hidden.to(restored.dtype), restored.gather(1, index)))

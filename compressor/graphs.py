@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from compressor.backbones import reads_tokens
 from compressor.errors import RecipeError, StageError
-from compressor.fusion import expand, merge_products
+from compressor.fusion import merge_products
 from compressor.modeling import LengthAdaptiveModel, PlainModel
+from compressor.operators import expand
 from compressor.runtime import Graph
 from compressor.tokens import Floats, Tokens
 

@@ -28,8 +28,9 @@ from transformers import (
 from transformers.utils import logging
 
 from compressor import adapters, bilstm
-from compressor.attention import ExportedAttention, Significance, attention, put_back, rows_of, significance_of
+from compressor.attention import ExportedAttention, Significance, attention, significance_of
 from compressor.backbones import backbone, reads_tokens
+from compressor.dropping import drop, put_back
 from compressor.errors import RecipeError
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
@@ -205,12 +206,3 @@ class LengthAdaptiveModel(nn.Module):
             context, probabilities = attention(q, k, v, seen, self.heads, float(dropout.p) if dropout.training else 0.0)  # type: ignore[arg-type]
             significance = None if kind == "none" else significance_of(probabilities, real, kind)
         return self.parts.attended(layer, context, queries), None if kind == "none" else significance
-
-
-def drop(hidden: Tensor, significance: Tensor, real: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the `keep[b]` most significant real tokens of each text, most significant first.
-
-    Returns hidden (batch, kept, hidden), which of them are real (batch, kept), and where they stood (batch, kept).
-    """
-    kept = significance.masked_fill(~real, -1.0).topk(keep.max(), dim=1).indices  # type: ignore[arg-type]
-    return rows_of(hidden, kept), torch.arange(kept.shape[1], device=hidden.device) < keep[:, None], kept

@@ -10,9 +10,9 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from compressor.attention import put_back
+from compressor.dropping import drop, put_back
 from compressor.lengths import LengthConfig
-from compressor.modeling import AHEAD, LengthAdaptiveModel, drop
+from compressor.modeling import AHEAD, LengthAdaptiveModel
 from compressor.students import select_layers
 
 L = 16
