@@ -38,8 +38,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, heads: int, dropout
 
 
 def significance_of(probabilities: Tensor, real: Tensor, kind: Significance) -> Tensor:
-    """Return how much each key counts (batch, seq), without gradients; padding queries have no vote."""
+    """Return how much each key counts (batch, seq), without gradients; padding queries have no vote. Of kind none it is empty (0,)."""
     probabilities = probabilities.detach()
+    if kind == "none":
+        return probabilities.new_zeros(0)
     if kind == "cls":
         return probabilities[:, :, 0].sum(1)
     if kind == "sampled":
@@ -48,21 +50,21 @@ def significance_of(probabilities: Tensor, real: Tensor, kind: Significance) -> 
 
 
 class ExportedAttention(torch.autograd.Function):
-    """Context and significance as one node of the graph; without significance its second output is empty."""
+    """Context and significance as one node of the graph, which computes significance only where tokens leave; without, it is empty."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, real: Tensor, padded: Tensor, heads: int, size: int, kind: Significance
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, real: Tensor, padded: Tensor, leaves: Tensor, heads: int, size: int, kind: Significance
     ) -> tuple[Tensor, Tensor]:
         """Return context (batch, queries, hidden) and significance (batch, seq)."""
         context, probabilities = attention(q, k, v, real[:, None, None], heads)
-        return context, q.new_zeros(0) if kind == "none" else significance_of(probabilities, real, kind)
+        return context, significance_of(probabilities, real, kind)
 
     @staticmethod
-    def symbolic(g: Any, q: Any, k: Any, v: Any, real: Any, padded: Any, heads: int, size: int, kind: Significance) -> Any:
+    def symbolic(g: Any, q: Any, k: Any, v: Any, real: Any, padded: Any, leaves: Any, heads: int, size: int, kind: Significance) -> Any:
         """Write the node; what it stands for is a function of the graph."""
         settings = {"num_heads_i": heads, "split_i": [0, 0, heads, size], "scale_f": size**-0.5}
-        found = g.op(f"{DOMAIN}::attention_{kind}", q, k, v, real, padded, **settings, outputs=1 if kind == "none" else 2)
+        found = g.op(f"{DOMAIN}::attention_{kind}", q, k, v, real, padded, leaves, **settings, outputs=1 if kind == "none" else 2)
         context, significance = (found, g.op("Constant", value_t=torch.zeros(0))) if kind == "none" else found
         context.setType(q.type())  # the exporter warns of what it cannot infer
         significance.setType(q.type().with_sizes([None, None]))

@@ -5,7 +5,7 @@ Paper:    Length-Adaptive Transformer (arXiv:2010.07003).
 Limits:   which tokens leave has no gradient; what their states become has.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,61 +13,88 @@ from torch import Tensor
 from compressor.attention import DOMAIN
 
 
-def drop(hidden: Tensor, significance: Tensor, real: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+class State(NamedTuple):
+    """What is known of the tokens that are still there, each text's most significant ones first once any have left."""
+
+    hidden: Tensor
+    """(batch, tokens, hidden)"""
+    real: Tensor
+    """Which are tokens and no padding, bool (batch, tokens)."""
+    rows: Tensor
+    """Where each stood in the text, int64 (batch, tokens)."""
+    ahead: Tensor
+    """By how much each goes before others when tokens leave, (batch, tokens)."""
+
+
+def drop(state: State, significance: Tensor, keep: Tensor, leaves: Tensor) -> State:
     """Keep the `keep[b]` most significant real tokens of each text, most significant first.
 
-    Returns hidden (batch, kept, hidden), which of them are real (batch, kept), and where they stood (batch, kept).
+    Where no text's tokens leave, `leaves` is false and the graph does nothing, not even reorder.
     """
-    kept = significance.masked_fill(~real, -1.0).topk(keep.max(), dim=1).indices  # type: ignore[arg-type]
-    return rows_of(hidden, kept), torch.arange(kept.shape[1], device=hidden.device) < keep[:, None], kept
+    if torch.onnx.is_in_onnx_export():
+        return State(*_Drop.apply(*state, significance, keep, leaves))  # type: ignore[no-untyped-call]
+    return _drop(state, significance, keep)
 
 
-class _Rows(torch.autograd.Function):
-    """One GatherND, which copies whole rows."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, rows: Tensor) -> Tensor:
-        return states.gather(1, rows[..., None].expand(-1, -1, states.shape[-1]))
-
-    @staticmethod
-    def symbolic(g: Any, states: Any, rows: Any) -> Any:
-        index = g.op("Unsqueeze", rows, g.op("Constant", value_t=torch.tensor([-1])))
-        return g.op("GatherND", states, index, batch_dims_i=1)
+def _drop(state: State, significance: Tensor, keep: Tensor) -> State:
+    score = (significance + state.ahead).masked_fill(~state.real, -1.0)
+    kept = score.topk(keep.max(), dim=1).indices  # type: ignore[arg-type]
+    real = torch.arange(kept.shape[1], device=kept.device) < keep[:, None]
+    return State(rows_of(state.hidden, kept), real, state.rows.gather(1, kept), state.ahead.gather(1, kept))
 
 
 def rows_of(states: Tensor, rows: Tensor) -> Tensor:
     """Return chosen rows (batch, rows, hidden) of each text's states (batch, seq, hidden)."""
-    if torch.onnx.is_in_onnx_export():
-        chosen: Tensor = _Rows.apply(states, rows)  # type: ignore[no-untyped-call]
-        return chosen
     batch, seq, width = states.shape  # rows of a flattened table: gather() on an expanded index copies number by number
     flat = (rows + torch.arange(batch, device=states.device)[:, None] * seq).flatten()
     return states.reshape(-1, width).index_select(0, flat).view(batch, -1, width)
+
+
+class _Drop(torch.autograd.Function):
+    """One node; what it stands for is a function of the graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, real: Tensor, rows: Tensor, ahead: Tensor, significance: Tensor, keep: Tensor, leaves: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(_drop(State(hidden, real, rows, ahead), significance, keep))
+
+    @staticmethod
+    def symbolic(g: Any, hidden: Any, real: Any, rows: Any, ahead: Any, significance: Any, keep: Any, leaves: Any) -> Any:
+        state = (hidden, real, rows, ahead)
+        found = g.op(f"{DOMAIN}::drop", *state, significance, keep, leaves, outputs=4)
+        for left, before in zip(found, state, strict=True):
+            left.setType(before.type().with_sizes([None] * (before.type().dim())))
+        return found
 
 
 class _Restore(torch.autograd.Function):
     """One node; what it stands for is a function of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, restored: Tensor, hidden: Tensor, rows: Tensor, starts: Tensor, real: Tensor, padded: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, restored: Tensor, hidden: Tensor, rows: Tensor, starts: Tensor, real: Tensor, padded: Tensor, due: Tensor
+    ) -> Tensor:
         return _put_back(restored, hidden, rows, real)
 
     @staticmethod
-    def symbolic(g: Any, restored: Any, hidden: Any, rows: Any, starts: Any, real: Any, padded: Any) -> Any:
-        found = g.op(f"{DOMAIN}::restore", restored, hidden, rows, starts, real, padded)
+    def symbolic(g: Any, restored: Any, hidden: Any, rows: Any, starts: Any, real: Any, padded: Any, due: Any) -> Any:
+        found = g.op(f"{DOMAIN}::restore", restored, hidden, rows, starts, real, padded, due)
         found.setType(restored.type())
         return found
 
 
-def put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor, starts: Tensor, padded: Tensor) -> Tensor:
+def put_back(restored: Tensor, state: State, padded: Tensor, due: Tensor) -> Tensor:
     """Return restored (batch, seq, hidden) with the states of kept tokens replaced; surplus places leave theirs as it is.
 
-    `starts` (batch, 1) says where each text begins among the tokens of all, `padded` whether any place is surplus: the graph reads them.
+    The graph does it where it is `due`: before some of them leave, and at the end. `padded` says whether any place is surplus.
     """
     if torch.onnx.is_in_onnx_export():
-        states: Tensor = _Restore.apply(restored, hidden, rows, starts, real, padded)  # type: ignore[no-untyped-call]
+        batch, seq, _ = restored.shape
+        starts = torch.arange(batch, device=restored.device)[:, None] * seq  # where each text begins among the tokens of all
+        states: Tensor = _Restore.apply(restored, state.hidden, state.rows, starts, state.real, padded, due)  # type: ignore[no-untyped-call]
         return states
-    return _put_back(restored, hidden, rows, real)
+    return _put_back(restored, state.hidden, state.rows, state.real)
 
 
 def _put_back(restored: Tensor, hidden: Tensor, rows: Tensor, real: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from transformers.utils import logging
 from compressor import adapters, bilstm
 from compressor.attention import ExportedAttention, Significance, attention, significance_of
 from compressor.backbones import backbone, reads_tokens
-from compressor.dropping import drop, put_back
+from compressor.dropping import State, drop, put_back
 from compressor.errors import RecipeError
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
@@ -157,27 +157,29 @@ class LengthAdaptiveModel(nn.Module):
         restore: bool = True,
     ) -> Tensor:
         """Return the last state of every token (batch, seq, hidden), or of [CLS] alone (batch, 1, hidden) without `restore`."""
-        hidden = self.parts.embed(input_ids, token_type_ids)
-        real = attention_mask.bool()
-        padded, restored, ahead = ~real.all(), hidden, self._ahead(token_type_ids)
-        keep = None if lengths is None else self._kept(attention_mask.sum(1), lengths)
-        rows = torch.arange(input_ids.shape[1], device=hidden.device).expand_as(input_ids)  # where each kept token came from
-        starts = torch.arange(input_ids.shape[0], device=hidden.device)[:, None] * input_ids.shape[1]
+        hidden, tokens = self.parts.embed(input_ids, token_type_ids), attention_mask.sum(1)
+        rows = torch.arange(input_ids.shape[1], device=hidden.device).expand_as(input_ids)
+        state, restored = State(hidden, attention_mask.bool(), rows, self._ahead(token_type_ids)), hidden
+        padded = ~state.real.all()
+        keep = None if lengths is None else self._kept(tokens, lengths)
+        leaves = None if keep is None else (keep < torch.cat([tokens[None], keep[:-1]])).any(1)  # whether tokens leave, (layers,)
         last = max(set(range(self.layers)) - skipped)
         for index, layer in enumerate(self.parts.layers):
             if index in skipped:
                 continue
             only_cls = index == last and not restore  # a sentence head reads [CLS] alone: the rest of this layer would be thrown away
-            ranked = keep is not None and not only_cls
-            kind = self.significance if ranked else "none"
-            hidden, significance = self._attend(layer, hidden[:, :1] if only_cls else hidden, hidden, real, padded, rows, kind)
-            if keep is not None and significance is not None:
-                hidden, real, kept = drop(hidden, significance + ahead, real, keep[index])
-                rows, ahead = rows.gather(1, kept), ahead.gather(1, kept)
-            hidden = self.parts.feed_forward(layer, hidden)
+            queries = state.hidden[:, :1] if only_cls else state.hidden
+            if keep is None or leaves is None or only_cls:
+                hidden, _ = self._attend(layer, queries, state, padded, "none")
+                state = state._replace(hidden=hidden)
+            else:
+                hidden, significance = self._attend(layer, queries, state, padded, self.significance, leaves[index])
+                state = drop(state._replace(hidden=hidden), significance, keep[index], leaves[index])
+            state = state._replace(hidden=self.parts.feed_forward(layer, state.hidden))
             if restore:
-                restored = hidden if keep is None else put_back(restored, hidden, rows, real, starts, padded)
-        states: Tensor = restored if restore else hidden
+                due = torch.ones_like(padded) if leaves is None or index == last else leaves[index + 1]
+                restored = state.hidden if leaves is None else put_back(restored, state, padded, due)
+        states: Tensor = restored if restore else state.hidden
         return states
 
     def _ahead(self, token_type_ids: Tensor) -> Tensor:
@@ -193,16 +195,18 @@ class LengthAdaptiveModel(nn.Module):
         return (tokens * lengths[:, None] + self.max_length - 1) // self.max_length
 
     def _attend(
-        self, layer: nn.Module, queries: Tensor, hidden: Tensor, real: Tensor, padded: Tensor, rows: Tensor, kind: Significance
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the attention block's output (batch, queries, hidden) and the significance of each key (batch, seq), if any."""
-        q, k, v = self.parts.project(layer, queries, hidden, rows)
-        near = self.parts.near(layer, rows)
+        self, layer: nn.Module, queries: Tensor, state: State, padded: Tensor, kind: Significance, leaves: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the attention block's output (batch, queries, hidden) and the significance of each key (batch, seq), or nothing (0,)."""
+        q, k, v = self.parts.project(layer, queries, state.hidden, state.rows)
+        near = self.parts.near(layer, state.rows)
         if near is None and torch.onnx.is_in_onnx_export():
-            context, significance = ExportedAttention.apply(q, k, v, real, padded, self.heads, self.head_size, kind)  # type: ignore[no-untyped-call]
+            leaves = torch.zeros((), dtype=torch.bool) if leaves is None else leaves
+            sizes = (self.heads, self.head_size)
+            context, significance = ExportedAttention.apply(q, k, v, state.real, padded, leaves, *sizes, kind)  # type: ignore[no-untyped-call]
         else:
-            seen, dropout = real[:, None, None, :], self.parts.dropout(layer)
+            seen, dropout = state.real[:, None, None, :], self.parts.dropout(layer)
             seen = seen if near is None else seen & near[:, None, : queries.shape[1]]
             context, probabilities = attention(q, k, v, seen, self.heads, float(dropout.p) if dropout.training else 0.0)  # type: ignore[arg-type]
-            significance = None if kind == "none" else significance_of(probabilities, real, kind)
-        return self.parts.attended(layer, context, queries), None if kind == "none" else significance
+            significance = significance_of(probabilities, state.real, kind)
+        return self.parts.attended(layer, context, queries), significance

@@ -7,6 +7,7 @@ Limits:   `portable` graphs have no operators of onnxruntime's own; full-attenti
 """
 
 from collections.abc import Iterator
+from itertools import count
 
 import onnx
 from onnx import helper, inliner, parser
@@ -45,10 +46,10 @@ _PROBABILITIES = """
     mixed = MatMul (probabilities, values)
     turned = Transpose <perm = [0, 2, 1, 3]> (mixed)
     whole = Constant <value_ints = [0, 0, -1]> ()
-    context = Reshape (turned, whole)
+    CONTEXT = Reshape (turned, whole)
 """
 _FUSED = """
-    context = If (padded) <
+    CONTEXT = If (padded) <
         then_branch = masked () => (float[b, m, w] of_real) {
             mask = Cast <to = 6> (real)
             of_real = com.microsoft.MultiHeadAttention <num_heads: int = @num_heads> (q, k, v, , mask)
@@ -92,7 +93,7 @@ _VOTES = """
             of_all = ReduceSum <keepdims = 0> (ROWS, over_queries)
         }
     >
-    significance = ReduceSum <keepdims = 0> (votes, over_heads)
+    SIGNIFICANCE = ReduceSum <keepdims = 0> (votes, over_heads)
 """
 _VOTE_OF_CLS = """
     from = Constant <value_ints = [0]> ()
@@ -116,43 +117,108 @@ _VOTE_OF_CLS = """
             of_all = Softmax <axis = 1> (of_cls)
         }
     >
-    significance = ReduceSum <keepdims = 0> (row, heads)
+    SIGNIFICANCE = ReduceSum <keepdims = 0> (row, heads)
 """
-_RESTORE = """
-    last = Constant <value_ints = [-1]> ()
-    tokens = Flatten <axis = 2> (restored)
-    places = Add (rows, starts)
-    index = Unsqueeze (places, last)
-    changed = If (padded) <
-        then_branch = masked () => (float[t, w] of_real) {
-            before = GatherND (tokens, index)
-            columns = Unsqueeze (real, last)
-            newest = Where (columns, hidden, before)
-            of_real = ScatterND (tokens, index, newest)
+_NONE = """
+    SIGNIFICANCE = Constant <value = float[1, 1] {0.0}> ()
+"""
+_DROP = """
+    hidden_after, real_after, rows_after, ahead_after = If (leaves) <
+        then_branch = some () => (float[b, n, w] hidden_left, bool[b, n] real_left, int64[b, n] rows_left, float[b, n] ahead_left) {
+            never = Constant <value_float = -1.0> ()
+            last = Constant <value_ints = [-1]> ()
+            none = Constant <value_int = 0> ()
+            one = Constant <value_int = 1> ()
+            score = Add (significance, ahead)
+            ranked = Where (real, score, never)
+            most = ReduceMax <keepdims = 1> (keep)
+            best, kept = TopK <axis = 1> (ranked, most)
+            index = Unsqueeze (kept, last)
+            hidden_left = GatherND <batch_dims = 1> (hidden, index)
+            rows_left = GatherElements <axis = 1> (rows, kept)
+            ahead_left = GatherElements <axis = 1> (ahead, kept)
+            end = Squeeze (most)
+            places = Range (none, end, one)
+            counts = Unsqueeze (keep, last)
+            real_left = Less (places, counts)
         },
-        else_branch = plain () => (float[t, w] of_all) {
-            of_all = ScatterND (tokens, index, hidden)
+        else_branch = all () => (float[b, n, w] hidden_stayed, bool[b, n] real_stayed, int64[b, n] rows_stayed, float[b, n] ahead_stayed) {
+            hidden_stayed = Identity (hidden)
+            real_stayed = Identity (real)
+            rows_stayed = Identity (rows)
+            ahead_stayed = Identity (ahead)
         }
     >
-    shape = Shape (restored)
-    states = Reshape (changed, shape)
+"""
+_RESTORE = """
+    states = If (due) <
+        then_branch = back () => (float[b, n, w] put_back) {
+            last = Constant <value_ints = [-1]> ()
+            tokens = Flatten <axis = 2> (restored)
+            places = Add (rows, starts)
+            index = Unsqueeze (places, last)
+            changed = If (padded) <
+                then_branch = masked () => (float[t, w] of_real) {
+                    before = GatherND (tokens, index)
+                    columns = Unsqueeze (real, last)
+                    newest = Where (columns, hidden, before)
+                    of_real = ScatterND (tokens, index, newest)
+                },
+                else_branch = plain () => (float[t, w] of_all) {
+                    of_all = ScatterND (tokens, index, hidden)
+                }
+            >
+            shape = Shape (restored)
+            put_back = Reshape (changed, shape)
+        },
+        else_branch = later () => (float[b, n, w] as_before) {
+            as_before = Identity (restored)
+        }
+    >
 """
 
 
 def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
     """Yield what the exporter's nodes stand for."""
     domains = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "{CONTRIB}" : 1]>'
+
+    def function(head: str, body: str) -> onnx.FunctionProto:
+        text = f"{domains} {head} {{{body}}}".replace("UNSEEN", f"{UNSEEN:.1f}").replace("EVERY", str(EVERY))
+        return parser.parse_function(text)
+
     probabilities = _PROBABILITIES.replace("SOFTMAX", _SOFTMAX.replace("SCORES", "scores"))
-    of_all = _VOTES.replace("VOTERS", "real").replace("ROWS", "probabilities")
-    rows_of_some = _ROWS_OF_SOME.replace("SOFTMAX", _SOFTMAX.replace("SCORES", "some_scores"))
-    of_some = rows_of_some + _VOTES.replace("VOTERS", "voters").replace("ROWS", "some")
-    for kind, votes in (("attention", of_all), ("sampled", of_some), ("cls", _VOTE_OF_CLS), ("none", "")):
-        body = probabilities if portable or kind == "attention" else _FUSED
-        outputs = "context, significance" if votes else "context"
-        head = f"attention_{kind} <num_heads, split, scale> (q, k, v, real, padded) => ({outputs})"
-        text = f"{_SHARED}{body}{votes}".replace("UNSEEN", f"{UNSEEN:.1f}").replace("EVERY", str(EVERY))
-        yield parser.parse_function(f"{domains} {head} {{{text}}}")
-    yield parser.parse_function(f"{domains} restore (restored, hidden, rows, starts, real, padded) => (states) {{{_RESTORE}}}")
+    plain = probabilities if portable else _FUSED
+    votes = {
+        "attention": _VOTES.replace("VOTERS", "real").replace("ROWS", "probabilities"),
+        "sampled": _ROWS_OF_SOME.replace("SOFTMAX", _SOFTMAX.replace("SCORES", "some_scores"))
+        + _VOTES.replace("VOTERS", "voters").replace("ROWS", "some"),
+        "cls": _VOTE_OF_CLS,
+    }
+    inputs = "<num_heads, split, scale> (q, k, v, real, padded, leaves)"
+    context = plain.replace("CONTEXT", "context")
+    for kind in ("sampled", "cls"):
+        body = f"{_SHARED}{context}{_if_tokens_leave(votes[kind], _NONE, 'SIGNIFICANCE')}"
+        yield function(f"attention_{kind} {inputs} => (context, significance)", body)
+    ranked = _if_tokens_leave(probabilities + votes["attention"], plain + _NONE, "CONTEXT", "SIGNIFICANCE")
+    yield function(f"attention_attention {inputs} => (context, significance)", _SHARED + ranked)
+    yield function(f"attention_none {inputs} => (context)", _SHARED + context)
+    after = "hidden_after, real_after, rows_after, ahead_after"
+    yield function(f"drop (hidden, real, rows, ahead, significance, keep, leaves) => ({after})", _DROP)
+    yield function("restore (restored, hidden, rows, starts, real, padded, due) => (states)", _RESTORE)
+
+
+def _if_tokens_leave(some: str, none: str, *outputs: str) -> str:
+    """Return an If over two bodies that write the outputs, each under a name of its own."""
+    types = {"CONTEXT": "float[b, m, w]", "SIGNIFICANCE": "float[b, n]"}
+
+    def branch(body: str, ending: str) -> str:
+        for name in outputs:
+            body = body.replace(name, f"{name.lower()}_{ending}")
+        told = ", ".join(f"{types[name]} {name.lower()}_{ending}" for name in outputs)
+        return f"{ending} () => ({told}) {{{body}}}"
+
+    results = ", ".join(name.lower() for name in outputs)
+    return f"{results} = If (leaves) <then_branch = {branch(some, 'ranked')}, else_branch = {branch(none, 'unranked')}>"
 
 
 def expand(model: onnx.ModelProto, opset: int, *, portable: bool) -> onnx.ModelProto:
@@ -169,8 +235,12 @@ def expand(model: onnx.ModelProto, opset: int, *, portable: bool) -> onnx.ModelP
     return expanded
 
 
-def _name_sizes_apart(graph: onnx.GraphProto) -> None:
-    """Give every layer's sizes names of their own: onnxruntime reuses memory between values whose sizes are called alike."""
-    for number, node in enumerate(node for node in graph.node if node.op_type == "If"):
-        for size in (size for branch in node.attribute for size in branch.g.output[0].type.tensor_type.shape.dim):
-            size.dim_param += f"_{number}"
+def _name_sizes_apart(graph: onnx.GraphProto, numbers: Iterator[int] | None = None) -> None:
+    """Give every If's sizes names of their own: onnxruntime reuses memory between values whose sizes are called alike."""
+    numbers = numbers or count()
+    for node in (node for node in graph.node if node.op_type == "If"):
+        number = next(numbers)
+        for branch in (a.g for a in node.attribute):
+            for size in (size for output in branch.output for size in output.type.tensor_type.shape.dim):
+                size.dim_param += f"_{number}"
+            _name_sizes_apart(branch, numbers)

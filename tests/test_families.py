@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from compressor.backbones import BACKBONES
+from compressor.dropping import State
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, shape_of
 from compressor.graphs import FullLengthModel, export_graph, layered, parity
@@ -161,8 +162,8 @@ def test_kept_tokens_of_modernbert_stay_where_they_stood() -> None:
     layer = encoder.layers[1]
     assert layer.attention_type == "sliding_attention"
     positions, states = torch.tensor([[0, 3, 4, 12, 15]]), torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
-    real = torch.ones(1, 5).bool()
-    context, _ = adaptive._attend(layer, states, states, real, ~real.all(), positions, "none")
+    state = State(states, torch.ones(1, 5).bool(), positions, torch.zeros(1, 5))
+    context, _ = adaptive._attend(layer, states, state, torch.tensor(False), "none")
     far = (positions[0][:, None] - positions[0]).abs() > 4  # local_attention is 8: four to each side
     bias = torch.where(far, torch.finfo(torch.float32).min, 0.0)[None, None]
     rotary = encoder.rotary_emb(states, positions, "sliding_attention")

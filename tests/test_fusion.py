@@ -1,6 +1,8 @@
 """What is made faster computes the same."""
 
+import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,14 @@ import onnx.reference
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from transformers import BertForTokenClassification
 
 from compressor.attention import Significance
 from compressor.fusion import CONTRIB, merge_products
 from compressor.graphs import export_graph, parity
 from compressor.modeling import LengthAdaptiveModel
-from compressor.runtime import Graph
+from compressor.runtime import Graph, session
+from compressor.tokens import Tokens
 from tests.test_graphs import CONFIGURATIONS, TEXTS, tiny, tokens
 
 
@@ -33,13 +37,45 @@ def test_a_portable_graph_answers_alike_with_operators_of_onnx_alone(
     assert CONTRIB in {o.domain for o in onnx.load(paths[False]).opset_import}
 
 
+def operators(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the types of a graph's operators, those of its branches too."""
+    for node in graph.node:
+        yield node.op_type
+        for branch in (a.g for a in node.attribute if a.HasField("g")):
+            yield from operators(branch)
+
+
 @pytest.mark.parametrize("kind", ["attention", "sampled", "cls"])
 def test_attention_is_fused_wherever_nothing_reads_its_probabilities(tmp_path: Path, kind: Significance) -> None:
     export_graph(LengthAdaptiveModel(tiny().model, 32, kind).eval(), tmp_path / "model.onnx", 17)
-    branches = [a.g for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "If" for a in n.attribute]
-    found = Counter(n.op_type for branch in branches for n in branch.node)
-    assert found["MultiHeadAttention"] == 2 * (1 if kind == "attention" else 3)  # with and without a mask
+    found = Counter(operators(onnx.load(tmp_path / "model.onnx").graph))
+    assert found["MultiHeadAttention"] == 2 * 3  # in each layer with and without a mask
     assert found["Softmax"] == 2 * 2  # of the two layers that tokens leave
+
+
+@pytest.mark.parametrize("kind", ["attention", "sampled", "cls"])
+@pytest.mark.parametrize("head", ["sentence", "token"])
+def test_layers_that_no_token_leaves_rank_none(tmp_path: Path, tiny_model: Path, kind: Significance, head: str) -> None:
+    """By what onnxruntime says that it ran: at full length nothing is ranked, at others only where tokens leave."""
+    model = LengthAdaptiveModel(tiny().model if head == "sentence" else BertForTokenClassification(tiny().model.config), 32, kind)
+    export_graph(model.eval(), tmp_path / "model.onnx", 17)
+    text = tokens(tiny_model, TEXTS[-1])
+    ran = {
+        lengths: Counter(ran_by(tmp_path / "model.onnx", text, lengths)) for lengths in [(32, 32, 32), (32, 9, 9), (9, 9, 9), (20, 10, 9)]
+    }
+    assert [c["TopK"] for c in ran.values()] == [0, 1, 1, 2 if head == "sentence" else 3]
+    put_back = [0, 0, 0, 0] if head == "sentence" else [1, 2, 1, 3]
+    assert [c["ScatterND"] for c in ran.values()] == put_back
+
+
+def ran_by(path: Path, text: Tokens, lengths: Sequence[int]) -> Iterator[str]:
+    """Yield the operators of one run."""
+    graph = Graph(path, single=False)
+    graph.session = session(path, 1, profile=path.parent / "profile")
+    graph.run(text, lengths)
+    for event in json.loads(Path(graph.session.end_profiling()).read_text(encoding="utf-8")):
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            yield event["args"]["op_name"]
 
 
 def test_queries_keys_and_values_are_one_product_where_all_tokens_ask(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

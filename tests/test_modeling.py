@@ -10,12 +10,13 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from compressor.dropping import drop, put_back
+from compressor.dropping import State, drop, put_back
 from compressor.lengths import LengthConfig
 from compressor.modeling import AHEAD, LengthAdaptiveModel
 from compressor.students import select_layers
 
 L = 16
+YES, NO = torch.tensor(True), torch.tensor(False)
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +75,29 @@ def test_the_last_layer_of_a_sentence_task_needs_only_cls(model: LengthAdaptiveM
     torch.testing.assert_close(model(*inputs, torch.tensor([12, 8, 8])), model(*inputs, torch.tensor([12, 8, 1])))
 
 
+def state_of(hidden: Tensor, real: Tensor, ahead: Tensor | None = None) -> State:
+    """Return the state of tokens that are all still there, in their order."""
+    rows = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
+    return State(hidden, real, rows, torch.zeros(hidden.shape[:2]) if ahead is None else ahead)
+
+
 def test_drop_keeps_the_most_significant_real_tokens() -> None:
     hidden = torch.arange(10.0).view(2, 5, 1)
     significance = torch.tensor([[1.0, 0.1, 0.9, 0.5, 0.2], [1.0, 0.3, 0.4, 9.0, 9.0]])
     real = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
-    kept, still_real, rows = drop(hidden, significance, real, torch.tensor([3, 2]))
-    assert rows[0].tolist() == [0, 2, 3]
-    assert rows[1, :2].tolist() == [0, 2]
-    assert still_real.tolist() == [[True, True, True], [True, True, False]]
-    assert kept[0].flatten().tolist() == [0.0, 2.0, 3.0]
+    left = drop(state_of(hidden, real), significance, torch.tensor([3, 2]), YES)
+    assert left.rows[0].tolist() == [0, 2, 3]
+    assert left.rows[1, :2].tolist() == [0, 2]
+    assert left.real.tolist() == [[True, True, True], [True, True, False]]
+    assert left.hidden[0].flatten().tolist() == [0.0, 2.0, 3.0]
 
 
 def test_cls_stays_however_much_another_token_counts(model: LengthAdaptiveModel) -> None:
     """A text of thousands of tokens may give one of them more than any number that was thought of."""
     ids, mask, segments = batch(16)
     significance = torch.zeros(1, L).index_fill(1, torch.tensor([5]), 1e6)
-    _, _, kept = drop(model.parts.embed(ids, segments), significance + model._ahead(segments), mask.bool(), torch.tensor([2]))
-    assert kept.tolist() == [[0, 5]]
+    state = state_of(model.parts.embed(ids, segments), mask.bool(), model._ahead(segments))
+    assert drop(state, significance, torch.tensor([2]), YES).rows.tolist() == [[0, 5]]
 
 
 @torch.no_grad()
@@ -105,9 +112,8 @@ def test_restored_tokens_have_the_last_state_that_they_had(model: LengthAdaptive
         state = bert.embeddings(input_ids=ids, token_type_ids=segments)[0]
         last, kept = dict(enumerate(state)), list(range(length))
         for index, layer in enumerate(bert.encoder.layer):
-            real = torch.ones(1, len(kept)).bool()
-            out, significance = model._attend(layer, state[None], state[None], real, ~real.all(), torch.tensor([kept]), "attention")
-            assert significance is not None
+            here = state_of(state[None], torch.ones(1, len(kept)).bool())._replace(rows=torch.tensor([kept]))
+            out, significance = model._attend(layer, here.hidden, here, NO, "attention")
             order = sorted(range(len(kept)), key=lambda i: (i != 0, -significance[0, i].item()))[: config.kept(length)[index]]
             kept, state = [kept[i] for i in order], out[0, order]
             state = layer.output(layer.intermediate(state), state)
@@ -120,10 +126,9 @@ def test_a_protected_question_leaves_last(model: LengthAdaptiveModel) -> None:
     model = LengthAdaptiveModel(BertForQuestionAnswering(model.model.config), L, protect="question").eval()
     ids, mask, _ = batch(16)
     segments = (torch.arange(L) >= 6).long()[None]
-    hidden, real, rows = model.parts.embed(ids, segments), mask.bool(), torch.arange(L)[None]
-    _, significance = model._attend(model.parts.layers[0], hidden, hidden, real, ~real.all(), rows, "attention")
-    assert significance is not None
-    _, _, kept = drop(hidden, significance + (segments == 0) * AHEAD, real, torch.tensor([8]))
+    state = state_of(model.parts.embed(ids, segments), mask.bool(), (segments == 0) * AHEAD)
+    _, significance = model._attend(model.parts.layers[0], state.hidden, state, NO, "attention")
+    kept = drop(state, significance, torch.tensor([8]), YES).rows
     assert set(kept[0, :6].tolist()) == set(range(6))
     assert kept[0, 6:].tolist() == (6 + significance[0, 6:].argsort(descending=True))[:2].tolist()
     short, plain = torch.tensor([8, 8, 8]), LengthAdaptiveModel(model.model, L).eval()
@@ -142,8 +147,8 @@ def test_absolute_counts_drop_nothing_of_short_texts(model: LengthAdaptiveModel)
 
 def test_put_back_leaves_surplus_places_alone() -> None:
     restored = torch.zeros(1, 4, 1)
-    real = torch.tensor([[True, False]])
-    out = put_back(restored, torch.tensor([[[5.0], [7.0]]]), torch.tensor([[2, 1]]), real, torch.tensor([[0]]), ~real.all())
+    state = state_of(torch.tensor([[[5.0], [7.0]]]), torch.tensor([[True, False]]))._replace(rows=torch.tensor([[2, 1]]))
+    out = put_back(restored, state, YES, YES)
     assert out.flatten().tolist() == [0, 0, 5, 0]
 
 

@@ -117,15 +117,15 @@ def test_every_product_becomes_one_node_with_its_bias(model: onnx.ModelProto) ->
 
 
 def test_products_of_two_activations_stay_float(tmp_path: Path, feeds: list[Feed]) -> None:
-    """Where significance is attention, its products are nodes of their own."""
+    """In a portable graph attention's products are nodes of their own."""
     path = tmp_path / "model.onnx"
-    export_graph(LengthAdaptiveModel(tiny().model, 32, "attention").eval(), path, 17)
+    export_graph(LengthAdaptiveModel(tiny().model, 32, "cls").eval(), path, 17, portable=True)
     model = simulated(path, feeds)
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     constants = {i.name for i in model.graph.initializer}
     sources = [[makers.get(name) for name in n.input] for n in model.graph.node if n.op_type == "MatMul" and not constants & set(n.input)]
     attention = [kinds for kinds in sources if kinds != ["DequantizeLinear"] * 2]
-    assert len(attention) == 2 * 2  # queries by keys and probabilities by values, in the two layers that tokens leave
+    assert len(attention) == 2 * 3  # queries by keys and probabilities by values, in three layers
     assert all("DequantizeLinear" not in kinds for kinds in attention)
 
 
