@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks.peers.models import HERE, OPTIMUM
 from benchmarks.record import record
-from compressor.runtime import Given, Graph, Runtime
+from compressor.runtime import Given, Runtime
+from compressor.session import Graph
 
 
 def difference(bundle: Path, texts: Sequence[Given]) -> float:

@@ -22,7 +22,7 @@ from compressor.loader import load_recipe
 from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS
 from compressor.recipe import Recipe
-from compressor.runtime import Graph
+from compressor.session import Graph
 from compressor.splits import MODEL, Splits, task_of
 
 ARTIFACTS = Path("artifacts")

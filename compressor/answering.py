@@ -47,7 +47,9 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class Span:
+    """A possible answer: its score, and where it begins and ends (characters)."""
+
     score: float
     start: int
     end: int
@@ -159,18 +161,24 @@ class QuestionAnswering:
 
     def decode(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> list[Answer]:
         """Return the best span of each question's windows."""
-        spans, answers = list(windows.spans()), []
-        for example, own in zip(examples, windows.of_examples(len(examples)), strict=True):
-            found = [span for w in own for span in _best_spans(logits[slice(*spans[w])], windows.places[slice(*spans[w])])]
-            if self.no_answer:
-                found.append(_Span(min(float(logits[spans[w][0]].sum()) for w in own), 0, 0))
-            best = sorted(found, key=lambda span: -span.score)[:N_BEST] or [_Span(0.0, 0, 0)]
+        answers = []
+        for example, best in zip(examples, self.spans(logits, windows, examples), strict=True):
             probability = float(softmax(np.array([span.score for span in best]))[0])
             text = str(example.text_pair)[best[0].start : best[0].end]
             lead = len(text) - len(text.lstrip())  # some tokenizers count the space before a word to it
             start = best[0].start + lead
             answers.append(Answer(text.strip(), start, start + len(text.strip()), probability))
         return answers
+
+    def spans(self, logits: Floats, windows: Windows, examples: Sequence[Example]) -> list[list[Span]]:
+        """Return the best spans of each question, at least one, the best first; an empty one stands for no answer."""
+        places, found = list(windows.spans()), list[list[Span]]()
+        for own in windows.of_examples(len(examples)):
+            spans = [span for w in own for span in _best_spans(logits[slice(*places[w])], windows.places[slice(*places[w])])]
+            if self.no_answer:
+                spans.append(Span(min(float(logits[places[w][0]].sum()) for w in own), 0, 0))
+            found.append(sorted(spans, key=lambda span: -span.score)[:N_BEST] or [Span(0.0, 0, 0)])
+        return found
 
     def _f1(self, answer: str, right: str) -> float:
         """Return F1 over words; where questions may have no answer, two empty sides agree, as in the second version's script."""
@@ -226,10 +234,10 @@ def _tokens_of(answer: tuple[str, int], places: NDArray[np.int32]) -> tuple[int,
     return int(inside[0]), int(inside[-1])
 
 
-def _best_spans(logits: Floats, places: NDArray[np.int32]) -> list[_Span]:
+def _best_spans(logits: Floats, places: NDArray[np.int32]) -> list[Span]:
     """Return the spans of a window's best starts and ends that are in order and not too long."""
     context = np.flatnonzero(places[:, 0] >= 0)
     starts, ends = (context[np.argsort(-logits[context, side], kind="stable")[:N_BEST]] for side in (0, 1))
     long = ends[None, :] - starts[:, None]
     found = [(int(starts[i]), int(ends[j])) for i, j in np.argwhere((long >= 0) & (long < LONGEST))]
-    return [_Span(float(logits[s, 0] + logits[e, 1]), int(places[s, 0]), int(places[e, 1])) for s, e in found]
+    return [Span(float(logits[s, 0] + logits[e, 1]), int(places[s, 0]), int(places[e, 1])) for s, e in found]

@@ -2,7 +2,7 @@
 
 What:     every variant runs each workload in turn, round by round, in another order each time; no run is left out.
 Workloads: texts one by one, as a server gets them; all of them at once, as a job reads them; and batches of a fixed shape.
-Limits:   one process; the ids of fixed shapes are random, which no kernel's time depends on.
+Limits:   one process; the ids of fixed shapes are random, which no kernel's time depends on, so a cascade is timed on texts alone.
 """
 
 import re
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from compressor import machine
+from compressor.data import Example
 from compressor.doctor import check_load, machine_load
 from compressor.errors import RecipeError
 from compressor.latency import Run, sample, timed
-from compressor.runtime import Given, Graph, Runtime
+from compressor.runtime import Given, Runtime
+from compressor.session import Graph
 from compressor.tokens import Tokens
 
 PACKAGES = ("encoder-compressor", "onnxruntime", "numpy")
@@ -27,6 +29,7 @@ TEXTS = 64
 FIRST_ID, IDS = 5, 25
 """Where random token ids lie: in the smallest vocabulary too."""
 Lengths = tuple[int, ...] | None
+POLICY = "cascade"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Workload:
     name: str
     batches: Sequence[Tokens]
     texts: int
+    examples: Sequence[Sequence[Example]] = ()
+    """What the batches say, where they are texts and not random ids: a cascade decides by it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Model:
     file: Path
     points: Mapping[str, Lengths]
     runtime: Runtime | None
+    cascade: bool = False
+    """Whether the bundle's cascade is timed too."""
 
 
 def bench(
@@ -90,7 +97,7 @@ def load_findings() -> list[str]:
 
 
 def model_of(path: Path, points: Sequence[str]) -> Model:
-    """Return a bundle at these operating points (none: all), or an .onnx file.
+    """Return a bundle at these operating points (none: all, and its cascade), or an .onnx file.
 
     Raises:
         BundleError: a bundle is damaged, or lacks a point.
@@ -98,8 +105,9 @@ def model_of(path: Path, points: Sequence[str]) -> Model:
     """
     if path.suffix != ".onnx":
         runtime = Runtime(path)
-        lengths = {name: runtime.point(name).lengths for name in points or runtime.points}
-        return Model(path, path / "model.onnx", lengths, runtime)
+        lengths = {name: runtime.point(name).lengths for name in points or runtime.points if name != POLICY}
+        cascade = runtime.cascade is not None if POLICY in points else not points and runtime.manifest.get("cascade") is not None
+        return Model(path, path / "model.onnx", lengths, runtime, cascade)
     if not path.exists():
         raise RecipeError(f"{path}: no such file; name a bundle's folder or an .onnx file")
     return Model(path, path, {"": None}, None)
@@ -126,8 +134,10 @@ def _streams(model: Model, models: Sequence[Model], texts: Sequence[Given] | Non
     """Return the texts one by one and all at once, as this model reads them."""
     if texts is None:
         return []
-    tokens = (model.runtime or _reader(models)).tokens(texts)
-    return [Workload("one by one", tokens, len(texts)), Workload("all at once", [Tokens.joined(tokens)], len(texts))]
+    reader = model.runtime or _reader(models)
+    tokens, examples = reader.tokens(texts), [reader.task.given(text) for text in texts]
+    alone = Workload("one by one", tokens, len(texts), [[example] for example in examples])
+    return [alone, Workload("all at once", [Tokens.joined(tokens)], len(texts), [examples])]
 
 
 def _rows(models: Sequence[Model], read: Mapping[Path, Sequence[Workload]], threads: int, rounds: int) -> Iterator[dict[str, Any]]:
@@ -142,6 +152,11 @@ def _rows(models: Sequence[Model], read: Mapping[Path, Sequence[Workload]], thre
             f"{names[model.path]} {point}".strip(): _runner(graphs[model.path], workloads[model.path].batches, lengths)
             for model in models
             for point, lengths in model.points.items()
+        }
+        runs |= {
+            f"{names[model.path]} {POLICY}": _router(model, threads, workloads[model.path].examples)
+            for model in models
+            if model.cascade and workloads[model.path].examples
         }
         yield from _told(runs, workloads[models[0].path], threads, rounds)
 
@@ -174,6 +189,12 @@ def _check(model: Model, graph: Graph, workload: Workload) -> None:
 
 def _runner(graph: Graph, batches: Sequence[Tokens], lengths: Lengths) -> Run:
     return lambda row: graph.logits(batches[row], lengths)
+
+
+def _router(model: Model, threads: int, batches: Sequence[Sequence[Example]]) -> Run:
+    runtime = Runtime(model.path, threads)
+    ready = [runtime.cascade.having_read(examples) for examples in batches]
+    return lambda row: list(ready[row].route(runtime.task, batches[row]))
 
 
 def _told(runs: Mapping[str, Run], workload: Workload, threads: int, rounds: int) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from compressor.latency_model import fitted, predicted
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs, deployed, is_single
 from compressor.recipe import Recipe, Search
-from compressor.runtime import Graph
+from compressor.session import Graph
 from compressor.splits import ADAPTIVE, MODEL, Splits, task_of
 from compressor.tokens import Floats
 

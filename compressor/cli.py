@@ -50,6 +50,13 @@ Until = Annotated[str | None, typer.Option("--until", envvar="COMPRESS_UNTIL", h
 LatencyBudget = Annotated[
     float | None, typer.Option("--latency-ms", envvar="COMPRESS_LATENCY_MS", help="The most accurate point within this.")
 ]
+Policy = Annotated[
+    str | None, typer.Option("--policy", envvar="COMPRESS_POLICY", help="cascade: easy texts stop at a cheap member, hard ones go on.")
+]
+Thresholds = Annotated[
+    list[float],
+    typer.Option("--threshold", envvar="COMPRESS_THRESHOLD", help="Of each member but the last, in place of the cascade's. Repeatable."),
+]
 Models = Annotated[list[Path], typer.Argument(help="Folders of bundles, or .onnx files.", show_default=False)]
 Texts = Annotated[Path | None, typer.Argument(help="One text a line; stdin when absent.", show_default=False)]
 Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help="Labelled examples: csv, tsv, jsonl, parquet.")]
@@ -236,18 +243,32 @@ def predict(
     texts: Texts = None,
     point: Point = None,
     latency_ms: LatencyBudget = None,
+    policy: Policy = None,
+    threshold: Thresholds = [],
     threads: Threads = None,
     format: OutputFormat = "text",
 ) -> None:
-    """Answer each line (a pair, or a question and its context: with a tab between), one answer a line."""
+    """Answer each line (a pair, or a question and its context: with a tab between), one answer a line; a cascade tells who answered too."""
     from compressor.runtime import Runtime
 
-    if point is not None and latency_ms is not None:
-        raise typer.BadParameter("give --point or --latency-ms, not both")
+    if sum(x is not None for x in (point, latency_ms, policy)) > 1:
+        raise typer.BadParameter("give one of --point, --latency-ms and --policy")
+    _only_with_policy(policy, threshold)
     runtime = Runtime(bundle, threads)
-    chosen = point if latency_ms is None else runtime.within(latency_ms)
-    for answer in runtime.stream(map(runtime.given, _lines(texts)), chosen):
+    given = map(runtime.given, _lines(texts))
+    if policy:
+        for routed in runtime.trace(given, policy, threshold or None):
+            told = {**asdict(routed.answer), "member": routed.member, "confidence": routed.confidence}
+            line = f"{routed.answer.line()}\t{routed.member} {routed.confidence:.4f}"
+            typer.echo(json.dumps(told, ensure_ascii=False) if format == "json" else line)
+        return
+    for answer in runtime.stream(given, point if latency_ms is None else runtime.within(latency_ms)):
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
+
+
+def _only_with_policy(policy: str | None, threshold: Sequence[float]) -> None:
+    if threshold and policy is None:
+        raise typer.BadParameter("--threshold moves a cascade: give --policy cascade too")
 
 
 def _lines(path: Path | None) -> Iterator[str]:
@@ -272,6 +293,8 @@ def evaluate(
     text_pair: PairColumn = None,
     label: UsualLabel = None,
     point: Point = None,
+    policy: Policy = None,
+    threshold: Thresholds = [],
     threads: Threads = None,
     format: OutputFormat = "text",
 ) -> None:
@@ -282,11 +305,14 @@ def evaluate(
     from compressor.recipe import USUAL
     from compressor.runtime import Runtime
 
+    if point is not None and policy is not None:
+        raise typer.BadParameter("give --point or --policy, not both")
+    _only_with_policy(policy, threshold)
     runtime = Runtime(bundle, threads)
     usual = USUAL[runtime.manifest["task"]]
     columns = Columns(text or usual.text, text_pair or usual.text_pair, label or usual.label, options=True)
     examples = list(read_examples(data, columns, runtime.task, root=Path.cwd(), split="test"))
-    show(format, score(runtime, examples, point))
+    show(format, score(runtime, examples, point, policy, threshold or None))
 
 
 @app.command()
@@ -295,7 +321,9 @@ def bench(
     texts: Annotated[Path | None, typer.Option("--texts", envvar="COMPRESS_TEXTS", help="Time these, one a line.")] = None,
     shape: Annotated[list[str], typer.Option("--shape", envvar="COMPRESS_SHAPE", help="Texts x tokens, as 8x128. Repeatable.")] = [],
     threads: Annotated[list[int], typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads of a run. Repeatable.")] = [1],
-    point: Annotated[list[str], typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point; absent: all. Repeatable.")] = [],
+    point: Annotated[
+        list[str], typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point, or cascade; absent: all. Repeatable.")
+    ] = [],
     rounds: Annotated[int, typer.Option("--rounds", envvar="COMPRESS_ROUNDS", min=1, help="Timed runs of each, in turn.")] = 10,
     format: OutputFormat = "text",
 ) -> None:

@@ -45,6 +45,11 @@ class Encoded:
         """The tokens of each window."""
         return self.windows.tokens
 
+    @property
+    def lengths(self) -> Ints:
+        """The tokens of each example, in all its windows, (examples,)."""
+        return np.bincount(self.windows.owners, self.tokens.lengths, len(self.examples)).astype(np.int64)
+
     def batch(self, rows: Ints, draw: int = 0) -> dict[str, NDArray[Any]]:
         """Return input_ids, attention_mask, token_type_ids (batch, longest), labels and rows (batch,); `draw` changes what varies.
 

@@ -9,24 +9,29 @@ from compressor.runtime import Runtime
 from compressor.scores import interval
 
 
-def evaluate(runtime: Runtime, examples: Sequence[Example], point: str | None = None) -> dict[str, Any]:
-    """Return score and 95 % interval at an operating point.
+def evaluate(
+    runtime: Runtime,
+    examples: Sequence[Example],
+    point: str | None = None,
+    policy: str | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Return score and 95 % interval at an operating point, or of the cascade with the share of examples that each member answers.
 
     Raises:
-        RecipeError: a label that the bundle does not know.
+        RecipeError: a label that the bundle does not know, or thresholds that do not fit the cascade.
+        BundleError: there is no such point, or no cascade.
     """
     task, name = runtime.task, runtime.manifest["metric"]
     for number, example in enumerate(examples, 1):
         for label in task.outputs(task.names(example)):
             if label not in runtime.labels:
                 raise RecipeError(f"example {number} has label {label!r}; this bundle answers {', '.join(runtime.labels)}")
-    outcomes, metric = runtime.outcomes(examples, point), task.metrics[name]
+    metric, facts = task.metrics[name], dict[str, Any]()
+    if policy is None:
+        outcomes, facts["point"] = runtime.outcomes(examples, point), point or runtime.default
+    else:
+        outcomes, who = runtime.routed_outcomes(examples, policy, thresholds)
+        facts = {"policy": policy, "answered": {member.name: who.count(member.name) for member in runtime.cascade.members}}
     low, high = interval(metric, outcomes)
-    return {
-        "metric": name,
-        "score": metric(outcomes),
-        "low": low,
-        "high": high,
-        "examples": len(examples),
-        "point": point or runtime.default,
-    }
+    return {"metric": name, "score": metric(outcomes), "low": low, "high": high, "examples": len(examples), **facts}

@@ -21,7 +21,7 @@ import numpy as np
 from compressor import machine
 from compressor.bench import PACKAGES, batch_of, graph_of, load_findings, model_of
 from compressor.errors import RecipeError, UnfitError
-from compressor.runtime import Graph, session
+from compressor.session import Graph, session
 
 FLOAT = "float products"
 INT8 = ("DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeLSTM")

@@ -1,6 +1,7 @@
 """Gates: what must hold before a bundle may be deployed. Pure arithmetic over the measured variants."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +21,8 @@ class Variant:
     p90_ms: float
     size_mb: float
     lengths: tuple[int, ...] | None = None
+    mean_ms: float = math.nan
+    """What a cascade is judged by beside its median, which tells nothing of the texts that go on."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from compressor.errors import RecipeError, StageError
 from compressor.fusion import merge_products
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.operators import expand
-from compressor.runtime import Graph
+from compressor.session import Graph
 from compressor.tokens import Floats, Tokens
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")

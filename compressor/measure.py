@@ -1,21 +1,27 @@
 """The result table: every row scored on the whole test split and timed on the same texts, in one interleaved run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from compressor import machine
+from compressor.data import Example
 from compressor.encoded import Encoded
 from compressor.gates import Variant
-from compressor.latency import Latency, Run, interleaved, requests
+from compressor.latency import Run, interleaved, requests
 from compressor.pipeline import Inputs, Kind, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from compressor.runtime import Graph, Runtime
-from compressor.scores import interval
+from compressor.runtime import Runtime
+from compressor.scores import Metric, interval
+from compressor.session import Graph
 from compressor.splits import MODEL, Splits, task_of
 from compressor.tokens import Floats
 
 LATENCY_TEXTS = 64
+Lengths = tuple[int, ...] | None
 TEACHER, STUDENT = "teacher fp32", "student fp32"
 
 
@@ -24,41 +30,55 @@ def row_name(point: str, inputs: Inputs) -> str:
     return f"{'INT8' if 'int8_graph' in inputs else 'fp32'} {point}"
 
 
-def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict[str, Variant]:
-    """Score and time every row: the teacher and the student in fp32, then each operating point of the bundle."""
+class Measured(NamedTuple):
+    """The table's rows by name, and what each member of the cascade answered of the test split, if there is one."""
+
+    variants: dict[str, Variant]
+    shares: list[dict[str, Any]]
+
+
+def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Measured:
+    """Score and time every row: the teacher and the student in fp32, each operating point of the bundle, then its cascade."""
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     examples = list(splits.examples("test"))
     kinds: tuple[Kind, ...] = ("teacher", "checkpoint")
     data: dict[str, Encoded] = {kind: splits.encoded("test", task, inputs[kind].path / MODEL) for kind in kinds}
     cores, floats = machine.describe()["cores"], inputs["float_graph"].path
     runtime = Runtime(folder, threads=cores)
-    threads, single = recipe.target.threads, {"bundle": is_single(inputs)}
-    timed = {n: Graph(p, threads, single=single.get(n, False), pad_id=data[k].pad_id) for n, p, k in _files(inputs, folder)}
-    log.note(f"scores of {2 + len(runtime.points)} variants on {len(examples)} test examples")
+    points = {row_name(point.name, inputs): point for point in runtime.points.values()}
+    cascade = row_name("cascade", inputs) if runtime.manifest["cascade"] else None
+    log.note(f"scores of {2 + len(points) + (cascade is not None)} variants on {len(examples)} test examples")
     outcomes: dict[str, Floats] = {
         name: data[kind].outcomes(Graph(floats / file, single=False, pad_id=data[kind].pad_id, workers=cores).logits(data[kind].tokens))
         for name, file, kind in ((TEACHER, "teacher.onnx", "teacher"), (STUDENT, "model.onnx", "checkpoint"))
     }
-    lengths: dict[str, tuple[int, ...] | None] = dict.fromkeys(outcomes)
-    for point in runtime.points.values():
-        outcomes[row_name(point.name, inputs)] = runtime.outcomes(examples, point)
-        lengths[row_name(point.name, inputs)] = point.lengths
-    log.note(f"latencies, interleaved, {threads} thread{'s' * (threads > 1)}, batch {recipe.target.batch}")
-    times = _latencies(timed, data, lengths, recipe.target.batch)
-    sizes = {n: p.stat().st_size / 1e6 for n, p, _ in _files(inputs, folder)}
-    metric = task.metrics[recipe.task.metric]
-    return {
-        name: Variant(
-            name,
-            metric(found),
-            interval(metric, found),
-            times[name].p50_ms,
-            times[name].p90_ms,
-            sizes.get(name, sizes["bundle"]),
-            lengths[name],
-        )
-        for name, found in outcomes.items()
+    outcomes |= {name: runtime.outcomes(examples, point) for name, point in points.items()}
+    metric, shares = task.metrics[recipe.task.metric], list[dict[str, Any]]()
+    lengths: dict[str, Lengths] = dict.fromkeys(outcomes) | {name: point.lengths for name, point in points.items()}
+    asked = requests(data["checkpoint"].lengths.tolist(), LATENCY_TEXTS, recipe.target.batch)
+    runs, sizes = _runs(recipe, inputs, folder, data, lengths, asked), {n: p.stat().st_size / 1e6 for n, p, _ in _files(inputs, folder)}
+    if cascade:
+        outcomes[cascade], who = runtime.routed_outcomes(examples)
+        shares = _shares([member.name for member in runtime.cascade.members], who, outcomes[cascade], metric)
+        runs[cascade] = _routes(Runtime(folder, recipe.target.threads), [[examples[row] for row in rows] for rows in asked])
+        sizes[cascade] = sum(p.stat().st_size for p in folder.rglob("*.onnx")) / 1e6
+    log.note(f"latencies, interleaved, threads {recipe.target.threads}, batch {recipe.target.batch}")
+    times = interleaved(runs, range(len(asked)))
+    found = {n: (metric(o), interval(metric, o), times[n], sizes.get(n, sizes["bundle"]), lengths.get(n)) for n, o in outcomes.items()}
+    rows = {
+        name: Variant(name, score, sure, took.p50_ms, took.p90_ms, size, own, took.mean_ms)
+        for name, (score, sure, took, size, own) in found.items()
     }
+    return Measured(rows, shares)
+
+
+def _shares(members: Sequence[str], who: Sequence[str], outcomes: Floats, metric: Metric) -> list[dict[str, Any]]:
+    """Return the share of examples that each member answers, and its score on them."""
+    found = list[dict[str, Any]]()
+    for member in members:
+        own = outcomes[np.array([name == member for name in who])]
+        found.append({"member": member, "share": len(own) / len(who), "score": metric(own) if len(own) else None})
+    return found
 
 
 def _files(inputs: Inputs, folder: Path) -> list[tuple[str, Path, str]]:
@@ -67,15 +87,28 @@ def _files(inputs: Inputs, folder: Path) -> list[tuple[str, Path, str]]:
     return [*rows, ("bundle", folder / "model.onnx", "checkpoint")]
 
 
-def _latencies(
-    graphs: Mapping[str, Graph], data: Mapping[str, Encoded], lengths: Mapping[str, tuple[int, ...] | None], batch: int
-) -> dict[str, Latency]:
-    """Time all rows in turn on the same requests of `batch` texts; the teacher reads them with its own tokenizer."""
+def _runs(
+    recipe: Recipe,
+    inputs: Inputs,
+    folder: Path,
+    data: Mapping[str, Encoded],
+    lengths: Mapping[str, Lengths],
+    asked: Sequence[Sequence[int]],
+) -> dict[str, Run]:
+    """Return what answers the same requests for each row of one graph; the teacher reads them with its own tokenizer."""
+    threads, single = recipe.target.threads, {"bundle": is_single(inputs)}
+    graphs = {n: Graph(p, threads, single=single.get(n, False), pad_id=data[k].pad_id) for n, p, k in _files(inputs, folder)}
 
     def runner(name: str) -> Run:
-        graph, texts = graphs.get(name, graphs["bundle"]), data["teacher" if name == TEACHER else "checkpoint"].tokens
-        own = [texts.rows(rows) for rows in asked]
-        return lambda number: graph.logits(own[number], lengths[name])
+        graph, own = graphs.get(name, graphs["bundle"]), data["teacher" if name == TEACHER else "checkpoint"]
+        windows = own.windows.of_examples(len(own.examples))
+        texts = [own.tokens.rows([window for row in rows for window in windows[row]]) for rows in asked]
+        return lambda number: graph.logits(texts[number], lengths[name])
 
-    asked = requests(data["checkpoint"].tokens.lengths.tolist(), LATENCY_TEXTS, batch)
-    return interleaved({name: runner(name) for name in lengths}, range(len(asked)))
+    return {name: runner(name) for name in lengths}
+
+
+def _routes(runtime: Runtime, asked: Sequence[Sequence[Example]]) -> Run:
+    """Return what answers the same requests by the cascade, tokenized beforehand like all others."""
+    ready = [runtime.cascade.having_read(examples) for examples in asked]
+    return lambda number: list(ready[number].route(runtime.task, asked[number]))

@@ -4,6 +4,7 @@ A recipe section that is absent is a stage that does not run; the newest artifac
 """
 
 import errno
+import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from compressor.imports import source_hashes
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 
-Kind = Literal["data", "teacher", "guide", "checkpoint", "float_graph", "int8_graph", "frontier", "bundle"]
+Kind = Literal["data", "teacher", "guide", "checkpoint", "float_graph", "int8_graph", "frontier", "policy", "bundle"]
 Inputs = Mapping[Kind, Artifact]
 
 
@@ -32,6 +33,14 @@ def deployed(inputs: Inputs) -> Artifact:
 def is_single(inputs: Inputs) -> bool:
     """Say whether the graph that ships must be fed one text a run, because its answers depend on the batch."""
     return bool(deployed(inputs).metrics.get("single"))
+
+
+def lengths_of(inputs: Inputs) -> dict[str, list[int] | None]:
+    """Return the operating points' lengths: the search's points, else full length alone."""
+    if "frontier" in inputs:
+        found = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8"))["points"]
+        return {name: point["lengths"] for name, point in found.items()}
+    return {"full": None}
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,10 @@ STAGES: tuple[Stage, ...] = (
     Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT), deploys=True),
     Stage("quantize", _FLOAT, ("int8_graph",), ("quantize", "target", "task", "seed"), (*_ORT, "nncf"), "quantize", times=True),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
-    Stage("bundle", (*_GRAPHS, "teacher", "frontier"), ("bundle",), _BUNDLE, _ORT, times=True, deploys=True),
+    Stage(
+        "cascade", (*_GRAPHS, "teacher", "frontier"), ("policy",), ("cascade", "target", "task"), (*_ORT, "scipy"), "cascade", times=True
+    ),
+    Stage("bundle", (*_GRAPHS, "teacher", "frontier", "policy"), ("bundle",), _BUNDLE, _ORT, times=True, deploys=True),
     Stage("encoder", ("data", "checkpoint"), ("bundle",), ("name",), deploys=False),
 )
 

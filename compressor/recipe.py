@@ -393,6 +393,50 @@ class Search(Section):
     """Measure constant ratios, published configurations and random search with equal evaluations too, for the report."""
 
 
+PointName = Literal["full", "accurate", "balanced", "fast", "knee", "min"]
+
+
+class Member(Section):
+    point: PointName | None = None
+    """An operating point of this bundle: it shares the bundle's graph."""
+    teacher: Literal["int8", "float"] | None = None
+    """The teacher, dynamically quantized or as it is."""
+    bundle: Annotated[str, Field(min_length=1)] | None = None
+    """Another bundle's folder, at its default operating point: it must know the same task and labels."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Member":
+        if sum(origin is not None for origin in (self.point, self.teacher, self.bundle)) != 1:
+            raise ValueError("a member is one of `point`, `teacher` and `bundle`")
+        return self
+
+
+class Cascade(Section):
+    members: Annotated[tuple[Member, ...], Field(min_length=2, max_length=4, strict=False)]
+    """Who answers, from cheap to dear; a text goes on until a member is sure enough of it, at the latest to the last one."""
+    confidence: Literal["max_softmax", "margin", "entropy"] = "max_softmax"
+    """How sure a member is: its largest probability, that less the second, or how little its probabilities spread."""
+    calibration: PathOrSplit | None = None
+    """What temperatures and thresholds are found on, never a text of train or test; absent: the search split."""
+    thresholds: Annotated[tuple[Share, ...], Field(strict=False)] | None = None
+    """Confidence from which each member but the last answers; or one of the following."""
+    max_drop: Percent | None = None
+    """Or: the fastest thresholds that lose at most so much against the last member; 0.3% where nothing is said."""
+    speedup: Annotated[float, Field(gt=0)] | None = None
+    """Or: the best thresholds that are at least so many times as fast as the last member alone."""
+    latency_ms: Milliseconds | None = None
+    """Or: the best thresholds that take at most so long a text, in the mean."""
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> "Cascade":
+        goals = [key for key in ("thresholds", "max_drop", "speedup", "latency_ms") if getattr(self, key) is not None]
+        if len(goals) > 1:
+            raise ValueError(f"{' and '.join(goals)} each decide the thresholds: keep one")
+        if self.thresholds is not None and len(self.thresholds) != len(self.members) - 1:
+            raise ValueError(f"{len(self.members)} members take {len(self.members) - 1} thresholds, not {len(self.thresholds)}")
+        return self
+
+
 class Target(Section):
     threads: Annotated[int, Field(ge=1, le=LARGEST)] = 1
     """Threads of one inference."""
@@ -469,9 +513,11 @@ class Recipe(Section):
     """Make the graph INT8."""
     search: Search | None = None
     """Find the length configurations worth deploying."""
+    cascade: Cascade | None = None
+    """Let easy texts stop at a cheap member, and hard ones go on (arXiv:2204.06271)."""
     target: Target = Target()
     """What the bundle is measured for: set it as it will be served."""
-    default_point: Literal["full", "accurate", "balanced", "fast", "knee", "min"] | None = None
+    default_point: PointName | None = None
     """Operating point that gates judge and that a client gets who names none; absent: balanced, or full without a search."""
     gates: Annotated[tuple[AnyGate, ...], Field(strict=False)] = ()
     """What must hold; a bundle that breaks one is rejected."""
@@ -483,7 +529,7 @@ class Recipe(Section):
         if self.assistant and not self.distill:
             raise ValueError("`assistant` teaches the student of a `distill` section: add one, or leave `assistant` out")
         if not self.deployed:
-            for section in ("length_adapt", "quantize", "search", "default_point", "gates"):
+            for section in ("length_adapt", "quantize", "search", "cascade", "default_point", "gates"):
                 if getattr(self, section):
                     raise ValueError(f"a masked-lm recipe ends with an encoder that answers no task yet: leave `{section}` out")
             students = [section.student for section in (self.assistant, self.distill) if section]
@@ -514,6 +560,11 @@ class Recipe(Section):
             raise ValueError("`search` chooses lengths of a length-adaptive student: add a `length_adapt` section or leave `search` out")
         if self.default_point not in (None, "full") and not self.search:
             raise ValueError(f"default_point {self.default_point} comes from a search: add a `search` section or choose full")
+        points = {member.point for member in self.cascade.members if member.point} if self.cascade else set()
+        if points - {"full"} and not self.search:
+            raise ValueError(f"cascade: point {min(points - {'full'})} comes from a search: add a `search` section or choose full")
+        if self.cascade and self.task.type == "text-regression":
+            raise ValueError("a number that is answered has no confidence to decide by: leave `cascade` out")
         for gate in self.gates:
             if isinstance(gate, DropGate) and gate.metric != self.task.metric:
                 raise ValueError(f"a gate asks for {gate.metric}, but task.metric is {self.task.metric}")

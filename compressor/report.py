@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 from ruamel.yaml import YAML
 
 from compressor.formats import count, duration, is_number, megabytes, milliseconds, or_dash, percent, percent_interval, points_change, times
-from compressor.plot import front_plot
+from compressor.plot import Plot, front_plot
 
 # The parts that code here or a template looks into; every other part may be absent, and the templates then say so.
 EMPTY: Mapping[str, Any] = {
@@ -28,6 +28,7 @@ EMPTY: Mapping[str, Any] = {
     "front": (),
     "evaluated": (),
     "baselines": (),
+    "cascade": None,
     "points": {},
     "stages": (),
     "stage_gains": (),
@@ -148,6 +149,28 @@ def _length_charts(metrics: Mapping[str, Any]) -> list[LengthChart]:
     return [length_chart(name, lengths, longest) for name, lengths in configurations.items()]
 
 
+@dataclass(frozen=True)
+class CascadeDrawing:
+    """The cascade's curve with its members and the oracle, and the line of routing at random, in the same SVG units."""
+
+    plot: Plot
+    random: str
+
+
+def _cascade_drawing(policy: Mapping[str, Any]) -> CascadeDrawing | None:
+    """Lay out score against mean time."""
+
+    def at(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"score": row["score"], "latency_ms": row["mean_ms"]}
+
+    members = {row["name"]: at(row) for row in policy["members"]}
+    points = {**members, "oracle": at(policy["oracle"]), "cascade": at(policy["chosen"])}
+    plot = front_plot([at(row) for row in policy["curve"]], (), points)
+    if plot is None:
+        return None
+    return CascadeDrawing(plot, " ".join(f"{plot.x(m['latency_ms']):g},{plot.y(100 * m['score']):g}" for m in members.values()))
+
+
 def _markdown(value: object) -> str:
     """Escape text for a Markdown paragraph or table cell, where raw HTML would otherwise be live."""
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
@@ -183,6 +206,7 @@ def render_report(metrics: Mapping[str, Any]) -> str:
             m=facts,
             headline=headline(facts),
             plot=front_plot(facts["front"], facts["evaluated"], facts["points"]),
+            cascade=_cascade_drawing(facts["cascade"]) if facts["cascade"] else None,
             charts=_length_charts(facts),
             speed_bars=bars([_number(row, "speedup") for row in facts["variants"]]),
             gain_bars=bars([_log_factor(row, "speedup_factor") for row in facts["stage_gains"]]),

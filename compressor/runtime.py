@@ -3,39 +3,34 @@
     from compressor.runtime import Runtime
     runtime = Runtime("artifacts/dist/quickstart")
     runtime.predict(["a gorgeous, witty film"], point="fast")
+    runtime.predict(["a gorgeous, witty film"], policy="cascade")
 
-A prediction never depends on what else is in its batch: float graphs mask padding, and graphs whose activations are
-quantized dynamically (one scale for a whole batch) are fed one text at a time, several at once when there are threads.
+A prediction never depends on what else is in its batch.
 """
 
 import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from tokenizers import Tokenizer
 
 from compressor import machine
+from compressor.cascade import Cascade, Member, reader
 from compressor.data import Example
-from compressor.errors import BundleError
+from compressor.errors import BundleError, RecipeError
+from compressor.session import Graph
 from compressor.tasks import TASKS, ServedTask
-from compressor.tokens import Floats, Tokens, in_order
-from compressor.windows import Windows
+from compressor.tokens import Floats, Tokens
 
 Given = str | tuple[str, str] | Sequence[str]
 """A text; a pair of texts, as a question and its context; or, where words have tags, a list of words."""
 FORMAT = 2
-TOKENS_PER_RUN = 8192
-"""Padded tokens of one graph run at most: bounds memory whatever is asked."""
-WORTH_A_RUN = 8
-"""Texts of one length that make a batch of their own: nothing in it is padded."""
 CHUNK = 4096
 """Texts that are tokenized and sorted by length together: bounds memory on a stream."""
 
@@ -50,73 +45,13 @@ class OperatingPoint:
     latency_ms: float
 
 
-class Graph:
-    """One ONNX file in onnxruntime; `logits` is all that is asked of it."""
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """An answer of a cascade: which member gave it, and how sure it was."""
 
-    def __init__(self, path: Path | str, threads: int = 1, *, single: bool, pad_id: int = 0, workers: int | None = None) -> None:
-        """Open the file; `single`: its answers depend on the batch, so feed one text a run.
-
-        One run has all threads; of several, `workers` run beside each other, one thread each (default: as many as there are threads),
-        which reads more texts than all threads on each run.
-        """
-        self.path, self.single, self.pad_id = path, single, pad_id
-        self.workers = workers or threads
-        self.session = session(path, threads)
-        self._beside = self.session if threads == 1 else None
-        self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
-        outputs = [o.name for o in self.session.get_outputs()]
-        self.output = "logits" if "logits" in outputs else outputs[0]
-
-    def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
-        """Return the logits of one padded batch, or the first output of a graph that has none."""
-        return self._run(self.session, tokens, lengths)
-
-    def _run(self, opened: ort.InferenceSession, tokens: Tokens, lengths: Sequence[int] | None) -> Floats:
-        feed = {name: array for name, array in tokens.padded(self.pad_id).items() if name in self.inputs}
-        if lengths is not None:
-            feed["lengths"] = np.asarray(lengths, dtype=np.int64)
-        logits: Floats = opened.run([self.output], feed)[0]
-        return logits
-
-    def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
-        """Return the logits of any number of texts, in their order: (texts, classes), or (tokens, classes) where every token has logits."""
-        if len(tokens) == 1:  # nothing to sort, to pad or to put in order
-            logits = self.run(tokens, lengths)
-            return logits if logits.ndim == 2 else logits[0]
-        batches = list(_batches(tokens.lengths.tolist(), 1 if self.single else 32))
-        if self.workers == 1 or len(batches) == 1:
-            return in_order([self.run(tokens.rows(rows), lengths) for rows in batches], batches, tokens.lengths)
-        beside = self._beside = self._beside or session(self.path, 1)
-        with ThreadPoolExecutor(self.workers) as pool:
-            results = list(pool.map(lambda rows: self._run(beside, tokens.rows(rows), lengths), batches))
-        return in_order(results, batches, tokens.lengths)
-
-
-def session(graph: Path | str | bytes, threads: int, profile: Path | None = None) -> ort.InferenceSession:
-    """Open a file, or a graph's bytes; with `profile`, the session writes what each operator takes to a file of this beginning."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # an error is raised as well as logged
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Residual and normalisation as one node take three times as long as two on a CPU.
-    disabled = {"disabled_optimizers": ["SkipLayerNormFusion"]}
-    if profile:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    source = graph if isinstance(graph, bytes) else str(graph)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **disabled)
-
-
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield rows by length, so that little is padded, under the bound on tokens; a batch that is worth a run ends with its length."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda r: (lengths[r], r)):
-        longer = len(batch) >= WORTH_A_RUN and lengths[row] > lengths[batch[-1]]
-        if batch and (longer or len(batch) == size or lengths[row] * (len(batch) + 1) > TOKENS_PER_RUN):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+    answer: Any
+    member: str
+    confidence: float
 
 
 class Runtime:
@@ -138,32 +73,101 @@ class Runtime:
         self.default: str = self.manifest["default_point"]
         self.max_length: int = self.manifest["max_length"]
         self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._folder, self.threads = folder, threads or self.manifest["target"]["threads"]
+        self._read = reader(folder, self.task, self.manifest)
         pad_id, single = self.manifest["pad_id"], self.manifest["single"]
-        self._graph = Graph(folder / "model.onnx", threads or self.manifest["target"]["threads"], single=single, pad_id=pad_id)
+        self._graph = Graph(folder / "model.onnx", self.threads, single=single, pad_id=pad_id)
 
-    def predict(self, texts: Iterable[Given], point: str | OperatingPoint | None = None) -> list[Any]:
-        """Return one answer for each text, in order, at an operating point (default: the bundle's own).
-
-        What an answer is, the task says: Prediction, LabelSet, Number, Entities or Answer.
+    @cached_property
+    def cascade(self) -> Cascade:
+        """The bundle's cascade, whose own graphs are opened when it is first asked.
 
         Raises:
-            RecipeError: a text lacks something, as a question its context.
+            BundleError: the bundle has none.
         """
-        return list(self.stream(texts, point))
+        told = self.manifest.get("cascade")
+        if not told:
+            raise BundleError("this bundle has no cascade; add a `cascade` section to its recipe and build it again")
+        return Cascade([self._member(facts) for facts in told["members"]], told["thresholds"], told["confidence"])
 
-    def stream(self, texts: Iterable[Given], point: str | OperatingPoint | None = None) -> Iterator[Any]:
+    def _member(self, facts: Mapping[str, Any]) -> Member:
+        name, temperature = facts["name"], facts["temperature"]
+        if facts["folder"] is None:
+            return Member(name, self._read, partial(self._graph.logits, lengths=facts["lengths"]), temperature)
+        folder = self._folder / facts["folder"]
+        graph = Graph(folder / "model.onnx", self.threads, single=facts["single"], pad_id=facts["pad_id"])
+        return Member(name, reader(folder, self.task, facts), partial(graph.logits, lengths=facts["lengths"]), temperature)
+
+    def predict(
+        self,
+        texts: Iterable[Given],
+        point: str | OperatingPoint | None = None,
+        policy: str | None = None,
+        thresholds: Sequence[float] | None = None,
+    ) -> list[Any]:
+        """Return one answer for each text, in order, at an operating point (default: the bundle's own), or by the policy `cascade`.
+
+        What an answer is, the task says: Prediction, LabelSet, Number, Entities or Answer. `thresholds` move the cascade's own.
+
+        Raises:
+            RecipeError: a text lacks something, as a question its context; or thresholds do not fit the cascade.
+            BundleError: the bundle has no such point, or no cascade.
+        """
+        return list(self.stream(texts, point, policy, thresholds))
+
+    def stream(
+        self,
+        texts: Iterable[Given],
+        point: str | OperatingPoint | None = None,
+        policy: str | None = None,
+        thresholds: Sequence[float] | None = None,
+    ) -> Iterator[Any]:
         """Yield the answers of any number of texts with flat memory."""
+        if policy is not None:
+            yield from (routed.answer for routed in self.trace(texts, policy, thresholds))
+            return
         lengths, examples = self.point(point).lengths, map(self.task.given, texts)
         while chunk := list(islice(examples, CHUNK)):
-            windows = self._windows(chunk)
+            windows = self._read(chunk)
             yield from self.task.decode(self._graph.logits(windows.tokens, lengths), windows, chunk, self.labels)
+
+    def trace(self, texts: Iterable[Given], policy: str = "cascade", thresholds: Sequence[float] | None = None) -> Iterator[Routed]:
+        """Yield the cascade's answers, each with the member that gave it and how sure it was."""
+        self._check(policy, thresholds)
+        examples = map(self.task.given, texts)
+        while chunk := list(islice(examples, CHUNK)):
+            found: dict[int, Routed] = {}
+            for part in self.cascade.route(self.task, chunk, thresholds):
+                rows = part.rows.tolist()
+                answers = self.task.decode(part.logits, part.windows, [chunk[row] for row in rows], self.labels)
+                for row, answer, sure in zip(rows, answers, part.confidences.tolist(), strict=True):
+                    found[row] = Routed(answer, part.member, sure)
+            yield from (found[row] for row in range(len(chunk)))
 
     def outcomes(self, examples: Sequence[Example], point: str | OperatingPoint | None = None) -> Floats:
         """Return the outcomes of labelled examples, one row each, of which the task's metrics are computed."""
-        windows = self._windows(examples)
+        windows = self._read(examples)
         logits = self._graph.logits(windows.tokens, self.point(point).lengths)
         return self.task.outcomes(logits, windows, examples, self.labels)
+
+    def routed_outcomes(
+        self, examples: Sequence[Example], policy: str = "cascade", thresholds: Sequence[float] | None = None
+    ) -> tuple[Floats, list[str]]:
+        """Return the cascade's outcomes of labelled examples, one row each, and the members that answered."""
+        self._check(policy, thresholds)
+        parts = list(self.cascade.route(self.task, examples, thresholds))
+        found = [self.task.outcomes(p.logits, p.windows, [examples[row] for row in p.rows.tolist()], self.labels) for p in parts]
+        order = np.concatenate([part.rows for part in parts]).argsort()
+        members = np.concatenate([np.full(len(part.rows), part.member, object) for part in parts])
+        return np.concatenate(found)[order], list(members[order])
+
+    def _check(self, policy: str, thresholds: Sequence[float] | None) -> None:
+        if policy != "cascade":
+            raise BundleError(f"no policy {policy!r}; a bundle has an operating point, or the policy cascade")
+        wanted = len(self.cascade.members) - 1
+        if thresholds is not None and len(thresholds) != wanted:
+            names = ", ".join(member.name for member in self.cascade.members)
+            raise RecipeError(f"the cascade of {names} takes {wanted} threshold{'s' * (wanted > 1)}, not {len(thresholds)}")
 
     def given(self, line: str) -> Given:
         """Return what a line of a file asks: a pair where it has a tab, unless words are tagged."""
@@ -172,7 +176,7 @@ class Runtime:
 
     def tokens(self, texts: Sequence[Given]) -> list[Tokens]:
         """Return the tokens of each text: one window, or several that overlap where the task reads long texts so."""
-        windows = self._windows([self.task.given(text) for text in texts])
+        windows = self._read([self.task.given(text) for text in texts])
         return [windows.tokens.rows(own) for own in windows.of_examples(len(texts))]
 
     def within(self, latency_ms: float) -> OperatingPoint:
@@ -199,9 +203,6 @@ class Runtime:
         if name not in self.points:
             raise BundleError(f"no operating point {name!r}; this bundle has {', '.join(self.points)}")
         return self.points[name]
-
-    def _windows(self, examples: Sequence[Example]) -> Windows:
-        return self.task.windows(self._tokenizer, examples, self.max_length, self.manifest["stride"])
 
 
 def verify(folder: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compressor.encoded import Encoded
 from compressor.quantizers import dynamic, products
-from compressor.runtime import Graph
+from compressor.session import Graph
 from compressor.tokens import Floats
 
 TEXTS = 256

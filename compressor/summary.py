@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -25,10 +25,16 @@ def found_at(variant: Variant) -> dict[str, float]:
 
 
 def summarize(
-    recipe: Recipe, inputs: Inputs, manifest: Mapping[str, Any], variants: list[Variant], verdicts: list[dict[str, Any]]
+    recipe: Recipe,
+    inputs: Inputs,
+    manifest: Mapping[str, Any],
+    variants: list[Variant],
+    verdicts: list[dict[str, Any]],
+    shares: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return metrics.json: all that the report and the model card show."""
     teacher, student, rows = variants[0], variants[1], {v.name: v for v in variants}
+    cascade = rows.get(row_name("cascade", inputs))
     stages = list(_ancestors(inputs))
     frontier = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8")) if "frontier" in inputs else {}
     full, default = rows[row_name("full", inputs)], rows[row_name(manifest["default_point"], inputs)]
@@ -46,14 +52,15 @@ def summarize(
         "target": recipe.target.model_dump(),
         "machine": machine.describe(),
         "versions": machine.versions("torch", "transformers", "onnx", "onnxruntime", "tokenizers"),
-        "variants": [{**dataclasses.asdict(v), "speedup": teacher.p50_ms / v.p50_ms} for v in variants],
+        "variants": [{**dataclasses.asdict(v), "speedup": _speedup(v, teacher, routed=v is cascade)} for v in variants],
         "front": frontier.get("front", []),
         "evaluated": frontier.get("evaluated", []),
         "baselines": _baselines(frontier, stages),
         "points": {name: {**p, **found_at(rows[row_name(name, inputs)])} for name, p in manifest["points"].items()},
+        "cascade": _cascade(inputs, shares),
         "stages": stages,
         "gates": verdicts,
-        "findings": list(_findings(inputs, rows, stages)),
+        "findings": [*_findings(inputs, rows, stages), *([] if cascade is None else [_paying(cascade, rows.values(), shares)])],
         "stage_gains": gains([link for link in chain if link[0].split(":")[0] in asked], {s["name"]: s["seconds"] for s in stages}),
     }
 
@@ -66,6 +73,30 @@ def _baselines(frontier: Mapping[str, Any], stages: list[dict[str, Any]]) -> lis
     counts = {"evolution": len(frontier["evaluated"])} | {name: len(some) for name, some in frontier["baselines"].items()}
     best = volumes["evolution"] or 1.0
     return [{"name": name, "configurations": n, "hypervolume": volumes[name] / best} for name, n in counts.items()]
+
+
+def _cascade(inputs: Inputs, shares: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the policy with its whole curve, as calibrated, and each member's share of the test split."""
+    if "policy" not in inputs:
+        return None
+    return {**json.loads((inputs["policy"].path / "policy.json").read_text(encoding="utf-8")), "test_shares": shares}
+
+
+def _speedup(variant: Variant, teacher: Variant, *, routed: bool) -> float:
+    """Return the ratio of the medians; of a cascade that of the means, because its median tells nothing of the texts that go on."""
+    return teacher.mean_ms / variant.mean_ms if routed else teacher.p50_ms / variant.p50_ms
+
+
+def _paying(cascade: Variant, rows: Iterable[Variant], shares: list[dict[str, Any]]) -> str:
+    """Say what the cascade gives on the test split beside the fastest row of one model that is as good."""
+    good = [v for v in rows if v is not cascade and v.score >= cascade.score - 1e-9]
+    answered = ", ".join(f"{own['member']} answers {percent(own['share'])}" for own in shares)
+    if not good:
+        return f"The cascade scores {percent(cascade.score)}, more than any of its models alone ({answered})."
+    rival = min(good, key=lambda v: v.mean_ms)
+    ratio = rival.mean_ms / cascade.mean_ms
+    verdict = f"{'pays' if ratio > 1.05 else 'does not pay here'}: {times(ratio)} the speed of {rival.name}"
+    return f"The cascade {verdict}, the fastest single model that is as good ({answered}; mean times)."
 
 
 def _ancestors(inputs: Inputs) -> list[dict[str, Any]]:

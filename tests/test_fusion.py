@@ -17,7 +17,7 @@ from compressor.attention import Significance
 from compressor.fusion import CONTRIB, merge_products
 from compressor.graphs import export_graph, parity
 from compressor.modeling import LengthAdaptiveModel
-from compressor.runtime import Graph, session
+from compressor.session import Graph, session
 from compressor.tokens import Tokens
 from tests.test_graphs import CONFIGURATIONS, TEXTS, tiny, tokens
 

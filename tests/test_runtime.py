@@ -9,7 +9,8 @@ import pytest
 
 from compressor.data import Example
 from compressor.errors import BundleError
-from compressor.runtime import WORTH_A_RUN, Graph, Runtime, seal
+from compressor.runtime import Runtime, seal
+from compressor.session import WORTH_A_RUN, Graph
 from compressor.tokens import Tokens
 from tests.conftest import compress, sentences
 
@@ -59,7 +60,7 @@ def test_a_float_graph_is_batched_by_length_and_no_answer_depends_on_it(built: P
     runs: list[list[int]] = []
     session_run = graph.run
     graph.run = lambda e, lengths=None: (runs.append(e.lengths.tolist()), session_run(e, lengths))[1]  # type: ignore[method-assign]
-    tokens = Runtime(bundle)._windows([Example(t) for t, _ in sentences(400, 8)]).tokens
+    tokens = Runtime(bundle)._read([Example(t) for t, _ in sentences(400, 8)]).tokens
     together = graph.logits(tokens)
     assert [n for lengths in runs for n in lengths] == sorted(tokens.lengths.tolist())
     assert all(len(lengths) <= 32 and sum(n < max(lengths) for n in lengths) < WORTH_A_RUN for lengths in runs)

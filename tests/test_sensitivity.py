@@ -15,8 +15,8 @@ from compressor.encoded import Encoded
 from compressor.loader import load_recipe
 from compressor.progress import Progress
 from compressor.quantizers import count_products, dynamic, products
-from compressor.runtime import Graph
 from compressor.sensitivity import by_sensitivity, fewest
+from compressor.session import Graph
 from compressor.splits import MODEL, Splits
 from compressor.stages.quantize import run
 from compressor.summary import told

@@ -79,7 +79,8 @@ def batched(model: Model) -> Callable[[list[list[int]], int], Any]:
 
 def bundle(path: str, threads: int) -> Callable[[list[list[int]], int], Any]:
     """Return a bundle at an operating point, which makes its own batches."""
-    from compressor.runtime import Graph, Runtime
+    from compressor.runtime import Runtime
+    from compressor.session import Graph
     from compressor.tokens import Tokens
 
     folder, _, point = path.partition("@")

@@ -17,11 +17,12 @@ import onnx
 
 from compressor import machine
 from compressor.artifact import digest_of, files_of, write_json
+from compressor.cascade import MEMBERS
 from compressor.encoded import pad_id_of
 from compressor.gates import judge
 from compressor.graphs import set_default_lengths
 from compressor.measure import STUDENT, TEACHER, measure, row_name
-from compressor.pipeline import Inputs, deployed, is_single
+from compressor.pipeline import Inputs, deployed, is_single, lengths_of
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.report import render_card, render_report
@@ -38,12 +39,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     """Write the bundle folder and return its digest, the result table and the verdicts."""
     folder = out / FOLDER
     manifest = _content(recipe, inputs, folder)
-    variants = measure(recipe, inputs, folder, log)
+    variants, shares = measure(recipe, inputs, folder, log)
     chosen, teacher, student = (variants[n] for n in (row_name(manifest["default_point"], inputs), TEACHER, STUDENT))
     points = [variants[row_name(name, inputs)] for name in manifest["points"]]
     references, on_target = {"teacher": teacher, "student": student}, manifest["isa"] in (None, machine.level())
     verdicts = [dataclasses.asdict(v) for v in judge(recipe.gates, chosen, references, points, on_target=on_target)]
-    metrics = summarize(recipe, inputs, manifest, list(variants.values()), verdicts)
+    metrics = summarize(recipe, inputs, manifest, list(variants.values()), verdicts, shares)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "gates.json", verdicts)
     (folder / "report.html").write_text(render_report(metrics), encoding="utf-8")
@@ -65,13 +66,15 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
     model = inputs["checkpoint"].path / MODEL
     shutil.copytree(model, folder, ignore=lambda _, names: [n for n in names if n.endswith(".safetensors")])
     _name_tokenizer_for_all(folder / "tokenizer_config.json")
-    points = _points(inputs)
+    points = lengths_of(inputs)
     default = recipe.default_point or ("balanced" if "frontier" in inputs else "full")
     graph = onnx.load(deployed(inputs).path / "model.onnx")
     lengths = points[default]
     if lengths is not None:
         set_default_lengths(graph, lengths)
     onnx.save(graph, folder / "model.onnx")
+    if "policy" in inputs and (inputs["policy"].path / MEMBERS).exists():
+        shutil.copytree(inputs["policy"].path / MEMBERS, folder / MEMBERS)
     manifest = {
         "format": FORMAT,
         "name": recipe.name,
@@ -86,11 +89,20 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "isa": deployed(inputs).metrics.get("isa"),
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},
         "default_point": default,
+        "cascade": _cascade(inputs),
         "target": recipe.target.model_dump(),
         "versions": machine.versions("onnxruntime", "tokenizers", "numpy"),
     }
     _seal(folder, manifest)
     return manifest
+
+
+def _cascade(inputs: Inputs) -> dict[str, Any] | None:
+    """Return what a runtime needs of the policy: members, thresholds, confidence."""
+    if "policy" not in inputs:
+        return None
+    policy = json.loads((inputs["policy"].path / "policy.json").read_text(encoding="utf-8"))
+    return {key: policy[key] for key in ("confidence", "thresholds", "members")}
 
 
 def _name_tokenizer_for_all(path: Path) -> None:
@@ -99,14 +111,6 @@ def _name_tokenizer_for_all(path: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.get("tokenizer_class") == "TokenizersBackend":
             write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def _points(inputs: Inputs) -> dict[str, list[int] | None]:
-    """Return the operating points: the search's, else full length alone."""
-    if "frontier" in inputs:
-        found = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8"))["points"]
-        return {name: point["lengths"] for name, point in found.items()}
-    return {"full": None}
 
 
 def _seal(folder: Path, manifest: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS, SINGLE, Feed, count_products, has_nncf
 from compressor.recipe import Quantize, Recipe, Target
-from compressor.runtime import Graph
 from compressor.sensitivity import by_sensitivity, fewest
+from compressor.session import Graph
 from compressor.splits import MODEL, Splits, task_of
 
 NOISE = 0.003

@@ -1,0 +1,149 @@
+"""Calibrate a cascade: temperatures, and thresholds for all budgets from one pass of every member over a split.
+
+What:     the whole curve of score against time comes from stored answers; nothing runs again for another threshold.
+Papers:   temperature scaling (arXiv:1706.04599); TangoBERT (arXiv:2204.06271).
+Formula:  a text costs the milliseconds of all members that read it; expected calibration error: the mean over ten bins of
+          |right - confidence|, weighed by the bins' shares.
+Limits:   thresholds are tried at quantiles of the confidences: 200 of two members, 40 of three, 15 of four.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from compressor.choices import softmax
+from compressor.scores import Metric
+from compressor.tasks import Task
+from compressor.tokens import Floats, Ints
+from compressor.windows import Windows
+
+STEPS: Mapping[int, int] = {2: 200, 3: 40, 4: 15}
+"""Thresholds that are tried for each of so many members."""
+BINS = 10
+WARMEST = 20.0
+"""Largest temperature, and the inverse of the smallest."""
+NEVER = 2.0
+"""A threshold that no confidence reaches."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One member over the whole split, a row an example: outcomes, whether they are right, confidences, milliseconds."""
+
+    name: str
+    outcomes: Floats
+    right: NDArray[np.bool_]
+    confidences: Floats
+    milliseconds: Floats
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Thresholds, and what they give: score, mean milliseconds of a text, and the share of texts that each member answers."""
+
+    thresholds: tuple[float, ...]
+    score: float
+    mean_ms: float
+    shares: tuple[float, ...]
+
+
+def fit_temperature(task: Task, logits: Floats, windows: Windows, targets: Ints) -> float:
+    """Return the temperature at which the right answers are most likely: what the task's softmax goes over decides."""
+
+    def loss(log: float) -> float:
+        return _negative_log_likelihood(task, logits / np.exp(log), windows, targets)
+
+    limit = float(np.log(WARMEST))
+    return float(np.exp(minimize_scalar(loss, bounds=(-limit, limit), method="bounded").x))
+
+
+def _negative_log_likelihood(task: Task, logits: Floats, windows: Windows, targets: Ints) -> float:
+    if task.choice == "positions":
+        found = [
+            softmax(logits[begin:end].T)[[0, 1], own]  # start and end, each over the window's tokens
+            for (begin, end), own in zip(windows.spans(), targets, strict=True)
+            if (own >= 0).all()
+        ]
+        likely = np.concatenate(found)
+    elif task.choice == "each":
+        likely = 1 / (1 + np.exp(np.where(targets == 1, -logits, logits)))
+    else:
+        known = np.flatnonzero(targets >= 0)
+        likely = softmax(logits[known])[np.arange(len(known)), targets[known]]
+    return float(-np.log(np.maximum(likely, 1e-12)).mean())
+
+
+def rightness(task: Task, outcomes: Floats) -> NDArray[np.bool_]:
+    """Return whether each example's answer is wholly right, from its outcomes."""
+    if task.choice == "positions":
+        exact: NDArray[np.bool_] = outcomes[:, 0] == 1
+        return exact
+    if task.choice == "labels" and task.per_token:
+        found, answered, there = outcomes.T
+        return np.asarray((found == answered) & (found == there))
+    return np.asarray((outcomes[:, 0] == outcomes[:, 1]).reshape(len(outcomes), -1).all(1))
+
+
+def calibration_error(confidences: Floats, right: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error; confidences that are no numbers are left out."""
+    known = ~np.isnan(confidences)
+    if not known.any():
+        return 0.0
+    sure, right = confidences[known], right[known]
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    gaps = [abs(float(right[bins == b].mean() - sure[bins == b].mean())) * float((bins == b).mean()) for b in set(bins.tolist())]
+    return float(sum(gaps))
+
+
+def routed(passes: Sequence[Pass], thresholds: Sequence[float]) -> Ints:
+    """Return which member answers each example."""
+    reached = np.stack([p.confidences >= limit for p, limit in zip(passes, [*thresholds, -np.inf], strict=True)])
+    reached[-1] = True
+    first: Ints = reached.argmax(0)
+    return first
+
+
+def setting(passes: Sequence[Pass], metric: Metric, thresholds: Sequence[float]) -> Setting:
+    """Return what thresholds give on the split."""
+    return _given(passes, metric, routed(passes, thresholds), tuple(thresholds))
+
+
+def oracle(passes: Sequence[Pass], metric: Metric) -> Setting:
+    """Return what is given by who knows which member is right: each text's cheapest right member answers, or the cheapest of all."""
+    right = np.stack([p.right for p in passes])
+    return _given(passes, metric, np.where(right.any(0), right.argmax(0), 0), ())
+
+
+def _given(passes: Sequence[Pass], metric: Metric, who: Ints, thresholds: tuple[float, ...]) -> Setting:
+    rows = np.arange(len(who))
+    outcomes = np.stack([p.outcomes for p in passes])[who, rows]
+    spent = np.cumsum(np.stack([p.milliseconds for p in passes]), 0)[who, rows]
+    shares = tuple(float((who == number).mean()) for number in range(len(passes)))
+    return Setting(thresholds, metric(outcomes), float(spent.mean()), shares)
+
+
+def curve(passes: Sequence[Pass], metric: Metric) -> list[Setting]:
+    """Return the settings that no other beats on both score and time, the fastest first."""
+    steps = np.linspace(0, 1, STEPS[len(passes)])
+    tried = [sorted({*np.nanquantile(p.confidences, steps).tolist(), NEVER}) for p in passes[:-1]]
+    found = [setting(passes, metric, thresholds) for thresholds in itertools.product(*tried)]
+    front: list[Setting] = []
+    for one in sorted(found, key=lambda s: (s.mean_ms, -s.score)):
+        if not front or one.score > front[-1].score:
+            front.append(one)
+    return front
+
+
+def within_drop(front: Sequence[Setting], reference: float, max_drop: float) -> Setting | None:
+    """Return the fastest setting that scores at most `max_drop` below the reference."""
+    return next((s for s in front if s.score >= reference - max_drop - 1e-9), None)
+
+
+def within_time(front: Sequence[Setting], mean_ms: float) -> Setting | None:
+    """Return the best setting of at most so many milliseconds a text."""
+    fitting = [s for s in front if s.mean_ms <= mean_ms]
+    return fitting[-1] if fitting else None

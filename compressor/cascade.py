@@ -1,0 +1,112 @@
+"""Cascade: each text is answered by the first member that is sure enough of it; the last one answers what is left.
+
+What:     members from cheap to dear: operating points of one graph, which share its memory, or graphs of their own.
+Papers:   TangoBERT (arXiv:2204.06271).
+Formula:  member i answers where its confidence (compressor/confidence.py) reaches thresholds[i]; a confidence that is no number never does.
+Limits:   a text that goes on is read again from its start.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from compressor.confidence import Confidence, confidences
+from compressor.data import Example
+from compressor.tasks import Task
+from compressor.tokens import Floats, Ints, Tokens
+from compressor.windows import Windows
+
+MEMBERS = "members"
+"""Folder of a bundle that holds the graphs and tokenizers of members that are no operating point of its own."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of a cascade: how it reads examples, and what it answers them."""
+
+    name: str
+    read: Callable[[Sequence[Example]], Windows]
+    """Members that read alike have the same function: what one has read, the next need not."""
+    logits: Callable[[Tokens], Floats]
+    temperature: float = 1.0
+    """Divides its logits, so that its confidence is its share of right answers."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one member answers of a batch: the examples' rows, its windows of them, its logits, and how sure it is (rows,)."""
+
+    member: str
+    rows: Ints
+    windows: Windows
+    logits: Floats
+    confidences: Floats
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Members in their order, and the thresholds of all but the last."""
+
+    members: Sequence[Member]
+    thresholds: Sequence[float]
+    confidence: Confidence
+
+    def having_read(self, examples: Sequence[Example]) -> "Cascade":
+        """Return the cascade as it is for those that have read these very examples, to time it without its tokenizers."""
+        known = {member.read: {id(e): member.read([e]) for e in examples} for member in self.members}
+
+        def again(windows: Mapping[int, Windows]) -> Callable[[Sequence[Example]], Windows]:
+            def read(asked: Sequence[Example]) -> Windows:
+                parts = [windows[id(e)] for e in asked]
+                return parts[0] if len(parts) == 1 else Windows.joined(parts, [1] * len(parts))
+
+            return read
+
+        reads = {read: again(windows) for read, windows in known.items()}
+        return replace(self, members=[replace(member, read=reads[member.read]) for member in self.members])
+
+    def route(self, task: Task, examples: Sequence[Example], thresholds: Sequence[float] | None = None) -> Iterator[Part]:
+        """Yield what each member answers; an example's answer does not depend on the others.
+
+        Raises:
+            ValueError: there is not one threshold for each member but the last.
+        """
+        limits = self.thresholds if thresholds is None else thresholds
+        if len(limits) != len(self.members) - 1:
+            raise ValueError(f"{len(self.members)} members take {len(self.members) - 1} thresholds, not {len(limits)}")
+        left, before, windows = np.arange(len(examples)), None, None
+        for member, limit in zip(self.members, [*limits, None], strict=True):
+            if not len(left):
+                return
+            asked = [examples[row] for row in left.tolist()] if len(left) < len(examples) else examples
+            if windows is None or before is None or member.read is not before.read:
+                windows = member.read(asked)
+            logits = member.logits(windows.tokens)
+            sure = confidences(self.confidence, task, logits, windows, asked, member.temperature)
+            answered = np.ones(len(left), bool) if limit is None else sure >= limit
+            if answered.any():
+                yield Part(member.name, left[answered], *_of(answered, windows, logits, task), sure[answered])
+            left, before = left[~answered], member
+            windows = _of(~answered, windows, logits, task)[0] if len(left) else None
+
+
+def reader(folder: Path, task: Task, facts: Mapping[str, Any]) -> Callable[[Sequence[Example]], Windows]:
+    """Return the function that reads examples with a folder's tokenizer, at its max_length and stride."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda examples: task.windows(tokenizer, examples, facts["max_length"], facts["stride"])
+
+
+def _of(chosen: NDArray[np.bool_], windows: Windows, logits: Floats, task: Task) -> tuple[Windows, Floats]:
+    """Return the windows and the logits of chosen examples, which are then counted among themselves."""
+    if chosen.all():
+        return windows, logits
+    wanted = chosen[windows.owners]
+    rows = np.flatnonzero(wanted)
+    owners = (np.cumsum(chosen) - 1)[windows.owners[rows]]
+    own = logits[np.repeat(wanted, windows.tokens.lengths)] if task.per_token else logits[rows]
+    return windows.rows(rows, owners), own

@@ -1,0 +1,88 @@
+"""One ONNX file in onnxruntime: batches by length, bounded memory, threads.
+
+An answer never depends on what else is in its batch: float graphs mask padding, and graphs whose activations are quantized dynamically
+(one scale for a whole batch) are fed one text at a time, several at once when there are threads.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from compressor.tokens import Floats, Tokens, in_order
+
+TOKENS_PER_RUN = 8192
+"""Padded tokens of one graph run at most: bounds memory whatever is asked."""
+WORTH_A_RUN = 8
+"""Texts of one length that make a batch of their own: nothing in it is padded."""
+
+
+class Graph:
+    """One ONNX file in onnxruntime; `logits` is all that is asked of it."""
+
+    def __init__(self, path: Path | str, threads: int = 1, *, single: bool, pad_id: int = 0, workers: int | None = None) -> None:
+        """Open the file; `single`: its answers depend on the batch, so feed one text a run.
+
+        One run has all threads; of several, `workers` run beside each other, one thread each (default: as many as there are threads),
+        which reads more texts than all threads on each run.
+        """
+        self.path, self.single, self.pad_id = path, single, pad_id
+        self.workers = workers or threads
+        self.session = session(path, threads)
+        self._beside = self.session if threads == 1 else None
+        self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
+        outputs = [o.name for o in self.session.get_outputs()]
+        self.output = "logits" if "logits" in outputs else outputs[0]
+
+    def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
+        """Return the logits of one padded batch, or the first output of a graph that has none."""
+        return self._run(self.session, tokens, lengths)
+
+    def _run(self, opened: ort.InferenceSession, tokens: Tokens, lengths: Sequence[int] | None) -> Floats:
+        feed = {name: array for name, array in tokens.padded(self.pad_id).items() if name in self.inputs}
+        if lengths is not None:
+            feed["lengths"] = np.asarray(lengths, dtype=np.int64)
+        logits: Floats = opened.run([self.output], feed)[0]
+        return logits
+
+    def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
+        """Return the logits of any number of texts, in their order: (texts, classes), or (tokens, classes) where every token has logits."""
+        if len(tokens) == 1:  # nothing to sort, to pad or to put in order
+            logits = self.run(tokens, lengths)
+            return logits if logits.ndim == 2 else logits[0]
+        batches = list(_batches(tokens.lengths.tolist(), 1 if self.single else 32))
+        if self.workers == 1 or len(batches) == 1:
+            return in_order([self.run(tokens.rows(rows), lengths) for rows in batches], batches, tokens.lengths)
+        beside = self._beside = self._beside or session(self.path, 1)
+        with ThreadPoolExecutor(self.workers) as pool:
+            results = list(pool.map(lambda rows: self._run(beside, tokens.rows(rows), lengths), batches))
+        return in_order(results, batches, tokens.lengths)
+
+
+def session(graph: Path | str | bytes, threads: int, profile: Path | None = None) -> ort.InferenceSession:
+    """Open a file, or a graph's bytes; with `profile`, the session writes what each operator takes to a file of this beginning."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # an error is raised as well as logged
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Residual and normalisation as one node take three times as long as two on a CPU.
+    disabled = {"disabled_optimizers": ["SkipLayerNormFusion"]}
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    source = graph if isinstance(graph, bytes) else str(graph)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **disabled)
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield rows by length, so that little is padded, under the bound on tokens; a batch that is worth a run ends with its length."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda r: (lengths[r], r)):
+        longer = len(batch) >= WORTH_A_RUN and lengths[row] > lengths[batch[-1]]
+        if batch and (longer or len(batch) == size or lengths[row] * (len(batch) + 1) > TOKENS_PER_RUN):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

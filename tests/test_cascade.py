@@ -1,0 +1,325 @@
+"""A cascade: who answers, at what confidence, and that it gives what its calibration promised."""
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressor import calibration
+from compressor.answering import QuestionAnswering
+from compressor.calibration import NEVER, Pass, curve, fit_temperature, oracle, setting, within_drop, within_time
+from compressor.cascade import Cascade, Member
+from compressor.classification import MultiLabelClassification, TextClassification, TextRegression
+from compressor.confidence import Confidence, confidences
+from compressor.data import Example
+from compressor.errors import BundleError, RecipeError
+from compressor.runtime import Runtime
+from compressor.scores import accuracy
+from compressor.tagging import TokenClassification
+from compressor.tokens import Floats, Tokens
+from compressor.windows import Windows
+from tests.conftest import compress, sentences
+
+TEXTS = [Example(text, label=label) for text, label in sentences(60, 5)]
+
+
+def windows_of(lengths: Sequence[int], owners: Sequence[int] | None = None, places: Any = None) -> Windows:
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = Tokens(np.arange(starts[-1], dtype=np.int32), np.zeros(starts[-1], np.int8), starts)
+    found = np.zeros((starts[-1], 0), np.int32) if places is None else np.array(places, np.int32)
+    return Windows(tokens, np.arange(len(lengths)) if owners is None else np.array(owners), found)
+
+
+@pytest.mark.parametrize(("kind", "sure"), [("max_softmax", 0.7), ("margin", 0.5), ("entropy", 1 - 0.801819 / math.log(3))])
+def test_confidence_of_one_label(kind: Confidence, sure: float) -> None:
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]]))
+    found = confidences(kind, TextClassification(), logits, windows_of([1, 1]), TEXTS[:2])
+    assert found[0] == pytest.approx(sure, abs=1e-5)
+    assert found[1] == pytest.approx(1 / 3 if kind == "max_softmax" else 0, abs=1e-6)
+    warm = confidences(kind, TextClassification(), logits, windows_of([1, 1]), TEXTS[:2], temperature=2.0)
+    assert warm[0] < found[0]
+
+
+def test_of_several_labels_and_of_tagged_words_the_least_certain_counts() -> None:
+    logits = np.array([[5.0, 0.1, -5.0], [5.0, 5.0, 5.0]])
+    found = confidences("max_softmax", MultiLabelClassification(), logits, windows_of([1, 1]), TEXTS[:2])
+    assert found == pytest.approx([1 / (1 + math.exp(-0.1)), 1 / (1 + math.exp(-5))])
+    tags = np.array([[9.0, 0.0], [0.5, 0.0], [0.0, 0.0], [3.0, 0.0]])  # the third token is no word's first: it does not count
+    found = confidences("max_softmax", TokenClassification(), tags, windows_of([2, 2], [0, 1], [[0], [1], [-1], [0]]), TEXTS[:2])
+    assert found == pytest.approx([1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-3))])
+
+
+def test_a_question_is_as_sure_as_its_best_span_is_among_all() -> None:
+    places = [[-1, -1], [0, 3], [4, 8]]
+    clear, vague = np.array([[0.0, 0], [9, 9], [0, 0]]), np.zeros((3, 2))
+    example = Example("what", "the story", [("the", 0)])
+    found = [confidences("margin", QuestionAnswering(), logits, windows_of([3], places=places), [example])[0] for logits in (clear, vague)]
+    assert found[0] > 0.99
+    assert found[1] == pytest.approx(0)
+
+
+def test_logits_that_are_no_numbers_give_no_confidence() -> None:
+    assert np.isnan(confidences("max_softmax", TextClassification(), np.array([[np.nan, 1.0]]), windows_of([1]), TEXTS[:1])).all()
+    assert np.isnan(confidences("max_softmax", TextRegression(), np.array([[1.0]]), windows_of([1]), TEXTS[:1])).all()
+
+
+def member(name: str, known: dict[str, Sequence[float]], asked: list[int]) -> Member:
+    """Return a member that answers texts as it is told, and notes how many it was asked."""
+    order = {example.text: row for row, example in enumerate(TEXTS)}
+
+    def read(examples: Sequence[Example]) -> Windows:
+        ids = np.array([order[e.text] for e in examples], np.int32)
+        return Windows.whole(Tokens(ids, np.zeros(len(ids), np.int8), np.arange(len(ids) + 1)))
+
+    def logits(tokens: Tokens) -> Floats:
+        asked.append(len(tokens))
+        return np.array([known[TEXTS[row].text] for row in tokens.ids])
+
+    return Member(name, read, logits)
+
+
+def test_a_text_goes_on_until_a_member_is_sure_and_one_without_confidence_always_does() -> None:
+    first, second, asked = dict[str, Sequence[float]](), dict[str, Sequence[float]](), ([], [])
+    for row, example in enumerate(TEXTS[:30]):
+        first[example.text] = (np.nan, 1.0) if row % 3 == 0 else (4.0, 0.0) if row % 3 == 1 else (0.1, 0.0)
+        second[example.text] = (0.0, 1.0)
+    cascade = Cascade([member("cheap", first, asked[0]), member("dear", second, asked[1])], [0.9], "max_softmax")
+    parts = {part.member: part for part in cascade.route(TextClassification(), TEXTS[:30])}
+    assert parts["cheap"].rows.tolist() == list(range(1, 30, 3))
+    assert sorted(parts["dear"].rows.tolist()) == [row for row in range(30) if row % 3 != 1]
+    assert (asked[0], asked[1]) == ([30], [20])
+    for row, example in enumerate(TEXTS[:30]):  # alone, each text has the same answer
+        (alone,) = cascade.route(TextClassification(), [example])
+        assert alone.member == ("cheap" if row % 3 == 1 else "dear")
+        assert alone.logits.tolist() == [list((first if row % 3 == 1 else second)[example.text])]
+    everything = list(cascade.route(TextClassification(), TEXTS[:30], [0.0]))
+    assert [len(part.rows) for part in everything] == [20, 10]  # what has no confidence goes on even so
+    with pytest.raises(ValueError, match="2 members take 1 thresholds, not 2"):
+        list(cascade.route(TextClassification(), TEXTS[:30], [0.1, 0.2]))
+
+
+def passes(seed: int = 0, count: int = 400) -> list[Pass]:
+    """Return three members of growing score and price, whose confidence tells something of their answers."""
+    rng, right = np.random.default_rng(seed), np.arange(count) % 2
+    found = []
+    for name, share, cost in (("cheap", 0.75, 1.0), ("middle", 0.85, 3.0), ("dear", 0.95, 10.0)):
+        good = rng.random(count) < share
+        sure = np.clip(np.where(good, 0.9, 0.7) + rng.normal(0, 0.1, count), 0, 1)
+        outcomes = np.stack([np.where(good, right, 1 - right), right], 1).astype(float)
+        found.append(Pass(name, outcomes, good, sure, np.full(count, cost)))
+    return found
+
+
+def test_a_setting_is_what_a_naive_loop_gives() -> None:
+    members, thresholds = passes(), (0.8, 0.85)
+    found, spent, hits, shares = setting(members, accuracy, thresholds), 0.0, 0, [0, 0, 0]
+    for row in range(400):
+        for number, one in enumerate(members):
+            spent += one.milliseconds[row]
+            if number == 2 or one.confidences[row] >= thresholds[number]:
+                hits, shares[number] = hits + bool(one.right[row]), shares[number] + 1
+                break
+    assert (found.score, found.mean_ms) == (pytest.approx(hits / 400), pytest.approx(spent / 400))
+    assert found.shares == pytest.approx([s / 400 for s in shares])
+
+
+def test_the_curve_holds_both_ends_and_only_grows() -> None:
+    members = passes()
+    front, single = curve(members, accuracy), [accuracy(p.outcomes) for p in members]
+    assert front[0].mean_ms == pytest.approx(1.0, abs=0.2)
+    assert all(a.mean_ms < b.mean_ms and a.score < b.score for a, b in itertools.pairwise(front))
+    assert front[-1].score >= single[-1]  # to ask all to the end is one of the settings
+    assert oracle(members, accuracy).score >= front[-1].score
+    dropped = within_drop(front, single[-1], 0.02)
+    assert dropped is not None
+    assert dropped.score >= single[-1] - 0.02
+    assert all(s.score < single[-1] - 0.02 for s in front if s.mean_ms < dropped.mean_ms)
+    timed = within_time(front, 5.0)
+    assert timed is not None
+    assert timed.mean_ms <= 5.0
+    assert within_time(front, 0.5) is None
+    none = [Pass(p.name, p.outcomes, p.right, np.full(400, np.nan), p.milliseconds) for p in members]
+    assert setting(none, accuracy, (0.0, 0.0)).shares == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("true", [0.5, 3.0])
+def test_temperature_makes_confidence_the_share_of_right_answers(true: float) -> None:
+    rng = np.random.default_rng(0)
+    honest = rng.normal(0, 2, (6000, 3))
+    chances = np.exp(honest) / np.exp(honest).sum(1, keepdims=True)
+    labels = np.array([rng.choice(3, p=p) for p in chances])
+    logits, task, windows = honest * true, TextClassification(), windows_of([1] * 6000)
+    found = fit_temperature(task, logits, windows, labels)
+    assert found == pytest.approx(true, rel=0.1)
+    right = logits.argmax(1) == labels
+    before, after = (
+        calibration.calibration_error(confidences("max_softmax", task, logits, windows, TEXTS[:1] * 6000, t), right) for t in (1.0, found)
+    )
+    assert after < 0.03 < before
+
+
+def test_temperature_of_the_other_tasks() -> None:
+    tags, places = np.array([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]] * 20), windows_of([60], places=[[i] for i in range(60)])
+    assert fit_temperature(TokenClassification(), tags, places, np.array([0, 0, -100] * 20)) > 2  # half of what it is sure of is wrong
+    each = np.array([[4.0, -4.0]] * 20)
+    assert fit_temperature(MultiLabelClassification(), each, windows_of([1] * 20), np.array([[1, 0], [0, 1]] * 10)) > 2
+    spans = np.tile(np.array([[0.0, 0], [6, 0], [0, 6]]), (20, 1))
+    targets = np.array([[1, 2], [2, 2]] * 10)
+    assert fit_temperature(QuestionAnswering(), spans, windows_of([3] * 20), targets) > 1
+
+
+CASCADE = "cascade={members: [{point: min}, {point: full}, {teacher: int8}], thresholds: [0.97, 0.97]}"
+
+
+@pytest.fixture(scope="module")
+def project(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole build, with a cascade added to it: nothing is trained again."""
+    folder = Path(shutil.copytree(built, tmp_path_factory.mktemp("cascade") / "project"))
+    done = compress("run", "tiny.yaml", "--set", CASCADE, "--format", "json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cached") == 7
+    return folder
+
+
+def bundle_of(project: Path) -> Path:
+    return project / "artifacts/dist/tiny"
+
+
+def test_a_bundle_with_a_cascade_brings_what_its_members_need(project: Path) -> None:
+    bundle = bundle_of(project)
+    manifest, metrics = (json.loads((bundle / name).read_text(encoding="utf-8")) for name in ("manifest.json", "metrics.json"))
+    assert [m["name"] for m in manifest["cascade"]["members"]] == ["min", "full", "teacher"]
+    assert {"members/2/model.onnx", "members/2/tokenizer.json"} <= manifest["files"].keys()
+    assert manifest["cascade"]["thresholds"] == [0.97, 0.97]
+    row = {r["name"]: r for r in metrics["variants"]}["INT8 cascade"]
+    assert row["score"] >= 0.9
+    assert row["size_mb"] > {r["name"]: r for r in metrics["variants"]}["INT8 full"]["size_mb"]
+    assert sum(own["share"] for own in metrics["cascade"]["test_shares"]) == pytest.approx(1)
+    assert any(f.startswith("The cascade") for f in metrics["findings"])
+    report = (bundle / "report.html").read_text(encoding="utf-8")
+    assert 'id="cascade-plot-title"' in report
+    assert "oracle" in report
+
+
+def test_the_runtime_answers_alike_for_any_batch_and_says_who_did(project: Path) -> None:
+    runtime, texts = Runtime(bundle_of(project)), [e.text for e in TEXTS]
+    together = list(runtime.trace(texts))
+    assert [r.answer for r in together] == runtime.predict(texts, policy="cascade")
+    for text, routed in zip(texts, together, strict=True):
+        (alone,) = runtime.trace([text])
+        assert (alone.member, alone.answer.label) == (routed.member, routed.answer.label)
+        assert alone.confidence == pytest.approx(routed.confidence, abs=1e-5)
+    assert {r.member for r in runtime.trace(texts, thresholds=[0.0, 0.0])} == {"min"}
+    assert {r.member for r in runtime.trace(texts, thresholds=[NEVER, 0.0])} == {"full"}
+    assert {r.member for r in runtime.trace(texts, thresholds=[NEVER, NEVER])} == {"teacher"}
+    assert runtime.predict(texts, policy="cascade", thresholds=[NEVER, 0.0]) == runtime.predict(texts, "full")
+
+
+def test_predict_eval_and_bench_take_the_policy(project: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "texts.txt"
+    lines.write_text("".join(f"{e.text}\n" for e in TEXTS[:6]), encoding="utf-8")
+    done = compress("predict", str(bundle_of(project)), str(lines), "--policy", "cascade", "--format", "json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {"label", "member", "confidence"} <= found[0].keys()
+    sent = ("--threshold", "1", "--threshold", "1")
+    done = compress("eval", str(bundle_of(project)), "--data", "test.csv", "--policy", "cascade", *sent, "--format", "json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert sum(told["answered"].values()) == told["examples"] == 40
+    done = compress("bench", str(bundle_of(project)), "--texts", str(lines), "--rounds", "1", "--format", "json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert {row["workload"] for row in json.loads(done.stdout)["rows"] if row["model"] == "tiny cascade"} == {"one by one", "all at once"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--policy", "cascade", "--threshold", "0.5"), 3, "the cascade of min, full, teacher takes 2 thresholds, not 1"),
+        (("--policy", "other"), 7, "no policy 'other'"),
+        (("--threshold", "0.5"), 2, "--threshold moves a cascade"),
+        (("--policy", "cascade", "--point", "full"), 2, "give one of"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused(project: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    (tmp_path / "texts.txt").write_text("a good film\n", encoding="utf-8")
+    done = compress("predict", str(bundle_of(project)), str(tmp_path / "texts.txt"), *arguments, cwd=project)
+    assert done.returncode == code, done.stderr
+    assert message in " ".join(done.stderr.split())
+
+
+def test_a_bundle_without_a_cascade_and_one_with_a_changed_member_are_refused(built: Path, project: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="has no cascade; add a `cascade` section"):
+        Runtime(bundle_of(built)).predict(["a good film"], policy="cascade")
+    changed = Path(shutil.copytree(bundle_of(project), tmp_path / "changed"))
+    content = bytearray((changed / "members/2/model.onnx").read_bytes())
+    content[-5] ^= 1
+    (changed / "members/2/model.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match="members/2/model.onnx does not match"):
+        Runtime(changed)
+    shutil.rmtree(changed / "members")
+    with pytest.raises(BundleError, match="is missing"):
+        Runtime(changed)
+
+
+REFUSED = {
+    "{members: [{point: min}, {bundle: nowhere}]}": (7, "no bundle here"),
+    "{members: [{point: min}, {point: full}], calibration: train.csv}": (3, "texts are in train too"),
+    "{members: [{point: min}, {point: full}], calibration: test.csv}": (3, "texts are in test too"),
+    "{members: [{point: full}, {teacher: float}], speedup: 1000}": (4, "no thresholds reach speedup 1000; the closest takes"),
+    "{members: [{point: full}, {teacher: float}], latency_ms: 1us}": (4, "no thresholds reach latency_ms 0.001 ms"),
+    "{members: [{point: full}]}": (3, "at least 2"),
+    "{members: [{point: full}, {point: full, teacher: int8}]}": (3, "a member is one of"),
+    "{members: [{point: min}, {point: full}], thresholds: [0.5, 0.5]}": (3, "2 members take 1 thresholds"),
+    "{members: [{point: min}, {point: full}], speedup: 2, max_drop: 1%}": (3, "each decide the thresholds: keep one"),
+}
+
+
+@pytest.mark.parametrize("section", REFUSED)
+def test_a_cascade_that_cannot_be_is_refused_in_one_line(project: Path, section: str) -> None:
+    code, message = REFUSED[section]
+    done = compress("run", "tiny.yaml", "--set", f"cascade={section}", cwd=project)
+    assert done.returncode == code, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in " ".join(done.stderr.split())
+
+
+def test_another_bundle_is_a_member_if_it_answers_the_same(built: Path, project: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(bundle_of(built), tmp_path / "other"))
+    section = f"{{members: [{{bundle: {other}}}, {{bundle: {other}}}, {{point: full}}], confidence: margin, max_drop: 50%}}"
+    done = compress("run", "tiny.yaml", "--set", f"cascade={section}", "--set", "name=two", "--format", "json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((project / "artifacts/dist/two/manifest.json").read_text(encoding="utf-8"))
+    assert [m["name"] for m in manifest["cascade"]["members"]] == ["tiny", "tiny#2", "full"]
+    assert Runtime(project / "artifacts/dist/two").predict(["a good film"], policy="cascade")[0].label == "positive"
+
+
+def test_members_must_know_the_same_labels(project: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(bundle_of(project), tmp_path / "other"))
+    manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
+    from compressor.runtime import seal
+
+    body = {key: value for key, value in manifest.items() if key != "self"} | {"labels": ["negative", "neutral"]}
+    (other / "manifest.json").write_text(json.dumps({**body, "self": seal(body)}), encoding="utf-8")
+    done = compress("run", "tiny.yaml", "--set", f"cascade={{members: [{{bundle: {other}}}, {{point: full}}]}}", cwd=project)
+    assert done.returncode == 3, done.stderr
+    assert "has other labels than this recipe (neutral, positive); members must answer the same" in " ".join(done.stderr.split())
+
+
+def test_a_number_cannot_be_cascaded(project: Path) -> None:
+    changes = ("--set", "task={type: text-regression}", "--set", "gates=[]", "--set", "cascade={members: [{point: min}, {point: full}]}")
+    done = compress("validate", "tiny.yaml", *changes, cwd=project)
+    assert done.returncode == 3, done.stderr
+    assert "a number that is answered has no confidence" in done.stderr
+
+
+def test_thresholds_of_another_number_are_refused_by_the_runtime(project: Path) -> None:
+    with pytest.raises(RecipeError, match="takes 2 thresholds, not 1"):
+        Runtime(bundle_of(project)).predict(["a good film"], policy="cascade", thresholds=[0.5])
