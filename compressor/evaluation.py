@@ -28,6 +28,7 @@ def evaluate(
             if label not in runtime.labels:
                 raise RecipeError(f"example {number} has label {label!r}; this bundle answers {', '.join(runtime.labels)}")
     metric, facts = task.metrics[name], dict[str, Any]()
+    policy = runtime.default_policy if point is None and policy is None else policy
     if policy is None:
         outcomes, facts["point"] = runtime.outcomes(examples, point), point or runtime.default
     else:

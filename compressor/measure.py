@@ -66,7 +66,7 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
     times = interleaved(runs, range(len(asked)))
     found = {n: (metric(o), interval(metric, o), times[n], sizes.get(n, sizes["bundle"]), lengths.get(n)) for n, o in outcomes.items()}
     rows = {
-        name: Variant(name, score, sure, took.p50_ms, took.p90_ms, size, own, took.mean_ms)
+        name: Variant(name, score, sure, took.p50_ms, took.p90_ms, size, took.mean_ms, own, routed=name == cascade)
         for name, (score, sure, took, size, own) in found.items()
     }
     return Measured(rows, shares)

@@ -82,7 +82,13 @@ STAGES: tuple[Stage, ...] = (
     Stage("quantize", _FLOAT, ("int8_graph",), ("quantize", "target", "task", "seed"), (*_ORT, "nncf"), "quantize", times=True),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
     Stage(
-        "cascade", (*_GRAPHS, "teacher", "frontier"), ("policy",), ("cascade", "target", "task"), (*_ORT, "scipy"), "cascade", times=True
+        "cascade",
+        (*_GRAPHS, "teacher", "frontier"),
+        ("policy",),
+        ("cascade", "export", "target", "task"),
+        (*_TORCH, *_ORT, "scipy"),
+        "cascade",
+        times=True,
     ),
     Stage("bundle", (*_GRAPHS, "teacher", "frontier", "policy"), ("bundle",), _BUNDLE, _ORT, times=True, deploys=True),
     Stage("encoder", ("data", "checkpoint"), ("bundle",), ("name",), deploys=False),

@@ -426,6 +426,8 @@ class Cascade(Section):
     """Or: the best thresholds that are at least so many times as fast as the last member alone."""
     latency_ms: Milliseconds | None = None
     """Or: the best thresholds that take at most so long a text, in the mean."""
+    default: bool = False
+    """Whether a client that names no point gets the cascade, and gates judge it, by its mean latency."""
 
     @model_validator(mode="after")
     def _one_goal(self) -> "Cascade":

@@ -21,6 +21,7 @@ from compressor.plot import Plot, front_plot
 # The parts that code here or a template looks into; every other part may be absent, and the templates then say so.
 EMPTY: Mapping[str, Any] = {
     "default_point": None,
+    "default_policy": None,
     "data": {},
     "target": {},
     "machine": {},
@@ -67,7 +68,7 @@ def _shipped(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _default_row(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the row that the report speaks of: the default operating point's, else balanced, else full length, else the last row."""
     rows = {row["name"].split()[-1]: row for row in _shipped(metrics)}
-    wanted = (metrics["default_point"], "balanced", "full")
+    wanted = (metrics["default_policy"], metrics["default_point"], "balanced", "full")
     return next((rows[point] for point in wanted if point in rows), next(iter(metrics["variants"][-1:]), {}))
 
 

@@ -71,6 +71,7 @@ class Runtime:
             for name, p in self.manifest["points"].items()
         }
         self.default: str = self.manifest["default_point"]
+        self.default_policy: str | None = self.manifest.get("default_policy")
         self.max_length: int = self.manifest["max_length"]
         self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
         self._folder, self.threads = folder, threads or self.manifest["target"]["threads"]
@@ -105,7 +106,7 @@ class Runtime:
         policy: str | None = None,
         thresholds: Sequence[float] | None = None,
     ) -> list[Any]:
-        """Return one answer for each text, in order, at an operating point (default: the bundle's own), or by the policy `cascade`.
+        """Return one answer for each text, in order, at an operating point or by the policy `cascade` (default: the bundle's own).
 
         What an answer is, the task says: Prediction, LabelSet, Number, Entities or Answer. `thresholds` move the cascade's own.
 
@@ -123,6 +124,7 @@ class Runtime:
         thresholds: Sequence[float] | None = None,
     ) -> Iterator[Any]:
         """Yield the answers of any number of texts with flat memory."""
+        policy = self.default_policy if point is None and policy is None else policy
         if policy is not None:
             yield from (routed.answer for routed in self.trace(texts, policy, thresholds))
             return

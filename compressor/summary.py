@@ -39,6 +39,7 @@ def summarize(
     frontier = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8")) if "frontier" in inputs else {}
     full, default = rows[row_name("full", inputs)], rows[row_name(manifest["default_point"], inputs)]
     chain = [("finetune", teacher), ("distill", student), ("quantize", full), (f"search: {manifest['default_point']}", default)]
+    chain += [("cascade", cascade)] if cascade else []
     asked = {s["name"] for s in stages}
     return {
         "name": recipe.name,
@@ -48,11 +49,12 @@ def summarize(
         "seed": recipe.seed,
         "max_length": manifest["max_length"],
         "default_point": manifest["default_point"],
+        "default_policy": manifest["default_policy"],
         "data": _data_facts(recipe, inputs),
         "target": recipe.target.model_dump(),
         "machine": machine.describe(),
         "versions": machine.versions("torch", "transformers", "onnx", "onnxruntime", "tokenizers"),
-        "variants": [{**dataclasses.asdict(v), "speedup": _speedup(v, teacher, routed=v is cascade)} for v in variants],
+        "variants": [{**dataclasses.asdict(v), "speedup": v.faster_than(teacher)} for v in variants],
         "front": frontier.get("front", []),
         "evaluated": frontier.get("evaluated", []),
         "baselines": _baselines(frontier, stages),
@@ -80,11 +82,6 @@ def _cascade(inputs: Inputs, shares: list[dict[str, Any]]) -> dict[str, Any] | N
     if "policy" not in inputs:
         return None
     return {**json.loads((inputs["policy"].path / "policy.json").read_text(encoding="utf-8")), "test_shares": shares}
-
-
-def _speedup(variant: Variant, teacher: Variant, *, routed: bool) -> float:
-    """Return the ratio of the medians; of a cascade that of the means, because its median tells nothing of the texts that go on."""
-    return teacher.mean_ms / variant.mean_ms if routed else teacher.p50_ms / variant.p50_ms
 
 
 def _paying(cascade: Variant, rows: Iterable[Variant], shares: list[dict[str, Any]]) -> str:

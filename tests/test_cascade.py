@@ -268,6 +268,20 @@ def test_a_bundle_without_a_cascade_and_one_with_a_changed_member_are_refused(bu
         Runtime(changed)
 
 
+def test_a_cascade_may_be_what_a_client_gets_and_what_gates_judge(project: Path) -> None:
+    section = "cascade={members: [{point: min}, {teacher: float}], thresholds: [1], default: true}"
+    gates = "gates=[{metric: latency, max: 10s}, {metric: size, max: 1kB}]"
+    done = compress("run", "tiny.yaml", "--set", section, "--set", gates, "--format", "json", cwd=project)
+    assert done.returncode == 5, done.stderr
+    told = json.loads(done.stdout)
+    assert [(v["gate"], v["passed"]) for v in told["gates"]] == [("mean latency of the cascade", True), ("size of model.onnx", False)]
+    runtime, texts = Runtime(project / "artifacts/rejected/tiny"), [e.text for e in TEXTS]
+    assert runtime.predict(texts) == runtime.predict(texts, policy="cascade")
+    assert runtime.predict(texts) != runtime.predict(texts, "min")
+    report = (project / "artifacts/rejected/tiny/report.html").read_text(encoding="utf-8")
+    assert '<tr class="pick"><th scope="row" class="nb">INT8 cascade</th>' in report
+
+
 REFUSED = {
     "{members: [{point: min}, {bundle: nowhere}]}": (7, "no bundle here"),
     "{members: [{point: min}, {point: full}], calibration: train.csv}": (3, "texts are in train too"),

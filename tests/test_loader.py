@@ -93,7 +93,7 @@ def test_a_whole_recipe_is_read_with_its_units_and_short_forms(path: Path) -> No
         (("start: 0.5", "temprature: 2"), "13:27: unknown key distill.objectives.1.temprature; did you mean temperature?"),
         (("max_drop: 1.0%", "max_dorp: 1.0%"), "18:24: unknown key gates.0.max_dorp; did you mean max_drop? (and 1 more)"),
         (("quantize: {}", "quantize: {zzz: 1}"), "15:12: unknown key quantize.zzz; known here: backend"),
-        (("quantize: {}", "5: 6"), "15:1: unknown key 5; known here: assistant, data, default_point, "),
+        (("quantize: {}", "5: 6"), "15:1: unknown key 5; known here: assistant, cascade, data, "),
         (("quantize: {}", "quantize: {5: 6}"), "15:12: unknown key quantize.5; known here: backend"),
         (("quantize: {}", "? [a, b]\n: 1"), "15:3: unknown key ('a', 'b'); known here: "),
         (("quantize: {}", '"a\\nb": 1'), "15:1: unknown key a b; known here: "),

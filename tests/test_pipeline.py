@@ -228,8 +228,8 @@ def test_latencies_are_those_of_the_target_s_requests(project: Path, backend: st
 
 
 def test_gates_judge_the_arithmetic() -> None:
-    teacher, student = Variant("t", 0.9, (0.8, 1), 10, 12, 400), Variant("s", 0.88, (0.8, 1), 4, 5, 90)
-    chosen = Variant("c", 0.89, (0.8, 1), 2, 3, 20)
+    teacher, student = Variant("t", 0.9, (0.8, 1), 10, 12, 400, 11), Variant("s", 0.88, (0.8, 1), 4, 5, 90, 4)
+    chosen = Variant("c", 0.89, (0.8, 1), 2, 3, 20, 2)
     gates = [
         DropGate(metric="accuracy", max_drop="1.0%"),
         DropGate(metric="accuracy", max_drop="0.5%"),
@@ -243,8 +243,17 @@ def test_gates_judge_the_arithmetic() -> None:
     assert [v.passed for v in verdicts] == [True, False, True, True, False, True, False]
 
 
+def test_a_cascade_is_judged_by_its_mean_time() -> None:
+    teacher = Variant("t", 0.9, (0.8, 1), 10, 12, 400, 11)
+    cascade = Variant("c", 0.89, (0.8, 1), 1, 9, 20, 2.2, routed=True)
+    gates = [SpeedGate(metric="speedup", min=5), SpeedGate(metric="speedup", min=5.1), LatencyGate(metric="latency", max="2ms")]
+    verdicts = judge(gates, cascade, {"teacher": teacher}, [])
+    assert [v.passed for v in verdicts] == [True, False, False]
+    assert (verdicts[2].gate, verdicts[2].value) == ("mean latency of the cascade", "2.20 ms")
+
+
 def test_a_gate_on_time_breaks_where_the_target_was_not_measured_unless_another_machine_will_do() -> None:
-    chosen = Variant("c", 0.9, (0.8, 1), 2, 3, 20)
+    chosen = Variant("c", 0.9, (0.8, 1), 2, 3, 20, 2)
     gates = [
         LatencyGate(metric="latency", max="2ms"),
         LatencyGate(metric="latency", max="2ms", measured_on="other"),
@@ -259,7 +268,7 @@ def test_a_gate_on_time_breaks_where_the_target_was_not_measured_unless_another_
 
 
 def test_a_latency_that_is_missed_names_the_point_that_comes_closest() -> None:
-    points = [Variant(f"INT8 {name}", 0.9, (0.8, 1), ms, ms, 20) for name, ms in (("full", 4.0), ("fast", 3.0), ("min", 1.5))]
+    points = [Variant(f"INT8 {name}", 0.9, (0.8, 1), ms, ms, 20, ms) for name, ms in (("full", 4.0), ("fast", 3.0), ("min", 1.5))]
     for limit, expected in ((2, "3.00 ms (INT8 min takes 1.50 ms)"), (1, "3.00 ms (INT8 min takes 1.50 ms, the closest)"), (3, "3.00 ms")):
         (verdict,) = judge([LatencyGate(metric="latency", max=f"{limit}ms")], points[1], {}, points)
         assert verdict.value == expected

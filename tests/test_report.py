@@ -46,6 +46,7 @@ def full_metrics() -> dict[str, Any]:
         **MINIMAL,
         "name": "quickstart",
         "seed": 17,
+        "default_policy": None,
         "default_point": "balanced",
         "max_length": 128,
         "data": {split: {"examples": n, "median_tokens": 24, "p90_tokens": 40} for split, n in splits.items()},

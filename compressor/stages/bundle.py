@@ -40,7 +40,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     folder = out / FOLDER
     manifest = _content(recipe, inputs, folder)
     variants, shares = measure(recipe, inputs, folder, log)
-    chosen, teacher, student = (variants[n] for n in (row_name(manifest["default_point"], inputs), TEACHER, STUDENT))
+    judged = "cascade" if manifest["default_policy"] else manifest["default_point"]
+    chosen, teacher, student = (variants[n] for n in (row_name(judged, inputs), TEACHER, STUDENT))
     points = [variants[row_name(name, inputs)] for name in manifest["points"]]
     references, on_target = {"teacher": teacher, "student": student}, manifest["isa"] in (None, machine.level())
     verdicts = [dataclasses.asdict(v) for v in judge(recipe.gates, chosen, references, points, on_target=on_target)]
@@ -90,6 +91,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},
         "default_point": default,
         "cascade": _cascade(inputs),
+        "default_policy": "cascade" if recipe.cascade and recipe.cascade.default else None,
         "target": recipe.target.model_dump(),
         "versions": machine.versions("onnxruntime", "tokenizers", "numpy"),
     }
