@@ -77,14 +77,18 @@ def test_the_table_of_peers_is_what_was_measured() -> None:
 
 
 def test_the_recipe_on_the_front_page_loads(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "recipe.yaml").write_text(block, encoding="utf-8")
-    assert load_recipe(tmp_path / "recipe.yaml", []).name == "reviews"
+    whole, *sections = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(whole + "".join(sections), encoding="utf-8")
+    recipe = load_recipe(tmp_path / "recipe.yaml", [])
+    assert (recipe.name, len(sections)) == ("reviews", 1)
+    assert recipe.cascade is not None
 
 
 def test_the_python_on_the_front_page_compiles() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    compile(block, "README.md", "exec")
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
 
 
 def test_every_command_on_the_front_page_exists() -> None:
