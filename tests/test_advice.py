@@ -1,5 +1,6 @@
 import gzip
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from compressor.advice import advise, facts_of
 from compressor.loader import load_recipe
+from compressor.words import told_by_words
 
 LONG = " ".join(["word"] * 120)
 
@@ -104,3 +106,35 @@ def test_plain_text_for_an_encoder_is_counted_and_gets_no_advice_on_bundles(tiny
     facts = facts_of(load_recipe(recipe, []))
     assert (facts.examples, facts.words) == (30, 120)
     assert advice(recipe) == ""
+
+
+def test_words_alone_tell_whether_easy_texts_are_there(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    told = advice(recipe)
+    assert "words alone answer 8" in told  # a single word gives each label away; of 300 texts not all words are learned
+    assert "easy texts are there, a cascade section may pay" in told
+    cascade = "cascade={members: [{point: min}, {point: full}]}"
+    assert "easy texts are there for the cascade" in advice(recipe, cascade)
+    write(recipe, 600, "nothing to tell by")
+    told = advice(recipe)
+    assert "no easy texts stand out, a cascade will gain little" in told
+    write(recipe, 100, "few")
+    assert "words alone" not in advice(recipe)
+
+
+def test_what_a_shuffle_costs_is_what_the_order_of_words_says() -> None:
+    """A label that follows from a pair of neighbours alone is lost when they are shuffled."""
+    rng = random.Random(0)
+    texts, labels = list[str](), list[str]()
+    for number in range(1200):
+        words = rng.sample(["red", "blue", "green", "small", "large", "old"], 6)
+        at, first = rng.randrange(5), number % 2 == 0
+        words[at : at + 2] = ["not", "good"] if first else ["good", "not"]
+        texts.append(" ".join(words))
+        labels.append("bad" if first else "fine")
+    told = told_by_words(texts, labels)
+    assert told is not None
+    assert told.accuracy > 0.95
+    assert told.shuffled < 0.7
+    assert told.guessed < 0.6
+    assert told_by_words(texts, ["one"] * 1200) is None
