@@ -13,6 +13,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 STATE = ".state"
 """Folder inside an unfinished artifact that an interrupted stage goes on from."""
+STORE = "store"
+"""Prefix of the folders that keep what recycled layers made: no artifacts, because they go on growing."""
 
 
 def sha256(path: Path) -> str:

@@ -34,6 +34,8 @@ class Encoded:
     pad_id: int
     varies: ClassVar[bool] = False
     """Whether a text's batch is another one each time."""
+    ahead: ClassVar[int] = 0
+    """Batches that are put together while one is learned from."""
     rows_at_once: ClassVar[int] = 64
     """Texts that are answered at once where nothing is learned."""
 

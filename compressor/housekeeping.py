@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import Artifact
+from compressor.artifact import STORE, Artifact
 from compressor.errors import UnfitError
 from compressor.pipeline import LAST, STAGES
 
@@ -28,7 +28,7 @@ class Entry:
 
 def entries(artifacts: Path) -> list[Entry]:
     """Return every artifact: `in use` (a newest bundle was made from it), `old`, `damaged`, or `unfinished`."""
-    names = {s.name for s in STAGES}
+    names = {STORE, *(s.name for s in STAGES)}
     folders = sorted(f for f in artifacts.glob("*") if f.is_dir() and f.name.lstrip(".").rpartition("-")[0] in names)
     used = _used(artifacts)
     return [Entry(f, f.name.lstrip(".").rpartition("-")[0], _megabytes(f), _status(f, used)) for f in folders]
@@ -75,6 +75,8 @@ def _no_build(artifacts: Path) -> Iterator[None]:
 def _status(folder: Path, used: frozenset[str]) -> str:
     if folder.name.startswith("."):
         return "unfinished"
+    if folder.name.startswith(f"{STORE}-"):
+        return "in use" if folder.name in used else "old"
     if not _readable(folder):
         return "damaged"
     return "in use" if folder.name in used else "old"
@@ -101,7 +103,7 @@ def _used(artifacts: Path) -> frozenset[str]:
     while waiting:
         folder = waiting.pop()
         if folder.name not in used and _readable(folder):
-            used.add(folder.name)
+            used |= {folder.name, str(Artifact(folder).metrics.get(STORE, folder.name))}  # a recycle stage's store is no artifact
             waiting += [artifacts / link["path"] for link in Artifact(folder).manifest["inputs"].values()]
     return frozenset(used)
 

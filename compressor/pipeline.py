@@ -21,7 +21,7 @@ from compressor.imports import source_hashes
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 
-Kind = Literal["data", "teacher", "guide", "checkpoint", "float_graph", "int8_graph", "frontier", "policy", "bundle"]
+Kind = Literal["data", "activations", "teacher", "guide", "checkpoint", "float_graph", "int8_graph", "frontier", "policy", "bundle"]
 Inputs = Mapping[Kind, Artifact]
 
 
@@ -74,7 +74,8 @@ _BUNDLE = ("name", "task", "target", "default_point", "gates", "seed")
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", (), ("data",), ("data", "task")),
-    Stage("finetune", ("data",), ("teacher", "guide", "checkpoint"), ("teacher", "task", "seed"), (*_TORCH, "peft")),
+    Stage("recycle", ("data",), ("activations",), ("recycle", "teacher", "task"), (*_TORCH, "lmdb"), "recycle"),
+    Stage("finetune", ("data", "activations"), ("teacher", "guide", "checkpoint"), ("teacher", "task", "seed"), (*_TORCH, "peft")),
     Stage("assistant", ("data", "guide"), ("guide",), ("assistant", "task", "seed"), _TORCH, "assistant"),
     Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "task", "seed"), _TORCH, "distill"),
     Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),

@@ -185,6 +185,28 @@ class Finetune(Training):
         return self
 
 
+def _recycled_layer(value: Any) -> Any:
+    share = re.fullmatch(r"([1-9][0-9]?|100)%", value) if isinstance(value, str) else None
+    if not share and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError("write a number of layers from the first on, as 6, or a share of them, as 50%")
+    return value
+
+
+class Recycle(Section):
+    layer: Annotated[int | str, BeforeValidator(_recycled_layer)]
+    """Layers that stay as they are and run once per text: so many from the first on, or a share of them, as 50%."""
+    dtype: Literal["float32", "float16", "int8"] = "float16"
+    """How their outputs are kept; int8 has a scale a token."""
+    store: Annotated[str, Field(min_length=1)] | None = None
+    """Folder that keeps them, for other recipes too; absent: one in the artifacts folder."""
+    max_size: Megabytes = 20e3
+    """Largest store; what was not read for longest goes when it is full."""
+
+    def layers_of(self, count: int) -> int:
+        """Return how many of an encoder's layers are recycled."""
+        return self.layer if isinstance(self.layer, int) else max(1, count * int(self.layer[:-1]) // 100)
+
+
 class Teacher(Section):
     model: Source
     """Encoder to start from: a local folder, package:NAME/FOLDER, or a Hub model id."""
@@ -503,6 +525,8 @@ class Recipe(Section):
     """Labelled texts, and what they are called in their files."""
     teacher: Teacher
     """The encoder to compress."""
+    recycle: Recycle | None = None
+    """Run the teacher's first layers once per text while the layers above them are fine-tuned (arXiv:2207.04993)."""
     assistant: Distill | None = None
     """Train a model of middle size from the teacher first, which then teaches the student in its place (arXiv:1902.03393)."""
     distill: Distill | None = None
@@ -554,6 +578,10 @@ class Recipe(Section):
             if 2 * self.data.stride > self.data.max_length:
                 raise ValueError(f"data.stride {self.data.stride} is more than half of max_length {self.data.max_length}: lower it")
         tuned = self.teacher.finetune
+        if self.recycle and (tuned is None or tuned.method != "full"):
+            raise ValueError("`recycle` keeps the first layers as they are while all above them learn: set teacher.finetune.method: full")
+        if self.recycle and not self.deployed:
+            raise ValueError("a masked-lm recipe hides other tokens each time, so that no text runs once: leave `recycle` out")
         if tuned and tuned.class_weights == "balanced" and self.task.type not in ("text-classification", "token-classification"):
             raise ValueError(f"class_weights weigh the labels of a classification; {self.task.type} has none: leave them out")
         if self.data.unlabelled and not self.distill:

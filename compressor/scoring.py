@@ -14,7 +14,12 @@ from compressor.tokens import Floats, Ints, in_order, length_batches
 def score_of(model: nn.Module, data: Encoded, metric: str, *extra: Tensor | None) -> float:
     """Return the score of a model on a split; `extra` are further inputs of its forward pass, as a length configuration."""
     model.eval()
-    return data.score(predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"], *extra), data), metric)
+    return data.score(predict(lambda b: model(*inputs_of(b), *extra), data), metric)
+
+
+def inputs_of(batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return what a model reads of a batch; states of frozen layers where they were recycled."""
+    return [batch[name] for name in ("input_ids", "attention_mask", "token_type_ids", "states") if name in batch]
 
 
 @torch.inference_mode()

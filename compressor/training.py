@@ -9,7 +9,9 @@ Limits:   one process; `precision: auto` on a GPU or another processor gives oth
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,14 +90,13 @@ def fit(
         log.note(f"going on after step {run.done} of {steps}")
     started, texts = time.perf_counter(), 0
     try:
-        for number, rows in batches(train.tokens.lengths, settings, seed, run.done, steps):
-            step = Step(number, number / steps)
-            batch = on(accelerator.device, train.batch(rows, step.draw))
+        for step, rows, arrays in _read_ahead(train, batches(train.tokens.lengths, settings, seed, run.done, steps), steps):
+            batch = on(accelerator.device, arrays)
             if settings.patience is not None and run.done - run.best_step >= settings.patience * per_epoch:
                 log.note(f"stopped after step {run.done} of {steps}: no better score in {settings.patience} epochs")
                 break
             with held_back():
-                loss = _step(accelerator, precision, model, optimizer, losses(batch, step), number, rows)
+                loss = _step(accelerator, precision, model, optimizer, losses(batch, step), step.number, rows)
                 scheduler.step()
                 run.count(loss)
                 texts += len(rows)
@@ -129,6 +130,26 @@ def batches(lengths: Ints, settings: Training, seed: int, first: int, steps: int
         for number, rows in enumerate(length_batches(lengths, settings.batch_size, seed + epoch), epoch * per_epoch):
             if first <= number < steps:
                 yield number, rows
+
+
+def _read_ahead(train: Encoded, order: Iterable[tuple[int, Ints]], steps: int) -> Iterator[tuple[Step, Ints, dict[str, Any]]]:
+    """Yield each step with its batch; those of a split that reads ahead are put together by another thread."""
+
+    def ready(number: int, rows: Ints) -> tuple[Step, Ints, dict[str, Any]]:
+        step = Step(number, number / steps)
+        return step, rows, train.batch(rows, step.draw)
+
+    if not train.ahead:
+        yield from (ready(*following) for following in order)
+        return
+    pending = deque[Future[tuple[Step, Ints, dict[str, Any]]]]()
+    with ThreadPoolExecutor(1) as reader:
+        for following in order:
+            pending.append(reader.submit(ready, *following))
+            if len(pending) > train.ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _step(

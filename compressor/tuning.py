@@ -70,9 +70,13 @@ def _freeze(model: PreTrainedModel, count: int | None) -> None:
         layer.requires_grad_(True)
     _learn(_head(model))
     for module in (model.get_submodule(where.embeddings), *layers[:count]):
-        for part in module.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0  # what does not learn gives the same output each time, so that it could be computed once
+        _keep_in_evaluation(module)
+
+
+def _keep_in_evaluation(module: nn.Module) -> None:
+    """Leave a module without dropout, whatever the model around it does: its output is the same each time, and may be computed once."""
+    module.eval()
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
 
 
 def _head(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -1,0 +1,87 @@
+"""What recycled layers give in training: seconds an epoch, and the score, beside full fine-tuning and frozen layers without a store.
+
+    python -m benchmarks.recycling ../shared/data/sci-cite ~/.cache/compressor-models/mpnet-base
+
+The folder holds {train,dev,test}.jsonl.gz with columns text and label. Every row is a build by `compress` as far as fine-tuning, so rows that are
+done come from its cache. Scores are those of the data's own development split, which nothing was chosen on, seed by seed. An epoch's seconds
+are those of the optimizer steps: what filling the store takes, once for all seeds and epochs, is told apart.
+"""
+
+import argparse
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.child import COMPRESS, run
+from benchmarks.record import conclude
+
+ARTIFACTS = Path("artifacts/benchmarks")
+SHARES = ("25%", "50%", "75%", "100%")
+DTYPES = ("float32", "float16", "int8")
+
+
+def main() -> None:
+    """Build every row and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with train.jsonl.gz and dev.jsonl.gz")
+    parser.add_argument("model", type=Path, help="folder of an encoder")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--trial", action="store_true", help="a few steps of every row, to see that it works; records nothing")
+    chosen = parser.parse_args()
+    rows = list(rows_of(chosen))
+    name = f"recycling_{chosen.data.name}_{chosen.model.name}"
+    conclude(name, {"epochs": chosen.epochs, "seeds": chosen.seeds, "rows": rows}, chosen.trial)
+
+
+def rows_of(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield full fine-tuning, frozen layers without a store, and recycled layers at several depths and types."""
+    config = json.loads((chosen.model / "config.json").read_text(encoding="utf-8"))
+    layers = config.get("num_hidden_layers", config.get("n_layers"))
+    yield _row("full", chosen, {"method": "full"}, None)
+    yield _row("frozen, 50%", chosen, {"method": "freeze", "frozen_layers": layers // 2}, None)
+    for share in SHARES:
+        yield _row(f"recycled, {share}, float16", chosen, {"method": "full"}, {"layer": share, "dtype": "float16"})
+    for dtype in DTYPES:
+        if dtype != "float16":
+            yield _row(f"recycled, 50%, {dtype}", chosen, {"method": "full"}, {"layer": "50%", "dtype": dtype})
+
+
+def _row(name: str, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None) -> dict[str, Any]:
+    train, dev = tuple[dict[str, Any], ...]({"path": str((chosen.data / f"{split}.jsonl.gz").resolve())} for split in ("train", "dev"))
+    budget = {"epochs": chosen.epochs, "batch_size": 32, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
+    budget |= {"max_steps": 3} if chosen.trial else {}
+    if chosen.trial:
+        train["limit"] = dev["limit"] = 96
+    recipe = {
+        "version": 1,
+        "name": "recycling",
+        "task": {"metric": "macro_f1"},
+        "data": {"train": train, "validation": dev, "search": dev, "test": dev, "max_length": 256},
+        "teacher": {"model": str(chosen.model.expanduser().resolve()), "finetune": budget | method},
+    }
+    recipe |= {"recycle": dict(recycle)} if recycle else {}
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    path = ARTIFACTS / "recycling.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    command = [*COMPRESS, "run", str(path), "--artifacts", str(ARTIFACTS), "--format", "json", "--until"]
+    filled = json.loads(run([*command, "recycle"]).stdout)["metrics"] if recycle else None
+    tuned = json.loads(run([*command, "finetune"]).stdout)["metrics"]
+    seeds = tuned.get("seeds", {"mean": tuned["validation_score"], "standard_deviation": None})
+    row = {"name": name, "score": seeds["mean"], "spread": seeds["standard_deviation"], "learning": tuned["learning_parameters"]}
+    row |= {"texts_per_second": tuned["texts_per_second"], "seconds_per_epoch": _texts(train) / tuned["texts_per_second"]}
+    row["store"] = filled and {key: filled[key] for key in ("entries", "megabytes", "train", "validation")}
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def _texts(split: Mapping[str, Any]) -> int:
+    with gzip.open(split["path"], "rt", encoding="utf-8") as file:
+        return min(sum(1 for _ in file), split.get("limit", 10**9))
+
+
+if __name__ == "__main__":
+    main()

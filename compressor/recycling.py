@@ -1,0 +1,165 @@
+"""Run the frozen layers once per text: layers above them learn from what a store keeps of each.
+
+What:     of each distinct text the output of layer k is computed once, without dropout; a batch is put together from those.
+Papers:   embedding recycling (arXiv:2207.04993).
+Formula:  h_k of a text depends on nothing that learns, so that head(upper(h_k)) is what the whole model would answer.
+Limits:   the families of compressor/families.py; in float32 a stored text differs from one computed in another batch by rounding alone.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compressor.encoded import Encoded
+from compressor.errors import RecipeError
+from compressor.families import captured, family
+from compressor.modeling import PlainModel
+from compressor.store import Store
+from compressor.tokens import Floats, Ints, Tokens, length_batches
+
+FILLED_AT_ONCE = 64
+"""Texts that are computed together while a store is filled."""
+
+
+class Lower:
+    """The frozen part: embeddings and the first `layers` layers of a model, in evaluation mode and without gradients."""
+
+    def __init__(self, model: PreTrainedModel, layers: int, device: torch.device, precision: torch.autocast) -> None:
+        """Copy the part out of the model.
+
+        Raises:
+            RecipeError: the model has fewer layers.
+        """
+        where, count = family(model), len(list(model.get_submodule(family(model).layers)))  # type: ignore[arg-type]
+        count -= model.config.model_type == "deberta-v2"  # its encoder does not run without a layer
+        if not 1 <= layers <= count:
+            raise RecipeError(f"recycle.layer {layers}: this encoder can recycle 1 to {count} layers; choose one of these")
+        self.place, self.device, self.precision = layers, device, precision
+        upper = list(model.get_submodule(where.layers))[layers:]  # type: ignore[arg-type]
+        kept = {id(module): None for module in upper}  # not worth a copy: they are dropped from it
+        copied: PreTrainedModel = copy.deepcopy(model, dict(kept))
+        _replace(copied, where.layers, nn.ModuleList(list(copied.get_submodule(where.layers))[:layers]))  # type: ignore[arg-type]
+        self.model = PlainModel(copied.requires_grad_(False).eval().to(device))
+
+    @torch.no_grad()
+    def states(self, tokens: Tokens, pad_id: int) -> list[Floats]:
+        """Return each text's states after the last of these layers, float32 (tokens, width)."""
+        batch = {name: torch.from_numpy(array).to(self.device) for name, array in tokens.padded(pad_id).items()}
+        place = ("hidden", self.place)
+        with captured(self.model.model, [place]) as seen, self.precision:  # type: ignore[list-item]
+            self.model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        whole = seen[place].float().cpu().numpy()  # type: ignore[index]
+        return [text[:length] for text, length in zip(whole, tokens.lengths.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Recycled(Encoded):
+    """A split whose batches hold what the frozen layers made of its texts: `states` (batch, longest, width)."""
+
+    lower: Lower
+    store: Store
+    keys: tuple[bytes, ...]
+    ahead: ClassVar[int] = 2
+
+    @classmethod
+    def of(cls, data: Encoded, lower: Lower, store: Store) -> "Recycled":
+        """Return the split with its texts' keys."""
+        keys = tuple(store.identity.key(content_of(text)) for text in data.tokens)
+        return cls(
+            **{name: getattr(data, name) for name in Encoded.__dataclass_fields__ if name in vars(data)},
+            lower=lower,
+            store=store,
+            keys=keys,
+        )
+
+    def batch(self, rows: Ints, draw: int = 0) -> dict[str, NDArray[Any]]:
+        """Return a batch as Encoded does, and the states; what the store does not know is computed and kept."""
+        arrays = super().batch(rows, draw)
+        found = self.known(rows)
+        states = np.zeros((*arrays["input_ids"].shape, found[0].shape[1]), np.float32)
+        for number, own in enumerate(found):
+            states[number, : len(own)] = own
+        return {**arrays, "states": states}
+
+    def known(self, rows: Ints) -> list[Floats]:
+        """Return the states of these texts."""
+        keys = [self.keys[row] for row in rows]
+        found = self.store.read(keys)
+        missing = list({key: row for key, row, own in zip(keys, rows.tolist(), found, strict=True) if own is None}.items())
+        if not missing:
+            return [own for own in found if own is not None]
+        computed = dict(
+            zip((key for key, _ in missing), self.lower.states(self.tokens.rows([row for _, row in missing]), self.pad_id), strict=True)
+        )
+        self.store.write(computed.items())
+        return [computed[key] if own is None else own for key, own in zip(keys, found, strict=True)]
+
+    def fill(self) -> Iterator[int]:
+        """Compute what the store lacks, texts of like length together; yield how many texts are done."""
+        done = 0
+        for rows in length_batches(self.tokens.lengths, FILLED_AT_ONCE):
+            self.known(rows)
+            done += len(rows)
+            yield done
+
+
+def content_of(text: Tokens) -> bytes:
+    """Return what tells a text from others: its token and segment ids (the default KeyExtractor)."""
+    return text.ids.astype("<i4").tobytes() + b"/" + text.segments.astype("i1").tobytes()
+
+
+class _Given(nn.Module):
+    """In the place of the embeddings: returns the states that it was given."""
+
+    states: Tensor
+
+    def forward(self, *_: object, **__: object) -> Tensor:
+        return self.states
+
+
+class Upper(nn.Module):
+    """The layers above the frozen ones, and the head, as a module from states to logits; made by `above`."""
+
+    def __init__(self, model: PreTrainedModel, given: _Given) -> None:
+        super().__init__()
+        self.plain, self.given = PlainModel(model), given
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, states: Tensor) -> Tensor:
+        """Return the whole model's logits, from the states of the frozen layers (batch, seq, width)."""
+        self.given.states = states
+        logits: Tensor = self.plain(input_ids, attention_mask, token_type_ids)
+        return logits
+
+
+@contextmanager
+def above(model: PreTrainedModel, layers: int) -> Iterator[Upper]:
+    """Take the first layers out of a model while the others learn, and put them back in the end."""
+    where, given = family(model), _Given()
+    whole, embeddings = model.get_submodule(where.layers), model.get_submodule(where.embeddings)
+    projected = f"{where.embeddings}_project"  # ELECTRA widens its embeddings: states are wide already
+    parent = model.get_submodule(projected.rpartition(".")[0])
+    widened = getattr(parent, "embeddings_project", None)
+    _replace(model, where.layers, nn.ModuleList(list(whole)[layers:]))  # type: ignore[arg-type]
+    _replace(model, where.embeddings, given)
+    if widened is not None:
+        _replace(model, projected, nn.Identity())
+    try:
+        yield Upper(model, given)
+    finally:
+        _replace(model, where.layers, whole)
+        _replace(model, where.embeddings, embeddings)
+        if widened is not None:
+            _replace(model, projected, widened)
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

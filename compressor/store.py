@@ -1,0 +1,207 @@
+"""What frozen layers computed, on disk: found by content, in any batch, by any process.
+
+What:     an lmdb file of ragged rows without padding; each entry has a checksum, and what does not match it is a miss.
+Papers:   embedding recycling (arXiv:2207.04993).
+Formula:  key = sha256(model, layer, tokenizer, dtype; token and segment ids of one text); int8: x ≈ scale · q, one scale a row.
+Defaults: float16; 20 GB, of which entries take four fifths before those that were not read for longest go.
+Limits:   one machine; a process that is killed loses at most the batch that it was writing.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lmdb
+import numpy as np
+
+from compressor.errors import RecipeError
+from compressor.tokens import Floats
+
+DType = Literal["float32", "float16", "int8"]
+CODES: Mapping[DType, int] = {"float32": 0, "float16": 1, "int8": 2}
+_HEADER = struct.Struct("<IBII")
+"""Checksum, dtype, rows, width."""
+FULL, ROOM = 0.8, 0.6
+"""Share of the largest size at which entries go, and that they leave."""
+SMALLEST = 2**20
+TOUCHES = 4096
+"""Entries that were read before it is written down when."""
+KeyExtractor = Callable[[Any], bytes]
+"""What tells one object from another: the default takes the token and segment ids of a text."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose outputs a store holds: digests of the model's weights and of its tokenizer, the layer, how it computed and how it is kept."""
+
+    model: str
+    layer: int
+    tokenizer: str
+    precision: str
+    dtype: DType
+
+    def key(self, content: bytes) -> bytes:
+        """Return the key of an object, from what its KeyExtractor returned."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode() + b"\n" + content).digest()
+
+
+class Store:
+    """Arrays (rows, width) by key; reading and writing never fail for a full or read-only disk, they only find and keep less.
+
+    Raises:
+        RecipeError: the folder holds outputs of another model, layer, tokenizer or type.
+    """
+
+    def __init__(self, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> None:
+        """Open or make a store of at most so many bytes; `tell` hears once what goes wrong."""
+        self.folder, self.identity, self.tell = folder, identity, tell
+        self.touched: dict[bytes, int] = {}
+        self.filling, self.evicted = True, 0
+        size = max(SMALLEST, int(largest))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.env = lmdb.open(str(folder), map_size=size, max_dbs=2, metasync=False)
+        except (lmdb.Error, OSError) as error:
+            self._stop(f"it cannot be written ({error})")
+            self.env = self._readable(folder, size)
+        self.entries, self.used = (self._db(name) for name in (b"entries", b"used"))
+        self.limit = FULL * size
+        self._check(identity)
+        self.clock = self._latest() + 1
+
+    def _readable(self, folder: Path, size: int) -> Any:
+        try:
+            return lmdb.open(str(folder), map_size=size, max_dbs=2, readonly=True, lock=False)
+        except (lmdb.Error, OSError):
+            raise RecipeError(f"recycle.store {folder}: cannot be made or read; name a folder that can be written") from None
+
+    def _db(self, name: bytes) -> Any:
+        return self.env.open_db(name, create=self.filling)
+
+    def _check(self, identity: Identity) -> None:
+        with self.env.begin() as txn:
+            known = txn.get(b"about")
+        if known is None and self.filling:
+            with self.env.begin(write=True) as txn:
+                txn.put(b"about", json.dumps(asdict(identity)).encode())
+        elif known is not None and (there := Identity(**json.loads(known))) != identity:
+            differing = ", ".join(
+                f"{k} {str(v)[:12]}, not {str(getattr(identity, k))[:12]}" for k, v in asdict(there).items() if v != getattr(identity, k)
+            )
+            raise RecipeError(f"recycle.store {self.folder}: made for {differing}; name another folder, or remove this one")
+
+    def _latest(self) -> int:
+        with self.env.begin(db=self.used) as txn:
+            return max((int.from_bytes(value, "little") for _, value in txn.cursor()), default=0)
+
+    def read(self, keys: Sequence[bytes]) -> list[Floats | None]:
+        """Return what is known of each key, float32 (rows, width); None for a miss."""
+        with self.env.begin(db=self.entries, buffers=True) as txn:
+            found = [_decoded(value) if (value := txn.get(key)) is not None else None for key in keys]
+        self.clock += 1
+        self.touched |= {key: self.clock for key, values in zip(keys, found, strict=True) if values is not None}
+        if len(self.touched) > TOUCHES:
+            self._write([])
+        return found
+
+    def write(self, known: Iterable[tuple[bytes, Floats]]) -> None:
+        """Keep arrays (rows, width), all of them or, where the process is killed, none."""
+        self.clock += 1
+        entries = [(key, _encoded(values, self.identity.dtype)) for key, values in known]
+        self.touched |= {key: self.clock for key, _ in entries}
+        self._write(entries)
+
+    def _write(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        coming = sum(len(value) for _, value in entries)
+        for again in (True, False):
+            if not self.filling:
+                return
+            try:
+                if self.bytes() + coming > self.limit:
+                    self._evict(ROOM / FULL * self.limit - coming)
+                self._put(entries)
+                return
+            except lmdb.MapFullError:
+                if not again:
+                    self._stop("these outputs are larger than max_size")
+                else:  # what was freed lies in pieces
+                    self._evict(self.bytes() / 2)
+            except lmdb.Error as error:
+                self._stop(f"it cannot be written any more ({error})")
+
+    def _put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        with self.env.begin(write=True) as txn:
+            for key, value in entries:
+                txn.put(key, value, db=self.entries)
+            for key, when in self.touched.items():
+                txn.put(key, when.to_bytes(8, "little"), db=self.used)
+        self.touched = {}
+
+    def bytes(self) -> int:
+        """Return what the entries take on disk."""
+        with self.env.begin() as txn:
+            facts = txn.stat(self.entries)
+        return int(facts["psize"] * (facts["leaf_pages"] + facts["branch_pages"] + facts["overflow_pages"]))
+
+    def _evict(self, wanted: float) -> None:
+        """Remove what was not read for longest, until the rest takes no more bytes than wanted."""
+        with self.env.begin(db=self.used) as txn:
+            ages = {bytes(key): int.from_bytes(value, "little") for key, value in txn.cursor()} | self.touched
+        oldest, gone = sorted(ages, key=lambda key: ages[key]), 0
+        at_once = min(256, len(oldest) // 20 + 1)
+        while oldest and self.bytes() > wanted:
+            some, oldest = oldest[:at_once], oldest[at_once:]
+            with self.env.begin(write=True) as txn:
+                gone += sum(txn.delete(key, db=self.entries) for key in some)
+                for key in some:
+                    txn.delete(key, db=self.used)
+                    self.touched.pop(key, None)
+        if gone and not self.evicted:
+            self.tell(f"{self.folder}: full, what was not read for longest goes; recycle.max_size may be raised")
+        self.evicted += gone
+
+    def _stop(self, why: str) -> None:
+        """Go on without filling, and say so once."""
+        if self.filling:
+            self.tell(f"{self.folder}: {why}; going on, what is not in it is computed each time")
+        self.filling, self.touched = False, {}
+
+    def __len__(self) -> int:
+        with self.env.begin() as txn:
+            return int(txn.stat(self.entries)["entries"])
+
+    def close(self) -> None:
+        """Write down what was read when, and let go of the file."""
+        self._write([])
+        self.env.close()
+
+
+def _encoded(values: Floats, dtype: DType) -> bytes:
+    rows, width = values.shape
+    if dtype == "int8":
+        scales = np.maximum(np.abs(values).max(1), 1e-12).astype(np.float32) / 127
+        body = scales.tobytes() + np.round(values / scales[:, None]).astype(np.int8).tobytes()
+    else:
+        body = values.astype(dtype).tobytes()
+    entry: bytes = _HEADER.pack(zlib.crc32(body), CODES[dtype], rows, width) + body
+    return entry
+
+
+def _decoded(entry: Any) -> Floats | None:
+    """Return an entry's array; None where a byte of it was changed."""
+    if len(entry) < _HEADER.size:
+        return None
+    (checksum, code, rows, width), body = _HEADER.unpack_from(entry), memoryview(entry)[_HEADER.size :]
+    sizes = {0: 4 * rows * width, 1: 2 * rows * width, 2: 4 * rows + rows * width}
+    if zlib.crc32(body) != checksum or sizes.get(code) != len(body):
+        return None
+    if code == CODES["int8"]:
+        scales, numbers = np.frombuffer(body[: 4 * rows], np.float32), np.frombuffer(body[4 * rows :], np.int8)
+        whole: Floats = numbers.reshape(rows, width) * scales[:, None]
+        return whole
+    return np.frombuffer(body, np.float32 if code == 0 else np.float16).reshape(rows, width).astype(np.float32)

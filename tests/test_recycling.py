@@ -1,0 +1,213 @@
+"""Layers that stay as they are run once per text, and what is learned above them is the same."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compressor.classification import TextClassification
+from compressor.data import Example
+from compressor.encoded import Encoded, tokenizer_of
+from compressor.errors import RecipeError
+from compressor.families import FAMILIES, family
+from compressor.losses import label_loss
+from compressor.modeling import PlainModel, load_model
+from compressor.progress import Progress
+from compressor.recipe import Finetune, Recycle
+from compressor.recycling import Lower, Recycled, above
+from compressor.scoring import inputs_of
+from compressor.store import Identity, Store
+from compressor.training import fit
+from compressor.tuning import prepare
+from tests.conftest import compress, sentences
+from tests.test_families import model_of
+
+CPU = torch.device("cpu")
+FLOAT = torch.autocast("cpu", enabled=False)
+LABELS = ("negative", "positive")
+
+
+def split(tiny_model: Path, count: int = 120, max_length: int = 32) -> Encoded:
+    examples = [Example(text, label=label) for text, label in sentences(count, 3)]
+    task = TextClassification()
+    windows = task.windows(tokenizer_of(tiny_model), examples, max_length, 0)
+    return Encoded(task, windows, task.targets(windows, examples, LABELS), LABELS, examples, 0)
+
+
+def store_in(folder: Path, **identity: str) -> Store:
+    return Store(
+        folder,
+        Identity(**{"model": "m", "layer": 2, "tokenizer": "t", "precision": "float32", "dtype": "float32"} | identity),
+        2**26,
+        print,
+    )
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@torch.no_grad()
+def test_frozen_layers_and_those_above_answer_what_the_whole_model_does(kind: str, tiny_model: Path) -> None:
+    model, data = model_of(kind).eval(), split(tiny_model, 4, 16)
+    texts = [data.tokens.of_text(row) for row in range(4)]
+    batch = {name: torch.from_numpy(array) for name, array in data.tokens.padded(0).items()}
+    whole = PlainModel(model)(**batch)
+    layers = len(list(model.get_submodule(family(model).layers))) - (kind == "deberta-v2")
+    for place in range(1, layers + 1):
+        lower = Lower(model, place, CPU, FLOAT)
+        states = [lower.states(text, 0)[0] for text in texts]  # each alone: padding changes nothing
+        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(own.copy()) for own in states], batch_first=True)
+        with above(model, place) as upper:
+            torch.testing.assert_close(upper(*batch.values(), padded), whole, atol=2e-5, rtol=0)
+    torch.testing.assert_close(PlainModel(model)(**batch), whole, atol=0, rtol=0)  # the model is whole again
+    with pytest.raises(RecipeError, match=f"this encoder can recycle 1 to {layers} layers"):
+        Lower(model, layers + 1, CPU, FLOAT)
+
+
+def learned(tiny_model: Path, folder: Path | None, state: Path) -> dict[str, torch.Tensor]:
+    """Fine-tune above two frozen layers, from a store if there is a folder for one, and return the weights."""
+    torch.manual_seed(0)
+    data, settings = (
+        split(tiny_model),
+        Finetune(method="freeze", frozen_layers=2, epochs=3, batch_size=16, learning_rate=1e-3, precision="float32"),
+    )
+    model = prepare(load_model(tiny_model, LABELS), settings)
+
+    def train(forward: torch.nn.Module, encoded: Encoded) -> None:
+        fit(
+            forward,
+            lambda b, _: [label_loss(forward(*inputs_of(b)), b["labels"], b["attention_mask"].bool(), "labels")],
+            encoded,
+            settings,
+            1,
+            state,
+            Progress(),
+        )
+
+    if folder is None:
+        train(PlainModel(model), data)
+    else:
+        store = store_in(folder)
+        with above(model, 2) as upper:  # type: ignore[arg-type]
+            train(upper, Recycled.of(data, Lower(load_model(tiny_model, LABELS), 2, CPU, FLOAT), store))
+        store.close()
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_training_from_a_store_is_training_with_frozen_layers_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
+    without, fresh, again = (
+        learned(tiny_model, folder, tmp_path / str(n)) for n, folder in enumerate((None, tmp_path / "s", tmp_path / "s"))
+    )
+    start = load_model(tiny_model, LABELS).state_dict()
+    assert without.keys() == fresh.keys() == again.keys()
+    for name, value in without.items():
+        assert torch.equal(value, fresh[name]), name
+        assert torch.equal(value, again[name]), name
+    assert any(not torch.equal(value, start[name]) for name, value in without.items() if "layer.2" in name)
+    assert all(torch.equal(value, start[name]) for name, value in without.items() if "layer.1" in name or "embeddings" in name)
+
+
+def test_each_distinct_text_is_computed_once(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = split(tiny_model, 30)
+    twice = Encoded(data.task, type(data.windows).joined([data.windows] * 2, [30, 30]), data.targets.repeat(2), LABELS, [], 0)
+    store, asked = store_in(tmp_path / "store"), list[int]()
+    lower = Lower(load_model(tiny_model, LABELS), 2, CPU, FLOAT)
+    real = lower.states
+    monkeypatch.setattr(lower, "states", lambda tokens, pad_id: asked.append(len(tokens)) or real(tokens, pad_id))
+    recycled = Recycled.of(twice, lower, store)
+    assert list(recycled.fill())[-1] == 60
+    assert sum(asked) == len(store) == 30
+    list(recycled.fill())
+    assert sum(asked) == 30
+    store.close()
+
+
+@pytest.mark.parametrize(("layer", "count", "expected"), [(3, 12, 3), ("50%", 12, 6), ("50%", 5, 2), ("1%", 12, 1), ("100%", 6, 6)])
+def test_a_share_of_the_layers_is_rounded_down_to_at_least_one(layer: int | str, count: int, expected: int) -> None:
+    assert Recycle(layer=layer).layers_of(count) == expected
+
+
+RECYCLE = "recycle={layer: 50%, dtype: float32}"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A teacher that was fine-tuned above a recycled layer."""
+    import csv
+
+    from tests.conftest import RECIPE
+
+    folder = tmp_path_factory.mktemp("recycled")
+    for name, count, seed in (("train", 400, 1), ("test", 40, 2)):
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *sentences(count, seed)])
+    (folder / "tiny.yaml").write_text(RECIPE.format(model=tiny_model), encoding="utf-8")
+    done = compress("run", "tiny.yaml", "--set", RECYCLE, "--until", "finetune", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def metrics(project: Path, stage: str) -> dict[str, object]:
+    (folder,) = project.glob(f"artifacts/{stage}-*")
+    found: dict[str, object] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    return found
+
+
+def test_a_recipe_fine_tunes_above_recycled_layers(project: Path) -> None:
+    found, told = metrics(project, "recycle"), metrics(project, "finetune")
+    assert found["layer"] == 1
+    assert found["entries"] == found["train"]["distinct"] + found["validation"]["distinct"]  # type: ignore[index]
+    assert told["learning_parameters"] < told["parameters"]  # type: ignore[operator]
+    assert told["validation_score"] > 0.9  # type: ignore[operator]
+    listed = compress("cache", "ls", "--format", "json", cwd=project)
+    assert str(found["store"]) in {row["artifact"] for row in json.loads(listed.stdout)["artifacts"]}
+
+
+def test_a_store_that_was_removed_changes_no_result(project: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "project"))
+    shutil.rmtree(folder / "artifacts" / str(metrics(project, "recycle")["store"]))
+    done = compress("run", "tiny.yaml", "--set", RECYCLE, "--until", "finetune", "--force", "finetune", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(next(p.glob("artifacts/finetune-*/model/model.safetensors"))) for p in (project, folder))
+    for name, value in first.items():  # computed in other batches: other last digits, of which Adam makes steps where there is no gradient
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(value, second[name], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("recycle={layer: 4}", "recycle.layer 4: this encoder can recycle 1 to 3 layers; choose one of these"),
+        ("recycle={layer: 0}", "write a number of layers from the first on, as 6, or a share of them, as 50%"),
+        ("recycle={layer: 120%}", "as 50%"),
+        ("teacher.finetune.method=bitfit", "all above them learn: set teacher.finetune.method: full"),
+    ],
+)
+def test_a_recycled_layer_that_cannot_be_is_refused(project: Path, change: str, message: str) -> None:
+    done = compress("run", "tiny.yaml", "--set", RECYCLE, "--set", change, "--until", "recycle", cwd=project)
+    assert done.returncode == 3, done.stderr
+    assert message in " ".join(done.stderr.split())
+
+
+def test_a_store_of_another_layer_is_named_and_refused(project: Path) -> None:
+    place = metrics(project, "recycle")["store"]
+    change = f"recycle={{layer: 2, dtype: float32, store: artifacts/{place}}}"
+    done = compress("run", "tiny.yaml", "--set", change, "--until", "recycle", cwd=project)
+    assert done.returncode == 3, done.stderr
+    assert "made for layer 1, not 2; name another folder, or remove this one" in " ".join(done.stderr.split())
+
+
+def test_gc_keeps_the_store_that_the_newest_bundle_was_made_with(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"data:": "recycle: {layer: 1}\ndata:", "epochs: 8": "epochs: 1"})
+    done = compress("tiny.yaml", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    other = compress("tiny.yaml", "--set", "recycle.layer=2", "--until", "recycle", cwd=recipe.parent)
+    assert other.returncode == 0, other.stderr
+    stores = sorted(recipe.parent.glob("artifacts/store-*"))
+    assert len(stores) == 2
+    assert compress("cache", "gc", cwd=recipe.parent).returncode == 0
+    (left,) = recipe.parent.glob("artifacts/store-*")
+    (used,) = recipe.parent.glob("artifacts/recycle-*")
+    assert json.loads((used / "manifest.json").read_text(encoding="utf-8"))["metrics"]["store"] == left.name

@@ -1,0 +1,222 @@
+"""A store of frozen layers' outputs: what it knows is exact, what it does not know it says, whatever happens to its file."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+
+from compressor.errors import RecipeError
+from compressor.store import DType, Identity, Store
+from compressor.tokens import Floats
+
+IDENTITY = Identity("a" * 64, 6, "b" * 64, "float32", "float32")
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def opened(tmp_path: Path, told: list[str]) -> Iterator[Callable[..., Store]]:
+    """Open stores in one folder, and close what is still open."""
+    stores: list[Store] = []
+
+    def make(identity: Identity = IDENTITY, largest: float = 2**24) -> Store:
+        stores.append(Store(tmp_path / "store", identity, largest, told.append))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.env.close()
+
+
+def values(seed: int, rows: int = 5, width: int = 16) -> Floats:
+    return np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+
+
+def key(number: int, identity: Identity = IDENTITY) -> bytes:
+    return identity.key(str(number).encode())
+
+
+def test_what_was_written_is_read_in_any_order_and_what_was_not_is_a_miss(opened: Callable[..., Store]) -> None:
+    store = opened()
+    store.write((key(n), values(n, rows=n + 1)) for n in range(8))
+    found = store.read([key(n) for n in (7, 99, 0, 3)])
+    assert found[1] is None
+    for number, own in zip((7, 0, 3), (found[0], found[2], found[3]), strict=True):
+        assert own is not None
+        np.testing.assert_array_equal(own, values(number, rows=number + 1))
+    assert len(store) == 8
+    store.close()
+    again = opened().read([key(5)])[0]
+    assert again is not None
+    np.testing.assert_array_equal(again, values(5, rows=6))
+
+
+@pytest.mark.parametrize(("dtype", "size", "error"), [("float32", 1.0, 0.0), ("float16", 0.5, 1e-3), ("int8", 0.25, 0.02)])
+def test_smaller_types_take_less_and_stay_near(opened: Callable[..., Store], dtype: DType, size: float, error: float) -> None:
+    identity = replace(IDENTITY, dtype=dtype)
+    store, whole = opened(identity), values(1, rows=100, width=384)
+    whole[3] = 0  # a row without any scale
+    store.write([(key(1, identity), whole)])
+    (found,) = store.read([key(1, identity)])
+    assert found is not None
+    assert found.dtype == np.float32
+    assert np.abs(found - whole).max() <= error * np.abs(whole).max()
+    with store.env.begin(db=store.entries) as txn:
+        assert len(txn.get(key(1, identity))) == pytest.approx(size * whole.nbytes, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"model": "c" * 64}, {"layer": 5}, {"tokenizer": "d" * 64}, {"precision": "bfloat16"}, {"dtype": "int8"}]
+)
+def test_a_store_of_another_model_is_refused_and_its_keys_never_hit(opened: Callable[..., Store], changed: dict[str, str]) -> None:
+    opened().close()
+    other = replace(IDENTITY, **changed)  # type: ignore[arg-type]
+    assert other.key(b"text") != IDENTITY.key(b"text")
+    with pytest.raises(RecipeError, match=f"made for {next(iter(changed))} .*; name another folder, or remove this one"):
+        opened(other)
+
+
+def test_a_changed_byte_is_a_miss(opened: Callable[..., Store]) -> None:
+    store = opened()
+    store.write([(key(1), values(1)), (key(2), values(2))])
+    with store.env.begin(write=True) as txn:
+        entry = bytearray(txn.get(key(1), db=store.entries))
+        entry[-7] ^= 1
+        txn.put(key(1), bytes(entry), db=store.entries)
+        txn.put(key(3), b"short", db=store.entries)
+    found = store.read([key(1), key(2), key(3)])
+    assert found[0] is None
+    assert found[1] is not None
+    assert found[2] is None
+
+
+def test_a_full_store_lets_go_what_was_not_read_for_longest(opened: Callable[..., Store], told: list[str]) -> None:
+    store, entry = opened(largest=4 * 2**20), values(0, rows=32, width=256)  # 32 kB each
+    for number in range(60):
+        store.write([(key(number), entry)])
+        assert store.read([key(0)])[0] is not None  # the first is read all the time
+    for number in range(60, 200):
+        store.write([(key(number), entry)])
+        store.read([key(0)])
+    found = store.read([key(n) for n in range(200)])
+    assert found[0] is not None
+    assert found[199] is not None
+    assert found[1] is None
+    assert store.evicted > 50
+    assert len(told) == 1
+    assert "full, what was not read for longest goes; recycle.max_size may be raised" in told[0]
+    assert sum(f.stat().st_size for f in store.folder.iterdir()) < 4.2 * 2**20
+
+
+def test_what_is_larger_than_the_store_is_not_kept_and_said_once(opened: Callable[..., Store], told: list[str]) -> None:
+    store = opened(largest=2**20)
+    store.write([(key(1), values(1, rows=2000, width=384))])
+    assert store.read([key(1)]) == [None]
+    store.write([(key(2), values(2))])
+    assert len(told) == 1
+    assert "larger than max_size; going on" in told[0]
+
+
+def test_a_read_only_store_is_read_and_not_filled(
+    opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Root may write what is read-only, so the refusal is what a read-only disk answers to all who ask to write."""
+    store = opened()
+    store.write([(key(1), values(1))])
+    store.close()
+    real = lmdb.open
+
+    def refusing(path: str, **options: object) -> object:
+        if not options.get("readonly"):
+            raise lmdb.Error(f"{path}: Read-only file system")
+        return real(path, **options)
+
+    monkeypatch.setattr(lmdb, "open", refusing)
+    store = opened()
+    assert store.read([key(1)])[0] is not None
+    store.write([(key(2), values(2))])
+    assert store.read([key(2)]) == [None]
+    assert len(told) == 1
+    assert "cannot be written" in told[0]
+    with pytest.raises(RecipeError, match="cannot be made or read; name a folder that can be written"):
+        Store(tmp_path / "nowhere", IDENTITY, 2**20, told.append)
+
+
+def test_a_store_that_cannot_be_written_any_more_goes_on_without_filling(
+    opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened()
+    store.write([(key(1), values(1))])
+
+    class Full:
+        def begin(self, **options: object) -> object:
+            if options.get("write"):
+                raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+            return store_env.begin(**options)
+
+        def close(self) -> None: ...
+
+    store_env = store.env
+    monkeypatch.setattr(store, "env", Full())
+    for number in (2, 3):
+        store.write([(key(number), values(number))])
+    assert store.read([key(1)])[0] is not None
+    assert len(told) == 1
+    assert "cannot be written any more" in told[0]
+    monkeypatch.setattr(store, "env", store_env)
+
+
+WRITER = """
+import sys
+import numpy as np
+from pathlib import Path
+from compressor.store import Identity, Store
+identity = Identity("a" * 64, 6, "b" * 64, "float32", "float32")
+store = Store(Path(sys.argv[1]), identity, 2**26, print)
+first, count = int(sys.argv[2]), int(sys.argv[3])
+for number in range(first, first + count):
+    array = np.random.default_rng(number).normal(size=(5, 16)).astype(np.float32)
+    store.write([(identity.key(str(number).encode()), array)])
+    print(number, flush=True)
+store.close()
+"""
+
+
+def test_several_processes_fill_one_store(opened: Callable[..., Store], tmp_path: Path) -> None:
+    opened().close()
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "store")]
+    writers = [subprocess.Popen([*command, str(100 * n), "60"], stdout=subprocess.DEVNULL) for n in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    store = opened()
+    for first in (0, 100, 200):
+        for number, found in enumerate(store.read([key(n) for n in range(first, first + 60)]), first):
+            assert found is not None
+            np.testing.assert_array_equal(found, values(number))
+
+
+def test_a_process_that_is_killed_loses_at_most_what_it_was_writing(opened: Callable[..., Store], tmp_path: Path) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "store"), "0", "100000"], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    told = [writer.stdout.readline() for _ in range(50)]
+    time.sleep(0.05)
+    writer.send_signal(signal.SIGKILL)
+    told += writer.stdout.readlines()
+    writer.wait(30)
+    writer.stdout.close()
+    whole = [int(line) for line in told if line.endswith("\n")]
+    store = opened()
+    for number, found in zip(whole, store.read([key(n) for n in whole]), strict=True):
+        assert found is not None
+        np.testing.assert_array_equal(found, values(number))
+    store.write([(key(-1), values(1))])
+    assert store.read([key(-1)])[0] is not None
