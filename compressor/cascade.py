@@ -23,6 +23,8 @@ from compressor.windows import Windows
 
 MEMBERS = "members"
 """Folder of a bundle that holds the graphs and tokenizers of members that are no operating point of its own."""
+GRAPH = "member.onnx"
+"""A member's graph: not model.onnx, which other clients look for in a bundle's folder and below."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from compressor import machine
-from compressor.cascade import Cascade, Member, reader
+from compressor.cascade import GRAPH, Cascade, Member, reader
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
 from compressor.session import Graph
@@ -96,7 +96,7 @@ class Runtime:
         if facts["folder"] is None:
             return Member(name, self._read, partial(self._graph.logits, lengths=facts["lengths"]), temperature)
         folder = self._folder / facts["folder"]
-        graph = Graph(folder / "model.onnx", self.threads, single=facts["single"], pad_id=facts["pad_id"])
+        graph = Graph(folder / GRAPH, self.threads, single=facts["single"], pad_id=facts["pad_id"])
         return Member(name, reader(folder, self.task, facts), partial(graph.logits, lengths=facts["lengths"]), temperature)
 
     def predict(

@@ -195,7 +195,7 @@ def test_a_bundle_with_a_cascade_brings_what_its_members_need(project: Path) -> 
     bundle = bundle_of(project)
     manifest, metrics = (json.loads((bundle / name).read_text(encoding="utf-8")) for name in ("manifest.json", "metrics.json"))
     assert [m["name"] for m in manifest["cascade"]["members"]] == ["min", "full", "teacher"]
-    assert {"members/2/model.onnx", "members/2/tokenizer.json"} <= manifest["files"].keys()
+    assert {"members/2/member.onnx", "members/2/tokenizer.json"} <= manifest["files"].keys()
     assert manifest["cascade"]["thresholds"] == [0.97, 0.97]
     row = {r["name"]: r for r in metrics["variants"]}["INT8 cascade"]
     assert row["score"] >= 0.9
@@ -258,10 +258,10 @@ def test_a_bundle_without_a_cascade_and_one_with_a_changed_member_are_refused(bu
     with pytest.raises(BundleError, match="has no cascade; add a `cascade` section"):
         Runtime(bundle_of(built)).predict(["a good film"], policy="cascade")
     changed = Path(shutil.copytree(bundle_of(project), tmp_path / "changed"))
-    content = bytearray((changed / "members/2/model.onnx").read_bytes())
+    content = bytearray((changed / "members/2/member.onnx").read_bytes())
     content[-5] ^= 1
-    (changed / "members/2/model.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match="members/2/model.onnx does not match"):
+    (changed / "members/2/member.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match="members/2/member.onnx does not match"):
         Runtime(changed)
     shutil.rmtree(changed / "members")
     with pytest.raises(BundleError, match="is missing"):

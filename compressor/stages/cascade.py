@@ -22,7 +22,7 @@ import numpy as np
 from compressor import calibration, checkpoint
 from compressor.artifact import write_json
 from compressor.calibration import Pass, Setting
-from compressor.cascade import MEMBERS, reader
+from compressor.cascade import GRAPH, MEMBERS, reader
 from compressor.confidence import confidences
 from compressor.data import Example, read_examples, text_hash
 from compressor.encoded import pad_id_of, tokenizer_of
@@ -174,7 +174,7 @@ def _built(asked: Asked, number: int, recipe: Recipe, inputs: Inputs, out: Path,
         folder = out / MEMBERS / str(number)
         folder.mkdir(parents=True)
         facts = _from_teacher(asked, recipe, inputs, folder, log) if asked.teacher else _from_bundle(asked, recipe, inputs, folder)
-        facts, graph = {**facts, "folder": f"{MEMBERS}/{number}"}, folder / "model.onnx"
+        facts, graph = {**facts, "folder": f"{MEMBERS}/{number}"}, folder / GRAPH
     opened = Graph(graph, threads, single=facts["single"], pad_id=facts["pad_id"], workers=recipe.workers)
     return Built(facts, reader(folder, task, facts), partial(opened.logits, lengths=facts["lengths"]))
 
@@ -193,10 +193,10 @@ def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, lo
     some = task.windows(tokenizer_of(folder_of_model), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride)
     parity(model, source, some.tokens, [None], pad_id_of(folder_of_model), recipe.export.tolerance)
     if quantized:
-        dynamic(source, folder / "model.onnx", [])
+        dynamic(source, folder / GRAPH, [])
         source.unlink()
     else:
-        source.rename(folder / "model.onnx")
+        source.rename(folder / GRAPH)
     shutil.copyfile(folder_of_model / "tokenizer.json", folder / "tokenizer.json")
     reading = {"max_length": splits.max_length, "stride": splits.stride, "pad_id": pad_id_of(folder_of_model)}
     return {"name": "teacher", "lengths": None, "single": quantized, **reading}
@@ -216,7 +216,7 @@ def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path) -> 
     if tuple(manifest["labels"]) != labels:
         only = sorted({*manifest["labels"]} ^ {*labels}) or list(manifest["labels"])
         raise RecipeError(f"cascade: {source} has other labels than this recipe ({', '.join(only[:5])}); members must answer the same")
-    for name in ("model.onnx", "tokenizer.json"):
-        shutil.copyfile(source / name, folder / name)
+    for name, copied in (("model.onnx", GRAPH), ("tokenizer.json", "tokenizer.json")):
+        shutil.copyfile(source / name, folder / copied)
     lengths = manifest["points"][manifest["default_point"]]["lengths"]
     return {"name": manifest["name"], "lengths": lengths, **{key: manifest[key] for key in ("max_length", "stride", "pad_id", "single")}}
