@@ -2,7 +2,7 @@
 
     python -m benchmarks.recycling ../shared/data/sci-cite ~/.cache/compressor-models/mpnet-base
 
-The folder holds {train,dev,test}.jsonl.gz with columns text and label. Every row is a build by `compress` as far as fine-tuning, so rows that
+The folder holds {train,dev}.jsonl.gz with columns text and label. Every row is a build by `compress` as far as fine-tuning, so rows that
 are done come from its cache. Scores are those of the data's own development split, which nothing was chosen on, seed by seed. An epoch's
 seconds are those of its optimizer steps: what filling the store takes, once for all seeds and epochs, is told apart.
 """

@@ -36,6 +36,7 @@ distill:
 length_adapt: {{epochs: 1, batch_size: 16, learning_rate: 5e-4, precision: float32}}
 quantize: {{}}
 search: {{evaluations: 4, population: 4, texts: 8, latency: macs}}
+{cascade}
 gates:
   - {{metric: {metric}, max_drop: 100%}}
 """
@@ -74,6 +75,7 @@ def spans(rng: random.Random) -> dict[str, Any]:
     return {"question": "the film is", "context": context, "answers": {"text": [answer], "answer_start": [context.index(answer)]}}
 
 
+CASCADE = "cascade: {members: [{point: min}, {teacher: float}], thresholds: [0.8]}"
 KINDS: dict[str, tuple[Callable[[random.Random], dict[str, Any]], str, Any, str]] = {
     "multi-label-classification": (sets, "micro_f1", "a good film", "a good film\n"),
     "text-regression": (numbers, "spearman", "a good film", "a good film\n"),
@@ -94,7 +96,8 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     make, metric, *_ = KINDS[kind]
     for name, count, seed in (("train", 300, 1), ("search", 40, 2), ("test", 40, 3)):
         write(folder / f"{name}.jsonl", make, count, seed)
-    text = RECIPE.format(task=f"type: {kind}", metric=metric, model=tiny_model, data="")
+    cascade = "" if kind == "text-regression" else CASCADE
+    text = RECIPE.format(task=f"type: {kind}", metric=metric, model=tiny_model, data="", cascade=cascade)
     (folder / "tiny.yaml").write_text(text, encoding="utf-8")
     done = compress("run", "tiny.yaml", "--format", "json", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -107,6 +110,7 @@ def test_a_recipe_of_any_task_ends_in_a_bundle(project: tuple[str, Path]) -> Non
     built = json.loads((folder / "built.json").read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in built["variants"]}
     points = ("full", "accurate", "balanced", "fast", "knee", "min")
+    points += () if kind == "text-regression" else ("cascade",)
     assert set(rows) == {"teacher fp32", "student fp32", *(f"INT8 {point}" for point in points)}
     assert all(-1 <= row["score_interval"][0] <= row["score"] <= row["score_interval"][1] <= 1 for row in rows.values())
     assert rows["teacher fp32"]["score"] > 0.5  # these tasks can be learned from single words
@@ -130,6 +134,28 @@ def test_a_bundle_of_any_task_answers_alike_alone_and_in_company(project: tuple[
     alone = runtime.predict([given], "min")
     longer = [given[0], given[1] + " it was weak"] if kind == "question-answering" else given
     assert runtime.predict([longer, given, longer], "min")[1:2] == alone
+
+
+def test_the_cascade_of_any_task_answers_as_its_members_do(project: tuple[str, Path]) -> None:
+    from compressor.runtime import Runtime
+
+    kind, folder = project
+    if kind == "text-regression":
+        pytest.skip("a number has no confidence")
+    runtime, given = Runtime(folder / "artifacts/dist/tiny"), KINDS[kind][2]
+    longer = [given[0], given[1] + " it was weak"] if kind == "question-answering" else given
+    texts = [given, longer, given]
+    routed = list(runtime.trace(texts))
+    assert [r.answer for r in routed] == runtime.predict(texts, policy="cascade")
+    assert [r.answer for r in runtime.trace(texts, thresholds=[0.0])] == runtime.predict(texts, "min")
+    for text, one in zip(texts, routed, strict=True):
+        (alone,) = runtime.trace([text])
+        assert alone.member == one.member == ("min" if one.confidence >= 0.8 and one.member == "min" else "teacher")
+        assert alone.confidence == pytest.approx(one.confidence, abs=1e-4)
+    done = compress("eval", "artifacts/dist/tiny", "--data", "test.jsonl", "--policy", "cascade", "--format", "json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    built = {row["name"]: row for row in json.loads((folder / "built.json").read_text(encoding="utf-8"))["variants"]}
+    assert json.loads(done.stdout)["score"] == pytest.approx(built["INT8 cascade"]["score"])
 
 
 @pytest.mark.skipif(not OPTIMUM.is_made(), reason="its environment is not made: make environments")
@@ -191,7 +217,7 @@ def test_a_context_longer_than_the_model_needs_a_stride(tmp_path: Path, tiny_mod
 
     for seed, name in enumerate(("train", "search", "test")):
         write(tmp_path / f"{name}.jsonl", long, 40, seed)
-    text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data=", stride: 0")
+    text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data=", stride: 0", cascade="")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     done = compress("run", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 3
@@ -203,7 +229,7 @@ def test_questions_on_one_context_stay_in_one_split(tmp_path: Path, tiny_model: 
     rows = [row | {"question": f"what is {n}"} for row in contexts for n in range(3)]
     for name, some in (("train", rows), ("test", rows[:3])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
-    text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data="")
+    text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data="", cascade="")
     (tmp_path / "tiny.yaml").write_text(text.replace("validation: search.jsonl, search: search.jsonl, ", ""), encoding="utf-8")
     done = compress("run", "tiny.yaml", "--until", "data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -256,7 +282,7 @@ def test_bad_rows_are_left_out_and_counted_when_asked(tmp_path: Path, tiny_model
     bad = {"question": "what", "context": "good film", "answers": {"text": ["plot"], "answer_start": [0]}}
     for seed, name in enumerate(("train", "search", "test")):
         write(tmp_path / f"{name}.jsonl", lambda rng: spans(rng) if rng.random() < 0.9 else bad, 40, seed)
-    text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data="")
+    text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data="", cascade="")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     refused = compress("run", "tiny.yaml", "--until", "data", cwd=tmp_path)
     assert refused.returncode == 3
