@@ -243,7 +243,7 @@ def test_questions_on_one_context_stay_in_one_split(tmp_path: Path, tiny_model: 
 def test_a_search_split_that_is_mostly_the_test_split_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     for seed, name in enumerate(("train", "search", "test")):
         write(tmp_path / f"{name}.jsonl", tags, 100, seed)
-    text = RECIPE.format(task="type: token-classification", metric="entity_f1", model=tiny_model, data="")
+    text = RECIPE.format(task="type: token-classification", metric="entity_f1", model=tiny_model, data="", cascade="")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     test = (tmp_path / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     search = (tmp_path / "search.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -265,7 +265,7 @@ def test_answers_for_tokens_need_equal_tokens(tmp_path: Path, tiny_model: Path) 
     other = shutil.copytree(tiny_model, tmp_path / "other")
     tokenizer = (other / "tokenizer.json").read_text(encoding="utf-8")
     (other / "tokenizer.json").write_text(tokenizer.replace('"film"', '"fi##"'), encoding="utf-8")
-    text = RECIPE.format(task="type: token-classification", metric="entity_f1", model=tiny_model, data="")
+    text = RECIPE.format(task="type: token-classification", metric="entity_f1", model=tiny_model, data="", cascade="")
     text = text.replace("layers: [0, 2]", "model: other").replace("epochs: 3", "epochs: 1, max_steps: 2")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     for changes, told in (
