@@ -129,7 +129,8 @@ def _given(passes: Sequence[Pass], metric: Metric, who: Ints, thresholds: tuple[
 def curve(passes: Sequence[Pass], metric: Metric) -> list[Setting]:
     """Return the settings that no other beats on both score and time, the fastest first."""
     steps = np.linspace(0, 1, STEPS[len(passes)])
-    tried = [sorted({*np.nanquantile(p.confidences, steps).tolist(), NEVER}) for p in passes[:-1]]
+    known = [p.confidences[~np.isnan(p.confidences)] for p in passes[:-1]]
+    tried = [sorted({*(np.quantile(own, steps).tolist() if len(own) else ()), NEVER}) for own in known]
     found = [setting(passes, metric, thresholds) for thresholds in itertools.product(*tried)]
     front: list[Setting] = []
     for one in sorted(found, key=lambda s: (s.mean_ms, -s.score)):

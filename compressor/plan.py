@@ -9,6 +9,7 @@ def check_sources(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: names what is missing.
+        BundleError: a member of the cascade is no bundle.
     """
     for name in (*SPLITS, "unlabelled"):
         split = getattr(recipe.data, name)
@@ -19,3 +20,9 @@ def check_sources(recipe: Recipe) -> None:
     for model in (recipe.teacher.model, *named):
         if model and sources.resolve(model, recipe.root) is not None:
             sources.model_folder(model, recipe.root)
+    if recipe.cascade:
+        if recipe.cascade.calibration:
+            sources.resolve(recipe.cascade.calibration.path, recipe.root)
+        for member in recipe.cascade.members:
+            if member.bundle is not None:
+                sources.bundle_fingerprint(member.bundle, recipe.root)

@@ -15,8 +15,8 @@ from compressor.files import Columns
 from compressor.units import Megabytes, Milliseconds, Percent
 
 SPLITS = ("train", "validation", "search", "test")
-CONTENT = "content"
-"""Marks a key that names files: the cache hashes what they hold, not how they are called."""
+CONTENT, BUNDLE = "content", "bundle"
+"""Mark keys that name files, or a bundle: the cache hashes what they hold, not how they are called."""
 
 LARGEST = 2**63 - 1
 """Integer that torch, numpy and Python's own slices still take."""
@@ -423,7 +423,7 @@ class Member(Section):
     """An operating point of this bundle: it shares the bundle's graph."""
     teacher: Literal["int8", "float"] | None = None
     """The teacher, dynamically quantized or as it is."""
-    bundle: Annotated[str, Field(min_length=1)] | None = None
+    bundle: Annotated[str, Field(min_length=1), BUNDLE] | None = None
     """Another bundle's folder, at its default operating point: it must know the same task and labels."""
 
     @model_validator(mode="after")
@@ -661,9 +661,7 @@ def _key_value(value: Any, root: Path) -> Any:
     if isinstance(value, Section):
         fields = type(value).model_fields
         return {
-            name: sources.fingerprint(item, root)
-            if item is not None and _names_files(fields[name].annotation, fields[name].metadata)
-            else _key_value(item, root)
+            name: _key_value(item, root) if item is None else _hashed(item, root, f"{fields[name].annotation!r} {fields[name].metadata!r}")
             for name in fields
             for item in [getattr(value, name)]
         }
@@ -672,8 +670,10 @@ def _key_value(value: Any, root: Path) -> Any:
     return value
 
 
-def _names_files(annotation: object, metadata: Iterable[object]) -> bool:
-    return CONTENT in metadata or CONTENT in repr(annotation)
+def _hashed(item: Any, root: Path, declared: str) -> Any:
+    if repr(CONTENT) in declared:
+        return sources.fingerprint(item, root)
+    return sources.bundle_fingerprint(item, root) if repr(BUNDLE) in declared else _key_value(item, root)
 
 
 def schema() -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from importlib import util
 from pathlib import Path
 
-from compressor.errors import RecipeError, UnfitError
+from compressor.errors import BundleError, RecipeError, UnfitError
 
 LOCAL_FORMS = "name a local folder or file (./folder), or package:NAME/FOLDER inside an installed Python package"
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".txt", ".gz", ".zip", ".xlsx", ".arrow", ".conll")
@@ -213,6 +213,19 @@ def fingerprint(source: str, root: Path) -> str:
     except OSError as error:
         raise RecipeError(f"{source}: {error.filename or path} is not readable ({error.strerror or error}); mend its permissions") from None
     return digest.hexdigest()
+
+
+def bundle_fingerprint(source: str, root: Path) -> str:
+    """Return a hash of what a bundle holds: its manifest has the hash of every file.
+
+    Raises:
+        BundleError: there is none.
+    """
+    path = root / Path(source).expanduser() / "manifest.json"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        raise BundleError(f"{path.parent}: no bundle here (manifest.json is missing); name a folder that 'compress' built") from None
 
 
 @lru_cache(maxsize=256)

@@ -284,6 +284,7 @@ def test_a_cascade_may_be_what_a_client_gets_and_what_gates_judge(project: Path)
 
 REFUSED = {
     "{members: [{point: min}, {bundle: nowhere}]}": (7, "no bundle here"),
+    "{members: [{point: min}, {point: full}], calibration: other.csv}": (3, "other.csv: not found"),
     "{members: [{point: min}, {point: full}], calibration: train.csv}": (3, "texts are in train too"),
     "{members: [{point: min}, {point: full}], calibration: test.csv}": (3, "texts are in test too"),
     "{members: [{point: full}, {teacher: float}], speedup: 1000}": (4, "no thresholds reach speedup 1000; the closest takes"),
@@ -310,6 +311,9 @@ def test_another_bundle_is_a_member_if_it_answers_the_same(built: Path, project:
     section = f"{{members: [{{bundle: {other}}}, {{bundle: {other}}}, {{point: full}}], confidence: margin, max_drop: 50%}}"
     done = compress("run", "tiny.yaml", "--set", f"cascade={section}", "--set", "name=two", "--format", "json", cwd=project)
     assert done.returncode == 0, done.stderr
+    shutil.copy(bundle_of(project) / "manifest.json", other / "manifest.json")  # another bundle under the same name is another cascade
+    plan = compress("plan", "tiny.yaml", "--set", f"cascade={section}", "--set", "name=two", "--format", "json", cwd=project)
+    assert {row["stage"]: row["cached"] for row in json.loads(plan.stdout)["stages"]}["cascade"] is False
     manifest = json.loads((project / "artifacts/dist/two/manifest.json").read_text(encoding="utf-8"))
     assert [m["name"] for m in manifest["cascade"]["members"]] == ["tiny", "tiny#2", "full"]
     assert Runtime(project / "artifacts/dist/two").predict(["a good film"], policy="cascade")[0].label == "positive"

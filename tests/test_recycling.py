@@ -165,6 +165,15 @@ def test_a_recipe_fine_tunes_above_recycled_layers(project: Path) -> None:
     assert str(found["store"]) in {row["artifact"] for row in json.loads(listed.stdout)["artifacts"]}
 
 
+def test_another_layer_or_type_is_learned_above_again(project: Path) -> None:
+    for change, stale in (("recycle.layer=2", True), ("recycle.dtype=int8", True), ("recycle.layer=50%", False)):
+        done = compress("plan", "tiny.yaml", "--set", RECYCLE, "--set", change, "--format", "json", cwd=project)
+        assert done.returncode == 0, done.stderr
+        rows = {row["stage"]: row["cached"] for row in json.loads(done.stdout)["stages"]}
+        assert rows["finetune"] != stale
+    assert len(list(project.glob("artifacts/recycle-*/identity.json"))) == 1
+
+
 def test_a_store_that_was_removed_changes_no_result(project: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(project, tmp_path / "project"))
     shutil.rmtree(folder / "artifacts" / str(metrics(project, "recycle")["store"]))

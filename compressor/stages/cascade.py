@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     for one, (passed, told) in zip(built, found, strict=True):
         facts.append({**one.facts, "score": metric(passed.outcomes), "mean_ms": float(passed.milliseconds.mean()), **told})
         log.note("{name}: score {score:.4f}, {mean_ms:.2f} ms a text, temperature {temperature:.2f}".format(**facts[-1]))
+    for before, after in pairwise(facts):
+        if before["mean_ms"] >= after["mean_ms"]:
+            log.warn(f"cascade: {before['name']} takes as long as {after['name']} behind it: leave it out, or change their order")
     front, last = calibration.curve(passes, metric), facts[-1]
     chosen = _chosen(settings, front, last) or calibration.setting(passes, metric, settings.thresholds or ())
     policy = {"confidence": settings.confidence, "thresholds": chosen.thresholds, "members": facts, "chosen": dataclasses.asdict(chosen)}
@@ -99,10 +102,11 @@ def _passed(
     outcomes = task.outcomes(logits, windows, examples, labels)
     right = calibration.rightness(task, outcomes)
     temperature = calibration.fit_temperature(task, logits, windows, np.asarray(task.targets(windows, examples, labels), np.int64))
-    sure = {t: confidences(settings.confidence, task, logits, windows, examples, t) for t in (1.0, temperature)}
-    errors = {when: calibration.calibration_error(sure[t], right) for when, t in (("before", 1.0), ("after", temperature))}
-    told = {"temperature": temperature, "calibration_error": errors, "no_confidence": int(np.isnan(sure[temperature]).sum())}
-    return Pass(one.facts["name"], outcomes, right, sure[temperature], milliseconds), told
+    sure = confidences(settings.confidence, task, logits, windows, examples, temperature)
+    likely = {t: confidences("max_softmax", task, logits, windows, examples, t) for t in (1.0, temperature)}  # others are no probabilities
+    errors = {when: calibration.calibration_error(likely[t], right) for when, t in (("before", 1.0), ("after", temperature))}
+    told = {"temperature": temperature, "calibration_error": errors, "no_confidence": int(np.isnan(sure).sum())}
+    return Pass(one.facts["name"], outcomes, right, sure, milliseconds), told
 
 
 def _milliseconds(built: Sequence[Built], task: Task, examples: Sequence[Example]) -> list[Floats]:

@@ -8,9 +8,11 @@ Limits:   the store is no part of the artifact: entries that went, or a store th
 """
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from compressor.artifact import write_json
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -34,6 +36,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
                 log.steps(done, len(data), split=name)
             found[name] = {"texts": len(data), "distinct": len(set(data.keys)), "computed": len(reuse.store) - before}
             found[name]["seconds"] = time.perf_counter() - started
+        write_json(out / "identity.json", asdict(reuse.store.identity))  # what is learned above depends on it
         entries, size = len(reuse.store), reuse.store.bytes()
         log.note(f"layer {reuse.lower.place} of {entries:,} distinct texts takes {size / 1e6:,.0f} MB")
         return {**found, "entries": entries, "megabytes": size / 1e6, "evicted": reuse.store.evicted}
