@@ -9,38 +9,27 @@ Limits:   at most four members; a text that goes on is read again from its start
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice, pairwise
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressor import calibration, checkpoint
+from compressor import calibration
 from compressor.artifact import write_json
 from compressor.calibration import Pass, Setting
-from compressor.cascade import GRAPH, MEMBERS, reader
 from compressor.confidence import confidences
 from compressor.data import Example, read_examples, text_hash
-from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.errors import RecipeError, StageError
-from compressor.graphs import export_graph, layered, parity
 from compressor.latency import Run, sample, timed
-from compressor.modeling import PlainModel
-from compressor.pipeline import Inputs, deployed, is_single, lengths_of
+from compressor.members import Member, members_of
+from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.quantizers import dynamic
 from compressor.recipe import Cascade, Recipe
-from compressor.recipe import Member as Asked
-from compressor.runtime import verify
-from compressor.session import Graph
-from compressor.splits import MODEL, Splits, task_of
+from compressor.splits import Splits, task_of
 from compressor.tasks import Task
-from compressor.tokens import Floats, Tokens
-from compressor.windows import Windows
+from compressor.tokens import Floats
 
 TIMED = 48
 """Texts that are timed; they spread evenly over the split's lengths."""
@@ -48,21 +37,12 @@ ROUNDS = 3
 USUAL_DROP = 0.003
 
 
-@dataclass(frozen=True)
-class Built:
-    """A member as a bundle describes it, and how it reads and answers."""
-
-    facts: Mapping[str, Any]
-    read: Callable[[Sequence[Example]], Windows]
-    logits: Callable[[Tokens], Floats]
-
-
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write policy.json and the graphs of members that are no operating point; return score and time of each member and of the cascade."""
     assert recipe.cascade is not None
     splits, task, settings = Splits.of(inputs["data"]), task_of(recipe), recipe.cascade
     examples = _examples(recipe, splits, task)
-    built = _named_apart([_built(asked, number, recipe, inputs, out, log) for number, asked in enumerate(settings.members)])
+    built = members_of(recipe, inputs, out, log)
     log.note(f"{len(built)} members answer {len(examples)} texts: {', '.join(one.facts['name'] for one in built)}")
     times, metric = _milliseconds(built, task, examples), task.metrics[recipe.task.metric]
     found = [_passed(one, task, examples, splits.labels, settings, own) for one, own in zip(built, times, strict=True)]
@@ -83,18 +63,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     return {"calibrated_on": len(examples), "score": chosen.score, "over_last_member": ratio, "shares": list(chosen.shares)}
 
 
-def _named_apart(built: Sequence[Built]) -> list[Built]:
-    """Return the members, those of one name numbered from the second on."""
-    found = list[Built]()
-    for one in built:
-        alike = sum(other.facts["name"].split("#")[0] == one.facts["name"] for other in found)
-        name = f"{one.facts['name']}#{alike + 1}" if alike else one.facts["name"]
-        found.append(dataclasses.replace(one, facts={**one.facts, "name": name}))
-    return found
-
-
 def _passed(
-    one: Built, task: Task, examples: Sequence[Example], labels: Sequence[str], settings: Cascade, milliseconds: Floats
+    one: Member, task: Task, examples: Sequence[Example], labels: Sequence[str], settings: Cascade, milliseconds: Floats
 ) -> tuple[Pass, dict[str, Any]]:
     """Return what a member answers to the whole split, and what its confidence is worth before and after its temperature."""
     windows = one.read(examples)
@@ -109,7 +79,7 @@ def _passed(
     return Pass(one.facts["name"], outcomes, right, sure, milliseconds), told
 
 
-def _milliseconds(built: Sequence[Built], task: Task, examples: Sequence[Example]) -> list[Floats]:
+def _milliseconds(built: Sequence[Member], task: Task, examples: Sequence[Example]) -> list[Floats]:
     """Return for each member how long each text takes it: what texts of its length took, one by one, all members in turn."""
     windows = built[0].read(examples)
     tokens = np.bincount(windows.owners, windows.tokens.lengths, len(examples))
@@ -164,63 +134,3 @@ def _examples(recipe: Recipe, splits: Splits, task: Task) -> list[Example]:
             told = f"cascade.calibration ({source.path}): {shared} of {len(examples)} texts are in {name} too"
             raise RecipeError(f"{told}: confidence on what was learned or is reported means nothing; name another file, or leave it out")
     return examples
-
-
-def _built(asked: Asked, number: int, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> Built:
-    """Return a member, with its graph copied or quantized where the bundle's own is not it."""
-    splits, task, threads = Splits.of(inputs["data"]), task_of(recipe), recipe.target.threads
-    if asked.point is not None:
-        lengths, model = lengths_of(inputs)[asked.point], inputs["checkpoint"].path / MODEL
-        facts: dict[str, Any] = {"name": asked.point, "folder": None, "lengths": lengths}
-        facts |= {"max_length": splits.max_length, "stride": splits.stride, "pad_id": pad_id_of(model), "single": is_single(inputs)}
-        graph, folder = deployed(inputs).path / "model.onnx", model
-    else:
-        folder = out / MEMBERS / str(number)
-        folder.mkdir(parents=True)
-        facts = _from_teacher(asked, recipe, inputs, folder, log) if asked.teacher else _from_bundle(asked, recipe, inputs, folder)
-        facts, graph = {**facts, "folder": f"{MEMBERS}/{number}"}, folder / GRAPH
-    opened = Graph(graph, threads, single=facts["single"], pad_id=facts["pad_id"], workers=recipe.workers)
-    return Built(facts, reader(folder, task, facts), partial(opened.logits, lengths=facts["lengths"]))
-
-
-def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict[str, Any]:
-    """Put the teacher's graph, in 8 bits if asked, and its tokenizer into the folder.
-
-    It is exported anew, as fast as a student is; the one beside it in the report's table is what others export.
-    """
-    quantized = asked.teacher == "int8"
-    log.note(f"teacher.onnx, as fast as it goes{', in 8 bits' if quantized else ''}")
-    artifact, splits, task = inputs["teacher"], Splits.of(inputs["data"]), task_of(recipe)
-    model, source = PlainModel(checkpoint.load_plain(artifact, splits.labels, task.head)), folder / "float.onnx"
-    export_graph(layered(model), source, recipe.export.opset, portable=recipe.export.portable)
-    folder_of_model = artifact.path / MODEL
-    some = task.windows(tokenizer_of(folder_of_model), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride)
-    parity(model, source, some.tokens, [None], pad_id_of(folder_of_model), recipe.export.tolerance)
-    if quantized:
-        dynamic(source, folder / GRAPH, [])
-        source.unlink()
-    else:
-        source.rename(folder / GRAPH)
-    shutil.copyfile(folder_of_model / "tokenizer.json", folder / "tokenizer.json")
-    reading = {"max_length": splits.max_length, "stride": splits.stride, "pad_id": pad_id_of(folder_of_model)}
-    return {"name": "teacher", "lengths": None, "single": quantized, **reading}
-
-
-def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
-    """Put another bundle's graph and tokenizer into the folder.
-
-    Raises:
-        BundleError: it is no bundle, or was changed.
-        RecipeError: it answers something else.
-    """
-    source = recipe.root / Path(str(asked.bundle)).expanduser()
-    manifest, labels = verify(source), Splits.of(inputs["data"]).labels
-    if manifest["task"] != recipe.task.type or manifest["task_settings"] != recipe.task.settings:
-        raise RecipeError(f"cascade: {source} answers {manifest['task']}, this recipe {recipe.task.type}; members must answer the same")
-    if tuple(manifest["labels"]) != labels:
-        only = sorted({*manifest["labels"]} ^ {*labels}) or list(manifest["labels"])
-        raise RecipeError(f"cascade: {source} has other labels than this recipe ({', '.join(only[:5])}); members must answer the same")
-    for name, copied in (("model.onnx", GRAPH), ("tokenizer.json", "tokenizer.json")):
-        shutil.copyfile(source / name, folder / copied)
-    lengths = manifest["points"][manifest["default_point"]]["lengths"]
-    return {"name": manifest["name"], "lengths": lengths, **{key: manifest[key] for key in ("max_length", "stride", "pad_id", "single")}}

@@ -1,0 +1,118 @@
+"""The members of a recipe's cascade: operating points of its graph, its teacher, and other bundles."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from compressor import checkpoint
+from compressor.cascade import GRAPH, MEMBERS, reader
+from compressor.data import Example
+from compressor.encoded import pad_id_of, tokenizer_of
+from compressor.errors import RecipeError
+from compressor.graphs import export_graph, layered, parity
+from compressor.modeling import PlainModel
+from compressor.pipeline import Inputs, deployed, is_single, lengths_of
+from compressor.progress import Progress
+from compressor.quantizers import dynamic
+from compressor.recipe import Member as Asked
+from compressor.recipe import Recipe
+from compressor.runtime import verify
+from compressor.session import Graph
+from compressor.splits import MODEL, Splits, task_of
+from compressor.tokens import Floats, Tokens
+from compressor.windows import Windows
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member as a bundle describes it, and how it reads and answers."""
+
+    facts: Mapping[str, Any]
+    read: Callable[[Sequence[Example]], Windows]
+    logits: Callable[[Tokens], Floats]
+
+
+def members_of(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> list[Member]:
+    """Return the members in their order; the graphs of those that are no operating point are put under `out`.
+
+    Raises:
+        BundleError: one is no bundle, or was changed.
+        RecipeError: one answers something else.
+    """
+    assert recipe.cascade is not None
+    return _named_apart([_member(asked, number, recipe, inputs, out, log) for number, asked in enumerate(recipe.cascade.members)])
+
+
+def _named_apart(built: Sequence[Member]) -> list[Member]:
+    """Return the members, those of one name numbered from the second on."""
+    found = list[Member]()
+    for one in built:
+        alike = sum(other.facts["name"].split("#")[0] == one.facts["name"] for other in found)
+        name = f"{one.facts['name']}#{alike + 1}" if alike else one.facts["name"]
+        found.append(dataclasses.replace(one, facts={**one.facts, "name": name}))
+    return found
+
+
+def _member(asked: Asked, number: int, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> Member:
+    """Return a member, with its graph copied or quantized where the bundle's own is not it."""
+    splits, task, threads = Splits.of(inputs["data"]), task_of(recipe), recipe.target.threads
+    if asked.point is not None:
+        lengths, model = lengths_of(inputs)[asked.point], inputs["checkpoint"].path / MODEL
+        facts: dict[str, Any] = {"name": asked.point, "folder": None, "lengths": lengths}
+        facts |= {"max_length": splits.max_length, "stride": splits.stride, "pad_id": pad_id_of(model), "single": is_single(inputs)}
+        graph, folder = deployed(inputs).path / "model.onnx", model
+    else:
+        folder = out / MEMBERS / str(number)
+        folder.mkdir(parents=True)
+        facts = _from_teacher(asked, recipe, inputs, folder, log) if asked.teacher else _from_bundle(asked, recipe, inputs, folder)
+        facts, graph = {**facts, "folder": f"{MEMBERS}/{number}"}, folder / GRAPH
+    opened = Graph(graph, threads, single=facts["single"], pad_id=facts["pad_id"], workers=recipe.workers)
+    return Member(facts, reader(folder, task, facts), partial(opened.logits, lengths=facts["lengths"]))
+
+
+def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict[str, Any]:
+    """Put the teacher's graph, in 8 bits if asked, and its tokenizer into the folder.
+
+    It is exported anew, as fast as a student is; the one beside it in the report's table is what others export.
+    """
+    quantized = asked.teacher == "int8"
+    log.note(f"teacher.onnx, as fast as it goes{', in 8 bits' if quantized else ''}")
+    artifact, splits, task = inputs["teacher"], Splits.of(inputs["data"]), task_of(recipe)
+    model, source = PlainModel(checkpoint.load_plain(artifact, splits.labels, task.head)), folder / "float.onnx"
+    export_graph(layered(model), source, recipe.export.opset, portable=recipe.export.portable)
+    folder_of_model = artifact.path / MODEL
+    some = task.windows(tokenizer_of(folder_of_model), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride)
+    parity(model, source, some.tokens, [None], pad_id_of(folder_of_model), recipe.export.tolerance)
+    if quantized:
+        dynamic(source, folder / GRAPH, [])
+        source.unlink()
+    else:
+        source.rename(folder / GRAPH)
+    shutil.copyfile(folder_of_model / "tokenizer.json", folder / "tokenizer.json")
+    reading = {"max_length": splits.max_length, "stride": splits.stride, "pad_id": pad_id_of(folder_of_model)}
+    return {"name": "teacher", "lengths": None, "single": quantized, **reading}
+
+
+def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
+    """Put another bundle's graph and tokenizer into the folder.
+
+    Raises:
+        BundleError: it is no bundle, or was changed.
+        RecipeError: it answers something else.
+    """
+    source = recipe.root / Path(str(asked.bundle)).expanduser()
+    manifest, labels = verify(source), Splits.of(inputs["data"]).labels
+    if manifest["task"] != recipe.task.type or manifest["task_settings"] != recipe.task.settings:
+        raise RecipeError(f"cascade: {source} answers {manifest['task']}, this recipe {recipe.task.type}; members must answer the same")
+    if tuple(manifest["labels"]) != labels:
+        only = sorted({*manifest["labels"]} ^ {*labels}) or list(manifest["labels"])
+        raise RecipeError(f"cascade: {source} has other labels than this recipe ({', '.join(only[:5])}); members must answer the same")
+    for name, copied in (("model.onnx", GRAPH), ("tokenizer.json", "tokenizer.json")):
+        shutil.copyfile(source / name, folder / copied)
+    lengths = manifest["points"][manifest["default_point"]]["lengths"]
+    return {"name": manifest["name"], "lengths": lengths, **{key: manifest[key] for key in ("max_length", "stride", "pad_id", "single")}}
