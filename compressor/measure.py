@@ -62,7 +62,8 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
         shares = _shares([member.name for member in runtime.cascade.members], who, outcomes[cascade], metric)
         runs[cascade] = _routes(Runtime(folder, recipe.target.threads), [[examples[row] for row in rows] for rows in asked])
         sizes[cascade] = sum(p.stat().st_size for p in folder.rglob("*.onnx")) / 1e6
-    log.note(f"latencies, interleaved, threads {recipe.target.threads}, batch {recipe.target.batch}")
+    threads = recipe.target.threads
+    log.note(f"latencies, interleaved, {threads} thread{'s' * (threads > 1)}, batch {recipe.target.batch}")
     times = interleaved(runs, range(len(asked)))
     found = {n: (metric(o), interval(metric, o), times[n], sizes.get(n, sizes["bundle"]), lengths.get(n)) for n, o in outcomes.items()}
     rows = {
