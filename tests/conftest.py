@@ -81,19 +81,25 @@ gates:
 """
 
 
+def write_project(folder: Path, model: Path) -> None:
+    """Write a whole recipe, tiny.yaml, with its data."""
+    for name, count, seed in (("train", 400, 1), ("test", 40, 2)):
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *sentences(count, seed)])
+    (folder / "tiny.yaml").write_text(RECIPE.format(model=model), encoding="utf-8")
+
+
 @pytest.fixture
 def make_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
     """Write a whole recipe with its data; `replace` changes parts of its text."""
 
     def make(**replace: str) -> Path:
-        for name, count, seed in (("train", 400, 1), ("test", 40, 2)):
-            with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("text", "label"), *sentences(count, seed)])
-        text = RECIPE.format(model=tiny_model)
+        write_project(tmp_path, tiny_model)
+        path = tmp_path / "tiny.yaml"
+        text = path.read_text(encoding="utf-8")
         for old, new in replace.items():
             assert old in text, old
             text = text.replace(old, new)
-        path = tmp_path / "tiny.yaml"
         path.write_text(text, encoding="utf-8")
         return path
 
@@ -104,10 +110,7 @@ def make_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """One whole build, made once: the folder that holds recipe, data and artifacts."""
     folder = tmp_path_factory.mktemp("built")
-    for name, count, seed in (("train", 400, 1), ("test", 40, 2)):
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("text", "label"), *sentences(count, seed)])
-    (folder / "tiny.yaml").write_text(RECIPE.format(model=tiny_model), encoding="utf-8")
+    write_project(folder, tiny_model)
     done = compress("run", "tiny.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder

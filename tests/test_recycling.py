@@ -23,7 +23,7 @@ from compressor.scoring import inputs_of
 from compressor.store import Identity, Store
 from compressor.training import fit
 from compressor.tuning import prepare
-from tests.conftest import compress, sentences
+from tests.conftest import compress, sentences, write_project
 from tests.test_families import model_of
 
 CPU = torch.device("cpu")
@@ -135,15 +135,8 @@ RECYCLE = "recycle={layer: 50%, dtype: float32}"
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A teacher that was fine-tuned above a recycled layer."""
-    import csv
-
-    from tests.conftest import RECIPE
-
     folder = tmp_path_factory.mktemp("recycled")
-    for name, count, seed in (("train", 400, 1), ("test", 40, 2)):
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("text", "label"), *sentences(count, seed)])
-    (folder / "tiny.yaml").write_text(RECIPE.format(model=tiny_model), encoding="utf-8")
+    write_project(folder, tiny_model)
     done = compress("run", "tiny.yaml", "--set", RECYCLE, "--until", "finetune", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
