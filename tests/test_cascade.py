@@ -282,6 +282,15 @@ def test_a_cascade_may_be_what_a_client_gets_and_what_gates_judge(project: Path)
     assert '<tr class="pick"><th scope="row" class="nb">INT8 cascade</th>' in report
 
 
+def test_a_calibration_split_of_its_own_may_have_more_texts_than_are_timed(project: Path) -> None:
+    rows = "".join(f"{text},{label}\n" for text, label in sentences(120, 9))
+    (project / "more.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
+    section = "cascade={members: [{point: min}, {point: full}], calibration: more.csv}"
+    done = compress("run", "tiny.yaml", "--set", section, "--until", "cascade", "--format", "json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["calibrated_on"] == 120
+
+
 REFUSED = {
     "{members: [{point: min}, {bundle: nowhere}]}": (7, "no bundle here"),
     "{members: [{point: min}, {point: full}], calibration: other.csv}": (3, "other.csv: not found"),

@@ -89,7 +89,7 @@ def _milliseconds(built: Sequence[Member], task: Task, examples: Sequence[Exampl
     def runner(number: int) -> Run:
         return lambda position: built[number].logits(read[number][position])
 
-    best = [found.min(0) for found in timed({str(n): runner(n) for n in range(len(built))}, rows, ROUNDS).values()]
+    best = [found.min(0) for found in timed({str(n): runner(n) for n in range(len(built))}, range(len(rows)), ROUNDS).values()]
     known, where = np.unique(tokens[rows], return_inverse=True)
     return [np.interp(tokens, known, np.bincount(where, ms) / np.bincount(where)) for ms in best]
 
