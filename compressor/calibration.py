@@ -68,13 +68,14 @@ def _negative_log_likelihood(task: Task, logits: Floats, windows: Windows, targe
             for (begin, end), own in zip(windows.spans(), targets, strict=True)
             if (own >= 0).all()
         ]
-        likely = np.concatenate(found)
+        likely = np.concatenate([np.zeros(0), *found])
     elif task.choice == "each":
         likely = 1 / (1 + np.exp(np.where(targets == 1, -logits, logits)))
     else:
         known = np.flatnonzero(targets >= 0)
         likely = softmax(logits[known])[np.arange(len(known)), targets[known]]
-    return float(-np.log(np.maximum(likely, 1e-12)).mean())
+    likely = likely[~np.isnan(likely)]  # a member whose logits are no numbers is told of, and goes on
+    return float(-np.log(np.maximum(likely, 1e-12)).mean()) if likely.size else 0.0
 
 
 def rightness(task: Task, outcomes: Floats) -> NDArray[np.bool_]:

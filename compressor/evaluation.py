@@ -7,6 +7,7 @@ from compressor.data import Example
 from compressor.errors import RecipeError
 from compressor.runtime import Runtime
 from compressor.scores import interval
+from compressor.tasks import Task
 
 
 def evaluate(
@@ -23,10 +24,7 @@ def evaluate(
         BundleError: there is no such point, or no cascade.
     """
     task, name = runtime.task, runtime.manifest["metric"]
-    for number, example in enumerate(examples, 1):
-        for label in task.outputs(task.names(example)):
-            if label not in runtime.labels:
-                raise RecipeError(f"example {number} has label {label!r}; this bundle answers {', '.join(runtime.labels)}")
+    check_labels(task, examples, runtime.labels)
     metric, facts = task.metrics[name], dict[str, Any]()
     policy = runtime.default_policy if point is None and policy is None else policy
     if policy is None:
@@ -36,3 +34,15 @@ def evaluate(
         facts = {"policy": policy, "answered": {member.name: who.count(member.name) for member in runtime.cascade.members}}
     low, high = interval(metric, outcomes)
     return {"metric": name, "score": metric(outcomes), "low": low, "high": high, "examples": len(examples), **facts}
+
+
+def check_labels(task: Task, examples: Sequence[Example], known: Sequence[str]) -> None:
+    """Refuse examples that a bundle cannot be scored on.
+
+    Raises:
+        RecipeError: one has a label that is not known.
+    """
+    for number, example in enumerate(examples, 1):
+        for label in task.outputs(task.names(example)):
+            if label not in known:
+                raise RecipeError(f"example {number} has label {label!r}; this bundle answers {', '.join(known)}")

@@ -112,7 +112,7 @@ class Recycled(Encoded):
 
 
 def content_of(text: Tokens) -> bytes:
-    """Return what tells a text from others: its token and segment ids (the default KeyExtractor)."""
+    """Return what tells a text from others: its token and segment ids."""
     return text.ids.astype("<i4").tobytes() + b"/" + text.segments.astype("i1").tobytes()
 
 

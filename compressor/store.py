@@ -2,7 +2,7 @@
 
 What:     an lmdb file of ragged rows without padding; each entry has a checksum, and what does not match it is a miss.
 Papers:   embedding recycling (arXiv:2207.04993).
-Formula:  key = sha256(model, layer, tokenizer, dtype; token and segment ids of one text); int8: x ≈ scale · q, one scale a row.
+Formula:  key = sha256(model, layer, tokenizer, precision, dtype; token and segment ids of one text); int8: x ≈ scale · q, one scale a row.
 Defaults: float16; 20 GB, of which entries take four fifths before those that were not read for longest go.
 Limits:   one machine; a process that is killed loses at most the batch that it was writing.
 """
@@ -29,10 +29,9 @@ _HEADER = struct.Struct("<IBII")
 FULL, ROOM = 0.8, 0.6
 """Share of the largest size at which entries go, and that they leave."""
 SMALLEST = 2**20
+"""Bytes of the smallest file that lmdb can work in."""
 TOUCHES = 4096
 """Entries that were read before it is written down when."""
-KeyExtractor = Callable[[Any], bytes]
-"""What tells one object from another: the default takes the token and segment ids of a text."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Identity:
     dtype: DType
 
     def key(self, content: bytes) -> bytes:
-        """Return the key of an object, from what its KeyExtractor returned."""
+        """Return the key of a text, from what tells it from others."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode() + b"\n" + content).digest()
 
 
@@ -69,7 +68,11 @@ class Store:
         except (lmdb.Error, OSError) as error:
             self._stop(f"it cannot be written ({error})")
             self.env = self._readable(folder, size)
-        self.entries, self.used = (self._db(name) for name in (b"entries", b"used"))
+        try:
+            self.entries, self.used = (self.env.open_db(name, create=self.filling) for name in (b"entries", b"used"))
+        except lmdb.Error:
+            self.env.close()
+            raise RecipeError(f"recycle.store {folder}: holds no store, and none can be made; name a folder that can be written") from None
         self.limit = FULL * size
         self._check(identity)
         self.clock = self._latest() + 1
@@ -80,19 +83,16 @@ class Store:
         except (lmdb.Error, OSError):
             raise RecipeError(f"recycle.store {folder}: cannot be made or read; name a folder that can be written") from None
 
-    def _db(self, name: bytes) -> Any:
-        return self.env.open_db(name, create=self.filling)
-
     def _check(self, identity: Identity) -> None:
         with self.env.begin() as txn:
             known = txn.get(b"about")
         if known is None and self.filling:
             with self.env.begin(write=True) as txn:
                 txn.put(b"about", json.dumps(asdict(identity)).encode())
-        elif known is not None and (there := Identity(**json.loads(known))) != identity:
-            differing = ", ".join(
-                f"{k} {str(v)[:12]}, not {str(getattr(identity, k))[:12]}" for k, v in asdict(there).items() if v != getattr(identity, k)
-            )
+        elif known is not None and (there := json.loads(known)) != (wanted := asdict(identity)):
+            named = [(k, str(there.get(k)), str(v)) for k, v in wanted.items() if there.get(k) != v]
+            differing = ", ".join(f"{k} {old[:12]}, not {new[:12]}" for k, old, new in named)
+            self.env.close()
             raise RecipeError(f"recycle.store {self.folder}: made for {differing}; name another folder, or remove this one")
 
     def _latest(self) -> int:

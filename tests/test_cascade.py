@@ -164,6 +164,13 @@ def test_temperature_makes_confidence_the_share_of_right_answers(true: float) ->
     assert after < 0.03 < before
 
 
+def test_a_temperature_is_found_where_logits_are_no_numbers_or_nothing_is_known() -> None:
+    task, logits = TextClassification(), np.array([[np.nan, 1.0], [2.0, 0.0]])
+    assert 0 < fit_temperature(task, logits, windows_of([1, 1]), np.array([0, 0])) < math.inf
+    assert 0 < fit_temperature(task, logits, windows_of([1, 1]), np.array([-100, -100])) < math.inf
+    assert 0 < fit_temperature(QuestionAnswering(), np.zeros((3, 2)), windows_of([3]), np.array([[-100, -100]])) < math.inf
+
+
 def test_temperature_of_the_other_tasks() -> None:
     tags, places = np.array([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]] * 20), windows_of([60], places=[[i] for i in range(60)])
     assert fit_temperature(TokenClassification(), tags, places, np.array([0, 0, -100] * 20)) > 2  # half of what it is sure of is wrong
@@ -289,6 +296,14 @@ def test_a_calibration_split_of_its_own_may_have_more_texts_than_are_timed(proje
     done = compress("run", "tiny.yaml", "--set", section, "--until", "cascade", "--format", "json", cwd=project)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["metrics"]["calibrated_on"] == 120
+
+
+def test_a_label_of_the_calibration_that_train_lacks_is_named(project: Path) -> None:
+    (project / "odd.csv").write_text("text,label\na strange film,odd\n", encoding="utf-8")
+    section = "cascade={members: [{point: min}, {point: full}], calibration: odd.csv}"
+    done = compress("run", "tiny.yaml", "--set", section, "--until", "cascade", cwd=project)
+    assert done.returncode == 3, done.stderr
+    assert "cascade.calibration (odd.csv): example 1 has label 'odd'; this bundle answers negative, positive" in done.stderr
 
 
 REFUSED = {

@@ -148,6 +148,9 @@ def test_a_read_only_store_is_read_and_not_filled(
     assert store.read([key(2)]) == [None]
     assert len(told) == 1
     assert "cannot be written" in told[0]
+    real(str(tmp_path / "bare")).close()
+    with pytest.raises(RecipeError, match="holds no store, and none can be made; name a folder that can be written"):
+        Store(tmp_path / "bare", IDENTITY, 2**20, told.append)
     with pytest.raises(RecipeError, match="cannot be made or read; name a folder that can be written"):
         Store(tmp_path / "nowhere", IDENTITY, 2**20, told.append)
 

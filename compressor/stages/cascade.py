@@ -22,6 +22,7 @@ from compressor.calibration import Pass, Setting
 from compressor.confidence import confidences
 from compressor.data import Example, read_examples, text_hash
 from compressor.errors import RecipeError, StageError
+from compressor.evaluation import check_labels
 from compressor.latency import Run, sample, timed
 from compressor.members import Member, members_of
 from compressor.pipeline import Inputs
@@ -127,6 +128,10 @@ def _examples(recipe: Recipe, splits: Splits, task: Task) -> list[Example]:
     if source is None:
         return list(splits.examples("search"))
     examples = list(read_examples(source.path, recipe.columns(), task, root=recipe.root, split="cascade.calibration", limit=source.limit))
+    try:
+        check_labels(task, examples, splits.labels)
+    except RecipeError as error:
+        raise RecipeError(f"cascade.calibration ({source.path}): {error}; mend the label or leave the row out") from None
     for name in ("train", "test"):
         seen = {text_hash(e) for e in splits.examples(name)}
         shared = sum(text_hash(e) in seen for e in examples)
