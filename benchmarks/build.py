@@ -16,7 +16,7 @@ from benchmarks.child import COMPRESS, run
 from benchmarks.record import conclude, recipe_parser
 from compressor.errors import GateError
 
-KEPT = ("data", "variants", "points", "gates", "findings", "stage_gains", "baselines", "front")
+KEPT = ("data", "variants", "points", "cascade", "gates", "findings", "stage_gains", "baselines", "front")
 
 
 def measure(recipe: Path, changes: list[str], artifacts: Path, profile: str) -> dict[str, Any]:
