@@ -101,8 +101,9 @@ class Unbucketed(Tokens):
 def ours(work: Work, precision: Literal["auto", "float32"] = "auto", texts: type[Tokens] = Tokens) -> Meter:
     """Train with `fit`, with the losses of the finetune stage."""
     meter, model = Meter(work.warm_up), PlainModel(work.model)
-    tokens = work.train.tokens
-    train = dataclasses.replace(work.train, tokens=texts(tokens.ids, tokens.segments, tokens.starts))
+    windows, tokens = work.train.windows, work.train.tokens
+    windows = dataclasses.replace(windows, tokens=texts(tokens.ids, tokens.segments, tokens.starts))
+    train = dataclasses.replace(work.train, windows=windows)
     settings = Training(epochs=1, max_steps=work.steps, batch_size=BATCH, precision=precision, checkpoint_every=work.steps)
 
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:

@@ -11,7 +11,7 @@ import pytest
 from compressor import doctor
 from compressor.doctor import Check
 
-FACTS = {"cpu": "Xeon", "cores": 4, "threads_per_core": 1, "isa": ["avx2", "avx512_vnni", "avx512_bf16"], "memory_gb": 16.0, "os": "Linux"}
+FACTS = {"cpu": "Xeon", "cores": 4, "threads_per_core": 1, "isa": ["avx2", "avx512_vnni", "amx_bf16"], "memory_gb": 16.0, "os": "Linux"}
 
 
 def statuses(checks: list[Check]) -> dict[str, str]:
@@ -73,7 +73,7 @@ def test_known_bad_combinations(found: dict[str, str], expected: dict[str, str])
     [
         ({}, {}),
         ({"isa": ["avx2"]}, {"int8": "warn", "bf16": "warn"}),
-        ({"isa": ["avx2", "avx_vnni"]}, {"bf16": "warn"}),
+        ({"isa": ["avx2", "avx_vnni", "avx512_bf16"]}, {"bf16": "warn"}),
         ({"isa": []}, {"instruction set": "warn"}),
         ({"threads_per_core": 2}, {"hyper-threads": "warn"}),
         ({"memory_gb": 3.9}, {"memory": "warn"}),

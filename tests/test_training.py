@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor import scoring
 from compressor.classification import TextClassification
 from compressor.encoded import Encoded
 from compressor.errors import StageError
@@ -91,3 +92,22 @@ def test_steps_follow_from_epochs_and_the_limit() -> None:
     assert count_steps(10, Training(epochs=2, batch_size=4)) == 6
     assert count_steps(10, Training(epochs=0.5, batch_size=4)) == 2
     assert count_steps(10, Training(epochs=2, batch_size=4, max_steps=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("isa", "precision", "bfloat16"),
+    [
+        (["avx512_bf16", "amx_bf16"], "auto", True),
+        (["avx512_bf16"], "auto", False),  # slower than float32 there
+        (["avx2"], "auto", False),
+        (["avx2"], "bfloat16", True),
+        (["amx_bf16"], "float32", False),
+    ],
+)
+def test_products_are_in_bfloat16_where_that_is_fast(
+    isa: list[str], precision: str, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "describe", lambda: {"isa": isa})
+    with scoring.autocast(precision, torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
