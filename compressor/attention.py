@@ -23,17 +23,21 @@ UNSEEN = -1e4
 """Score of a token that must not be seen."""
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, heads: int, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, real: Tensor, bias: Tensor | None, heads: int, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Return the context (batch, queries, hidden) and the probabilities (batch, heads, queries, seq).
 
-    q is (batch, queries, hidden), k and v are (batch, seq, hidden), `seen` broadcasts to (batch, heads, queries, seq).
+    q is (batch, queries, hidden), k and v are (batch, seq, hidden); `real` (batch, seq) says which keys are no padding; `bias` (batch,
+    heads or 1, queries, seq) is added to the scores.
     """
 
     def split(x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (batch, heads, tokens, head_dim)
 
     scores = split(q) * (q.shape[-1] // heads) ** -0.5 @ split(k).transpose(-1, -2)
-    probabilities = (scores + torch.where(seen, 0.0, UNSEEN).to(scores.dtype)).softmax(-1)
+    scores = scores if bias is None else scores + bias.to(scores.dtype)
+    probabilities = (scores + torch.where(real, 0.0, UNSEEN)[:, None, None].to(scores.dtype)).softmax(-1)
     return (attention_dropped(probabilities, dropout) @ split(v)).transpose(1, 2).flatten(2), probabilities
 
 
@@ -54,17 +58,30 @@ class ExportedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, real: Tensor, padded: Tensor, leaves: Tensor, heads: int, size: int, kind: Significance
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        real: Tensor,
+        padded: Tensor,
+        leaves: Tensor,
+        bias: Tensor | None,
+        heads: int,
+        size: int,
+        kind: Significance,
     ) -> tuple[Tensor, Tensor]:
         """Return context (batch, queries, hidden) and significance (batch, seq)."""
-        context, probabilities = attention(q, k, v, real[:, None, None], heads)
+        context, probabilities = attention(q, k, v, real, bias, heads)
         return context, significance_of(probabilities, real, kind)
 
     @staticmethod
-    def symbolic(g: Any, q: Any, k: Any, v: Any, real: Any, padded: Any, leaves: Any, heads: int, size: int, kind: Significance) -> Any:
+    def symbolic(
+        g: Any, q: Any, k: Any, v: Any, real: Any, padded: Any, leaves: Any, bias: Any, heads: int, size: int, kind: Significance
+    ) -> Any:
         """Write the node; what it stands for is a function of the graph."""
         settings = {"num_heads_i": heads, "split_i": [0, 0, heads, size], "scale_f": size**-0.5}
-        found = g.op(f"{DOMAIN}::attention_{kind}", q, k, v, real, padded, leaves, **settings, outputs=1 if kind == "none" else 2)
+        name, inputs = (f"attention_{kind}", []) if bias is None else (f"biased_attention_{kind}", [bias])
+        found = g.op(f"{DOMAIN}::{name}", q, k, v, real, padded, leaves, *inputs, **settings, outputs=1 if kind == "none" else 2)
         context, significance = (found, g.op("Constant", value_t=torch.zeros(0))) if kind == "none" else found
         context.setType(q.type())  # the exporter warns of what it cannot infer
         significance.setType(q.type().with_sizes([None, None]))

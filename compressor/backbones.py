@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compressor.attention import UNSEEN
 from compressor.errors import RecipeError
 
 
@@ -30,8 +31,8 @@ class Backbone(Protocol):
         """
         ...
 
-    def near(self, layer: Any, positions: Tensor) -> Tensor | None:
-        """Return which tokens see each other (batch, tokens, tokens) in a layer of local attention; None: all do."""
+    def bias(self, layer: Any, positions: Tensor) -> Tensor | None:
+        """Return what is added to attention scores (batch, heads or 1, tokens, tokens), of queries by keys; None: nothing is."""
         ...
 
     def attended(self, layer: Any, context: Tensor, queries: Tensor) -> Tensor:
@@ -57,15 +58,16 @@ class BertBackbone:
     def __init__(self, model: Any) -> None:
         self.model, self.encoder = model, model.base_model
         self.layers = self.encoder.encoder.layer
-        self.segments = model.config.type_vocab_size > 1
+        self.segments = getattr(model.config, "type_vocab_size", 0) > 1
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """Return embeddings, at the layers' width."""
         hidden: Tensor = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids if self.segments else None)
         return self.encoder.embeddings_project(hidden) if hasattr(self.encoder, "embeddings_project") else hidden
 
-    def near(self, layer: Any, positions: Tensor) -> None:
-        """Return None: attention is global here."""
+    def bias(self, layer: Any, positions: Tensor) -> Tensor | None:
+        """Return None: positions are in the embeddings, and attention is global."""
+        return None
 
     def project(self, layer: Any, queries: Tensor, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k, v; positions are in the embeddings."""
@@ -96,6 +98,37 @@ class BertBackbone:
         return found
 
 
+class MPNetBackbone(BertBackbone):
+    """MPNet: how far a key stands from its query is worth a bias, one table for all layers."""
+
+    FARTHEST = 128
+    """Distances beyond it count as it does."""
+
+    def bias(self, layer: Any, positions: Tensor) -> Tensor:
+        """Return the bias of each head by where query and key stood in their text."""
+        within = self.encoder.encoder
+        distances = torch.arange(-self.FARTHEST, self.FARTHEST + 1, device=positions.device)
+        table = within.relative_attention_bias(within.relative_position_bucket(distances))  # (257, heads)
+        apart = (positions[:, None, :] - positions[:, :, None]).clamp(-self.FARTHEST, self.FARTHEST) + self.FARTHEST
+        return F.embedding(apart, table).permute(0, 3, 1, 2)
+
+    def project(self, layer: Any, queries: Tensor, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k, v."""
+        attention = layer.attention.attn
+        return attention.q(queries), attention.k(states), attention.v(states)
+
+    def attended(self, layer: Any, context: Tensor, queries: Tensor) -> Tensor:
+        """Return the attention block's output."""
+        block = layer.attention
+        output: Tensor = block.LayerNorm(block.dropout(block.attn.o(context)) + queries)
+        return output
+
+    def dropout(self, layer: Any) -> nn.Module:
+        """Return the dropout of attention probabilities."""
+        module: nn.Module = layer.attention.attn.dropout
+        return module
+
+
 class DistilBertBackbone:
     """DistilBERT."""
 
@@ -107,8 +140,9 @@ class DistilBertBackbone:
         hidden: Tensor = self.model.distilbert.embeddings(input_ids)
         return hidden
 
-    def near(self, layer: Any, positions: Tensor) -> None:
-        """Return None: attention is global here."""
+    def bias(self, layer: Any, positions: Tensor) -> Tensor | None:
+        """Return None: positions are in the embeddings, and attention is global."""
+        return None
 
     def project(self, layer: Any, queries: Tensor, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k, v; positions are in the embeddings."""
@@ -153,12 +187,12 @@ class ModernBertBackbone:
         hidden: Tensor = self.encoder.embeddings(input_ids=input_ids)
         return hidden
 
-    def near(self, layer: Any, positions: Tensor) -> Tensor | None:
-        """Return which tokens stood near each other in their text."""
+    def bias(self, layer: Any, positions: Tensor) -> Tensor | None:
+        """Return what hides tokens that stood far from each other in their text."""
         if layer.attention_type != "sliding_attention":
             return None
-        near: Tensor = (positions[:, :, None] - positions[:, None, :]).abs() <= self.model.config.sliding_window
-        return near
+        near = (positions[:, :, None] - positions[:, None, :]).abs() <= self.model.config.sliding_window
+        return torch.where(near, 0.0, UNSEEN)[:, None]
 
     def project(self, layer: Any, queries: Tensor, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q and k, turned by where each token stood in its text, and v."""
@@ -215,6 +249,7 @@ BACKBONES: dict[str, Callable[[Any], Backbone]] = {
     "bert": BertBackbone,
     "roberta": BertBackbone,
     "electra": BertBackbone,
+    "mpnet": MPNetBackbone,
     "distilbert": DistilBertBackbone,
     "modernbert": ModernBertBackbone,
 }

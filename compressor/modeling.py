@@ -199,14 +199,15 @@ class LengthAdaptiveModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the attention block's output (batch, queries, hidden) and the significance of each key (batch, seq), or nothing (0,)."""
         q, k, v = self.parts.project(layer, queries, state.hidden, state.rows)
-        near = self.parts.near(layer, state.rows)
-        if near is None and torch.onnx.is_in_onnx_export():
+        bias = self.parts.bias(layer, state.rows)
+        bias = None if bias is None else bias[:, :, : queries.shape[1]]
+        if torch.onnx.is_in_onnx_export():
             leaves = torch.zeros((), dtype=torch.bool) if leaves is None else leaves
             sizes = (self.heads, self.head_size)
-            context, significance = ExportedAttention.apply(q, k, v, state.real, padded, leaves, *sizes, kind)  # type: ignore[no-untyped-call]
+            context, significance = ExportedAttention.apply(q, k, v, state.real, padded, leaves, bias, *sizes, kind)  # type: ignore[no-untyped-call]
         else:
-            seen, dropout = state.real[:, None, None, :], self.parts.dropout(layer)
-            seen = seen if near is None else seen & near[:, None, : queries.shape[1]]
-            context, probabilities = attention(q, k, v, seen, self.heads, float(dropout.p) if dropout.training else 0.0)  # type: ignore[arg-type]
+            dropout = self.parts.dropout(layer)
+            rate = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
+            context, probabilities = attention(q, k, v, state.real, bias, self.heads, rate)
             significance = significance_of(probabilities, state.real, kind)
         return self.parts.attended(layer, context, queries), significance

@@ -6,7 +6,8 @@ Limits:   `portable` graphs have no operators of onnxruntime's own; full-attenti
           kernel gives.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from itertools import count
 
 import onnx
@@ -25,9 +26,9 @@ _SOFTMAX = """If (padded) <
             unseen = Constant <value_float = UNSEEN> ()
             axes = Constant <value_ints = [1, 2]> ()
             columns = Unsqueeze (real, axes)
-            bias = Where (columns, zero, unseen)
-            biased = Add (SCORES, bias)
-            of_real = Softmax <axis = -1> (biased)
+            hiding = Where (columns, zero, unseen)
+            visible = Add (SCORES, hiding)
+            of_real = Softmax <axis = -1> (visible)
         },
         else_branch = plain () => (float[b, h, m, n] of_all) {
             of_all = Softmax <axis = -1> (SCORES)
@@ -119,6 +120,16 @@ _VOTE_OF_CLS = """
     >
     SIGNIFICANCE = ReduceSum <keepdims = 0> (row, heads)
 """
+_SOME_BIAS = """
+    by_query = Constant <value_ints = [2]> ()
+    some_bias = Slice (bias, begin, end, by_query, every)
+"""
+_BIAS_OF_CLS = """
+    by_query = Constant <value_ints = [2]> ()
+    one_row = Slice (bias, from, to, by_query)
+    row_of_bias = Squeeze (one_row, by_query)
+    cls_bias = Transpose <perm = [0, 2, 1]> (row_of_bias)
+"""
 _NONE = """
     SIGNIFICANCE = Constant <value = float[1, 1] {0.0}> ()
 """
@@ -186,6 +197,18 @@ def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
         text = f"{domains} {head} {{{body}}}".replace("UNSEEN", f"{UNSEEN:.1f}").replace("EVERY", str(EVERY))
         return parser.parse_function(text)
 
+    for name, inputs, of in (("attention", "", str), ("biased_attention", ", bias", _biased)):
+        head = f"<num_heads, split, scale> (q, k, v, real, padded, leaves{inputs})"
+        for kind, body in _attention_bodies(portable).items():
+            outputs = "context" if kind == "none" else "context, significance"
+            yield function(f"{name}_{kind} {head} => ({outputs})", of(body))
+    after = "hidden_after, real_after, rows_after, ahead_after"
+    yield function(f"drop (hidden, real, rows, ahead, significance, keep, leaves) => ({after})", _DROP)
+    yield function("restore (restored, hidden, rows, starts, real, padded, due) => (states)", _RESTORE)
+
+
+def _attention_bodies(portable: bool) -> Mapping[str, str]:
+    """Return what attention of each kind of significance stands for."""
     probabilities = _PROBABILITIES.replace("SOFTMAX", _SOFTMAX.replace("SCORES", "scores"))
     plain = probabilities if portable else _FUSED
     votes = {
@@ -194,17 +217,18 @@ def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
         + _VOTES.replace("VOTERS", "voters").replace("ROWS", "some"),
         "cls": _VOTE_OF_CLS,
     }
-    inputs = "<num_heads, split, scale> (q, k, v, real, padded, leaves)"
     context = plain.replace("CONTEXT", "context")
-    for kind in ("sampled", "cls"):
-        body = f"{_SHARED}{context}{_if_tokens_leave(votes[kind], _NONE, 'SIGNIFICANCE')}"
-        yield function(f"attention_{kind} {inputs} => (context, significance)", body)
     ranked = _if_tokens_leave(probabilities + votes["attention"], plain + _NONE, "CONTEXT", "SIGNIFICANCE")
-    yield function(f"attention_attention {inputs} => (context, significance)", _SHARED + ranked)
-    yield function(f"attention_none {inputs} => (context)", _SHARED + context)
-    after = "hidden_after, real_after, rows_after, ahead_after"
-    yield function(f"drop (hidden, real, rows, ahead, significance, keep, leaves) => ({after})", _DROP)
-    yield function("restore (restored, hidden, rows, starts, real, padded, due) => (states)", _RESTORE)
+    beside = {kind: context + _if_tokens_leave(votes[kind], _NONE, "SIGNIFICANCE") for kind in ("sampled", "cls")}
+    return {kind: _SHARED + body for kind, body in {"none": context, "attention": ranked, **beside}.items()}
+
+
+def _biased(body: str) -> str:
+    """Return attention's body with a bias added to every score; the fused kernel takes it as an input."""
+    body = body.replace("(q, k, v, , mask)", "(q, k, v, , mask, bias)").replace("(q, k, v)", "(q, k, v, , , bias)")
+    for scores, bias, rows in (("scores", "bias", ""), ("some_scores", "some_bias", _SOME_BIAS), ("of_cls", "cls_bias", _BIAS_OF_CLS)):
+        body = re.sub(rf"\b{scores} = (.*)", rf"{scores}_alone = \1 {rows} {scores} = Add ({scores}_alone, {bias})", body)
+    return body
 
 
 def _if_tokens_leave(some: str, none: str, *outputs: str) -> str:

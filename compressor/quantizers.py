@@ -51,7 +51,7 @@ def dynamic(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_also_taken_apart(kept),
+            nodes_to_exclude=[*_also_taken_apart(kept), *_biases(onnx.load(source).graph)],
             extra_options=FLOAT,
         )
 
@@ -82,9 +82,10 @@ def neural_compressor(source: Path, target: Path, feeds: Sequence[Feed], kept: C
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         onnx.save(model, scratch / "float.onnx")
+        stay = [*_products_of_activations(model.graph), *_biases(model.graph), *_also_taken_apart(kept)]
         arrays: dict[str, Any] = {f"{number}/{name}": array for number, feed in enumerate(feeds) for name, array in feed.items()}
         np.savez(scratch / "feeds.npz", **arrays)
-        (scratch / "kept.json").write_text(json.dumps([*_products_of_activations(model.graph), *_also_taken_apart(kept)]), encoding="utf-8")
+        (scratch / "kept.json").write_text(json.dumps(stay), encoding="utf-8")
         files = ["float.onnx", "int8.onnx", "feeds.npz", "kept.json"]
         NEURAL_COMPRESSOR.run(Path(neural_compressor_script.__file__), [*files, str(int(reduce_range))], scratch)
         model = onnx.load(scratch / "int8.onnx")
@@ -118,8 +119,15 @@ def _also_taken_apart(names: Collection[str]) -> list[str]:
     return [*names, *(f"{name}_MatMul" for name in names)]
 
 
+def _biases(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of look-ups of attention's biases, a number a head: 8 bits save nothing, and onnxruntime 1.31 aborts on them."""
+    widths = {i.name: i.dims[1] for i in graph.initializer if len(i.dims) == 2}
+    lookups = {node.name: widths[node.input[0]] for node in graph.node if node.op_type == "Gather" and node.input[0] in widths}
+    return [name for name, width in lookups.items() if width < max(lookups.values())]  # those of embeddings are as wide as a word's
+
+
 def _products_of_activations(graph: onnx.GraphProto) -> list[str]:
-    """Return attention's own products: in 8 bits no nearer to float, and slower."""
+    """Return attention's own products, those of two activations: in 8 bits no nearer to float, and slower."""
     constants = {i.name for i in graph.initializer}
     return [node.name for node in graph.node if node.op_type == "MatMul" and not constants & set(node.input)]
 
@@ -143,10 +151,8 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *
             preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point, weights have none
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(feeds),
-            ignored_scope=nncf.IgnoredScope(names=[*_products_of_activations(graph.graph), *kept]),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                overflow_fix=overflow
-            ),  # two activations: in 8 bits no nearer, and slower
+            ignored_scope=nncf.IgnoredScope(names=[*_products_of_activations(graph.graph), *_biases(graph.graph), *kept]),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
         )
     return model
 

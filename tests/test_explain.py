@@ -34,7 +34,7 @@ def test_a_bundle_s_products_are_int8_and_fewer_at_its_smallest_point(bundle: Pa
     assert full["products_in_float"] == 0
     assert classes["INT8 products"]["million_macs"] > classes["attention"]["million_macs"] > 0
     assert smallest["million_macs"] < full["million_macs"]
-    assert sum(row["share"] for row in full["operators"]) == pytest.approx(1, abs=0.1)
+    assert full["operators"][-1]["class"] == "between operators"
     assert [gain["stage"] for gain in full["stage_gains"]][:2] == ["distill", "quantize"]
 
 

@@ -16,12 +16,15 @@ from transformers import (
     RobertaConfig,
 )
 
+from compressor.attention import Significance
 from compressor.backbones import BACKBONES
 from compressor.dropping import State
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, shape_of
-from compressor.graphs import FullLengthModel, export_graph, layered, parity
+from compressor.graphs import NAMES, FullLengthModel, export_graph, layered, parity
 from compressor.modeling import HEADS, LengthAdaptiveModel, PlainModel
+from compressor.quantizers import Quantizer, count_products, dynamic, static
+from compressor.session import Graph
 from compressor.students import select_layers
 from compressor.tokens import Tokens
 
@@ -137,9 +140,36 @@ def test_the_exported_graph_equals_torch(kind: str, head: str, tmp_path: Path) -
     assert parity(model, tmp_path / "model.onnx", texts, [None, (12, 6, 1), (L,) * 3, (1, 1, 1)], 0, 1e-4) < 1e-4
 
 
+@pytest.mark.parametrize("portable", [True, False])
+@pytest.mark.parametrize("significance", ["attention", "sampled", "cls"])
+@pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
+def test_a_graph_whose_scores_have_a_bias_equals_torch(kind: str, significance: Significance, portable: bool, tmp_path: Path) -> None:
+    model = LengthAdaptiveModel(model_of(kind), L, significance).eval()
+    export_graph(model, tmp_path / "model.onnx", 17, portable=portable)
+    ids = batch(16, 9, 3)[0].numpy()
+    texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
+    assert parity(model, tmp_path / "model.onnx", texts, [None, (12, 6, 1), (9, 9, 2)], 0, 1e-4) < 1e-4
+
+
+@pytest.mark.parametrize("quantizer", [dynamic, static])
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_the_graph_of_every_family_runs_in_8_bits(kind: str, quantizer: Quantizer, tmp_path: Path) -> None:
+    model = LengthAdaptiveModel(model_of(kind), L).eval()
+    export_graph(model, tmp_path / "float.onnx", 17)
+    feeds = [dict(zip(NAMES, (t.numpy() for t in batch(length)), strict=True)) for length in (16, 9, 3)]
+    feeds = [{**feed, "lengths": np.array([L] * 3)} for feed in feeds]
+    quantizer(tmp_path / "float.onnx", tmp_path / "int8.onnx", feeds)
+    assert count_products(tmp_path / "int8.onnx")["float"] == 0
+    ids = batch(16)[0][0].numpy()
+    text = Tokens(ids, ids * 0, np.array([0, L]))
+    for lengths in ([L] * 3, [12, 6, 1]):
+        floats, eights = (Graph(tmp_path / name, 1, single=True, pad_id=0).logits(text, lengths) for name in ("float.onnx", "int8.onnx"))
+        np.testing.assert_allclose(eights, floats, atol=0.05)
+
+
 def test_an_unsupported_family_is_refused_as_a_length_adaptive_student() -> None:
-    with pytest.raises(RecipeError, match="mpnet encoders cannot be length-adaptive students; choose one of bert, distilbert"):
-        LengthAdaptiveModel(model_of("mpnet"), L)
+    with pytest.raises(RecipeError, match="deberta-v2 encoders cannot be length-adaptive students; choose one of bert, distilbert"):
+        LengthAdaptiveModel(model_of("deberta-v2"), L)
 
 
 @pytest.mark.parametrize("head", SERVED)
@@ -168,4 +198,18 @@ def test_kept_tokens_of_modernbert_stay_where_they_stood() -> None:
     bias = torch.where(far, torch.finfo(torch.float32).min, 0.0)[None, None]
     rotary = encoder.rotary_emb(states, positions, "sliding_attention")
     expected = layer(states, attention_mask=bias, position_embeddings=rotary)
+    torch.testing.assert_close(adaptive.parts.feed_forward(layer, context), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_kept_tokens_of_mpnet_are_as_far_apart_as_they_were() -> None:
+    """A layer after a drop equals Hugging Face's own layer, told the bias of where the kept tokens stood."""
+    model = model_of("mpnet")
+    adaptive, encoder = LengthAdaptiveModel(model, L).eval(), model.base_model.encoder
+    layer, positions = encoder.layer[1], torch.tensor([[0, 3, 4, 12, 300], [0, 1, 2, 3, 4]])
+    states = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    state = State(states, torch.ones(2, 5).bool(), positions, torch.zeros(2, 5))
+    context, _ = adaptive._attend(layer, states, state, torch.tensor(False), "none")
+    buckets = encoder.relative_position_bucket(positions[:, None, :] - positions[:, :, None])
+    expected = layer(states, position_bias=encoder.relative_attention_bias(buckets).permute(0, 3, 1, 2))[0]
     torch.testing.assert_close(adaptive.parts.feed_forward(layer, context), expected, atol=1e-5, rtol=0)
