@@ -41,6 +41,9 @@ Profile = Annotated[
 ]
 Force = Annotated[list[str], typer.Option("--force", envvar="COMPRESS_FORCE", help="Run this stage though it is cached. Repeatable.")]
 Threads = Annotated[int | None, typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads (default: the bundle's target).")]
+StoreFolder = Annotated[
+    Path | None, typer.Option("--store", envvar="COMPRESS_STORE", help="Keep what the first layers make of each text here (export.halves).")
+]
 Point = Annotated[str | None, typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point (default: the bundle's own).")]
 Workers = Annotated[
     int | None,
@@ -246,6 +249,7 @@ def predict(
     policy: Policy = None,
     threshold: Thresholds = [],
     threads: Threads = None,
+    store: StoreFolder = None,
     format: OutputFormat = "text",
 ) -> None:
     """Answer each line (a pair, or a question and its context: with a tab between), one answer a line; a cascade tells who answered too."""
@@ -254,7 +258,7 @@ def predict(
     if sum(x is not None for x in (point, latency_ms, policy)) > 1:
         raise typer.BadParameter("give one of --point, --latency-ms and --policy")
     _only_with_policy(policy, threshold)
-    runtime = Runtime(bundle, threads)
+    runtime = Runtime(bundle, threads, store)
     given = map(runtime.given, _lines(texts))
     if policy:
         for routed in runtime.trace(given, policy, threshold or None):
@@ -296,6 +300,7 @@ def evaluate(
     policy: Policy = None,
     threshold: Thresholds = [],
     threads: Threads = None,
+    store: StoreFolder = None,
     format: OutputFormat = "text",
 ) -> None:
     """Score a bundle on labelled data, with a 95 % interval."""
@@ -308,7 +313,7 @@ def evaluate(
     if point is not None and policy is not None:
         raise typer.BadParameter("give --point or --policy, not both")
     _only_with_policy(policy, threshold)
-    runtime = Runtime(bundle, threads)
+    runtime = Runtime(bundle, threads, store)
     usual = USUAL[runtime.manifest["task"]]
     columns = Columns(text or usual.text, text_pair or usual.text_pair, label or usual.label, options=True)
     examples = list(read_examples(data, columns, runtime.task, root=Path.cwd(), split="test"))

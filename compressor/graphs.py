@@ -15,7 +15,6 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.backbones import reads_tokens
 from compressor.errors import RecipeError, StageError
 from compressor.fusion import merge_products
 from compressor.modeling import LengthAdaptiveModel, PlainModel
@@ -62,29 +61,39 @@ def export_graph(model: PlainModel | FullLengthModel | LengthAdaptiveModel, path
     if isinstance(model, LengthAdaptiveModel):
         arguments.append(torch.full((model.layers,), model.max_length // 2))
         names.append("lengths")
-    axes = {name: {0: "batch", 1: "tokens"} for name in NAMES}
-    axes["logits"] = axes[NAMES[0]] if reads_tokens(model.model) else {0: "batch"}
+    graph = traced(model, path, arguments, names, "logits", opset, portable=portable)
+    if type(model.model).__name__.endswith("ForQuestionAnswering"):
+        _add_start_and_end(graph.graph)
+    if isinstance(model, LengthAdaptiveModel):
+        set_default_lengths(graph, [model.max_length] * model.layers)
+    onnx.save(graph, path)
+
+
+def traced(
+    model: nn.Module, path: Path, arguments: Sequence[Tensor], names: Sequence[str], output: str, opset: int, *, portable: bool
+) -> onnx.ModelProto:
+    """Return a module as a graph of any batch and length, each operator in its fastest form; the file is for the exporter to write in."""
+    each, whole = {0: "batch", 1: "tokens"}, {0: "batch"}
+    axes = {name: each for name in names if name != "lengths"}
+    with torch.no_grad():
+        axes[output] = whole if model(*arguments).ndim == 2 else each
     with warnings.catch_warnings():  # the TorchScript exporter is deprecated, and best supported by what reads its graphs
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
             tuple(arguments),
             str(path),
-            input_names=names,
-            output_names=["logits"],
+            input_names=list(names),
+            output_names=[output],
             dynamic_axes=axes,
             opset_version=opset,
             dynamo=False,
         )
     graph = expand(onnx.load(path), opset, portable=portable)
     merge_products(graph)
-    if type(model.model).__name__.endswith("ForQuestionAnswering"):
-        _add_start_and_end(graph.graph)
     for node in graph.graph.node:
         node.doc_string, node.name = "", node.name or node.output[0]  # a product is called by its name where it must stay float
-    if isinstance(model, LengthAdaptiveModel):
-        set_default_lengths(graph, [model.max_length] * model.layers)
-    onnx.save(graph, path)
+    return graph
 
 
 def _add_start_and_end(graph: onnx.GraphProto) -> None:

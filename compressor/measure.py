@@ -1,5 +1,6 @@
 """The result table: every row scored on the whole test split and timed on the same texts, in one interleaved run."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from compressor import machine
 from compressor.data import Example
 from compressor.encoded import Encoded
 from compressor.gates import Variant
+from compressor.halves import BACK, FRONT
 from compressor.latency import Run, interleaved, requests
 from compressor.pipeline import Inputs, Kind, is_single
 from compressor.progress import Progress
@@ -18,11 +20,13 @@ from compressor.runtime import Runtime
 from compressor.scores import Metric, interval
 from compressor.session import Graph
 from compressor.splits import MODEL, Splits, task_of
-from compressor.tokens import Floats
+from compressor.tokens import Floats, Tokens
 
 LATENCY_TEXTS = 64
 Lengths = tuple[int, ...] | None
 TEACHER, STUDENT = "teacher fp32", "student fp32"
+RECYCLED = ("new text", "known text")
+"""What the table calls texts that a store does not know and those that it does."""
 
 
 def row_name(point: str, inputs: Inputs) -> str:
@@ -63,8 +67,15 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
         runs[cascade] = _routes(Runtime(folder, recipe.target.threads), [[examples[row] for row in rows] for rows in asked])
         sizes[cascade] = sum(p.stat().st_size for p in folder.rglob("*.onnx")) / 1e6
     threads = recipe.target.threads
-    log.note(f"latencies, interleaved, {threads} thread{'s' * (threads > 1)}, batch {recipe.target.batch}")
-    times = interleaved(runs, range(len(asked)))
+    with tempfile.TemporaryDirectory() as scratch:
+        if runtime.manifest["halves"]:
+            recycling = Runtime(folder, threads, store=scratch)
+            new, known = (row_name(name, inputs) for name in RECYCLED)
+            outcomes |= {new: recycling.outcomes(examples), known: recycling.outcomes(examples)}  # the second from the store
+            runs |= {new: _reads(recycling, data["checkpoint"], asked, new=True), known: _reads(recycling, data["checkpoint"], asked)}
+            sizes |= dict.fromkeys((new, known), sum((folder / half).stat().st_size for half in (FRONT, BACK)) / 1e6)
+        log.note(f"latencies, interleaved, {threads} thread{'s' * (threads > 1)}, batch {recipe.target.batch}")
+        times = interleaved(runs, range(len(asked)))
     found = {n: (metric(o), interval(metric, o), times[n], sizes.get(n, sizes["bundle"]), lengths.get(n)) for n, o in outcomes.items()}
     rows = {
         name: Variant(name, score, sure, took.p50_ms, took.p90_ms, size, took.mean_ms, own, routed=name == cascade)
@@ -107,6 +118,19 @@ def _runs(
         return lambda number: graph.logits(texts[number], lengths[name])
 
     return {name: runner(name) for name in lengths}
+
+
+def _reads(runtime: Runtime, data: Encoded, asked: Sequence[Sequence[int]], *, new: bool = False) -> Run:
+    """Return what answers the same requests through a store; new ones differ in a token each time, so that the store knows none of them."""
+    windows, rng = data.windows.of_examples(len(data.examples)), np.random.default_rng(0)
+    texts = [data.tokens.rows([window for row in rows for window in windows[row]]) for rows in asked]
+
+    def changed(tokens: Tokens) -> Tokens:
+        ids, inner = tokens.ids.copy(), tokens.starts[:-1] + tokens.lengths // 2
+        ids[inner], ids[inner - 1] = rng.choice(data.tokens.ids, (2, len(tokens)))
+        return Tokens(ids, tokens.segments, tokens.starts)
+
+    return lambda number: runtime.logits(changed(texts[number]) if new else texts[number])
 
 
 def _routes(runtime: Runtime, asked: Sequence[Sequence[Example]]) -> Run:

@@ -155,15 +155,19 @@ class LengthAdaptiveModel(nn.Module):
         lengths: Tensor | None = None,
         skipped: Set[int] = frozenset(),
         restore: bool = True,
+        states: Tensor | None = None,
     ) -> Tensor:
-        """Return the last state of every token (batch, seq, hidden), or of [CLS] alone (batch, 1, hidden) without `restore`."""
-        hidden, tokens = self.parts.embed(input_ids, token_type_ids), attention_mask.sum(1)
+        """Return the last state of every token (batch, seq, hidden), or of [CLS] alone (batch, 1, hidden) without `restore`.
+
+        The `skipped` layers do nothing; `states` (batch, seq, hidden) stand in for the embeddings.
+        """
+        hidden, tokens = self.parts.embed(input_ids, token_type_ids) if states is None else states, attention_mask.sum(1)
         rows = torch.arange(input_ids.shape[1], device=hidden.device).expand_as(input_ids)
         state, restored = State(hidden, attention_mask.bool(), rows, self._ahead(token_type_ids)), hidden
         padded = ~state.real.all()
         keep = None if lengths is None else self._kept(tokens, lengths)
         leaves = None if keep is None else (keep < torch.cat([tokens[None], keep[:-1]])).any(1)  # whether tokens leave, (layers,)
-        last = max(set(range(self.layers)) - skipped)
+        last = max(set(range(self.layers)) - skipped, default=None)
         for index, layer in enumerate(self.parts.layers):
             if index in skipped:
                 continue
@@ -179,8 +183,7 @@ class LengthAdaptiveModel(nn.Module):
             if restore:
                 due = torch.ones_like(padded) if leaves is None or index == last else leaves[index + 1]
                 restored = state.hidden if leaves is None else put_back(restored, state, padded, due)
-        states: Tensor = restored if restore else state.hidden
-        return states
+        return restored if restore else state.hidden
 
     def _ahead(self, token_type_ids: Tensor) -> Tensor:
         """Return by how much tokens go before all others (batch, seq): [CLS] does, and the question where it is protected."""

@@ -70,7 +70,7 @@ _TORCH = ("torch", "transformers", "tokenizers")
 _ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
 _FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
 _GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
-_BUNDLE = ("name", "task", "target", "default_point", "gates", "seed")
+_BUNDLE = ("name", "recycle", "task", "target", "default_point", "gates", "seed")
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", (), ("data",), ("data", "task")),
@@ -79,7 +79,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("assistant", ("data", "guide"), ("guide",), ("assistant", "task", "seed"), _TORCH, "assistant"),
     Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "task", "seed"), _TORCH, "distill"),
     Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),
-    Stage("export", ("data", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT), deploys=True),
+    Stage("export", ("data", "activations", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT), deploys=True),
     Stage("quantize", _FLOAT, ("int8_graph",), ("quantize", "target", "task", "seed"), (*_ORT, "nncf"), "quantize", times=True),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
     Stage(

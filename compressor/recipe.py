@@ -385,6 +385,8 @@ class Export(Section):
     """Version of the ONNX operators."""
     portable: bool = False
     """Only operators of ONNX itself, for runtimes other than onnxruntime; slower."""
+    halves: bool = False
+    """Write the graph in two halves too, cut at recycle.layer: a runtime with a store runs the first once per text, for all tasks."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-3
     """Largest difference between a logit of the graph and of torch, over lengths, batches and paddings."""
 
@@ -580,6 +582,10 @@ class Recipe(Section):
         tuned = self.teacher.finetune
         if self.recycle and (tuned is None or tuned.method != "full"):
             raise ValueError("`recycle` keeps the first layers as they are while all above them learn: set teacher.finetune.method: full")
+        if self.export.halves and not self.recycle:
+            raise ValueError("export.halves cuts the graph where recycled layers end: add a `recycle` section or leave it out")
+        if self.export.halves and (self.distill or self.length_adapt):
+            raise ValueError("export.halves serves the teacher, whose recycled layers never change: leave `distill` and `length_adapt` out")
         if self.recycle and not self.deployed:
             raise ValueError("a masked-lm recipe hides other tokens each time, so that no text runs once: leave `recycle` out")
         if tuned and tuned.class_weights == "balanced" and self.task.type not in ("text-classification", "token-classification"):

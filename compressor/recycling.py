@@ -23,7 +23,7 @@ from compressor.errors import RecipeError
 from compressor.families import captured, family
 from compressor.modeling import PlainModel
 from compressor.store import Store
-from compressor.tokens import Floats, Ints, Tokens, length_batches
+from compressor.tokens import Floats, Ints, Tokens, content_of, length_batches
 
 FILLED_AT_ONCE = 64
 """Texts that are computed together while a store is filled."""
@@ -92,15 +92,7 @@ class Recycled(Encoded):
     def known(self, rows: Ints) -> list[Floats]:
         """Return the states of these texts."""
         keys = [self.keys[row] for row in rows]
-        found = self.store.read(keys)
-        missing = list({key: row for key, row, own in zip(keys, rows.tolist(), found, strict=True) if own is None}.items())
-        if not missing:
-            return [own for own in found if own is not None]
-        computed = dict(
-            zip((key for key, _ in missing), self.lower.states(self.tokens.rows([row for _, row in missing]), self.pad_id), strict=True)
-        )
-        self.store.write(computed.items())
-        return [computed[key] if own is None else own for key, own in zip(keys, found, strict=True)]
+        return self.store.through(keys, lambda missing: self.lower.states(self.tokens.rows(rows[missing]), self.pad_id))
 
     def fill(self) -> Iterator[int]:
         """Compute what the store lacks, texts of like length together; yield how many texts are done."""
@@ -109,11 +101,6 @@ class Recycled(Encoded):
             self.known(rows)
             done += len(rows)
             yield done
-
-
-def content_of(text: Tokens) -> bytes:
-    """Return what tells a text from others: its token and segment ids."""
-    return text.ids.astype("<i4").tobytes() + b"/" + text.segments.astype("i1").tobytes()
 
 
 class _Given(nn.Module):

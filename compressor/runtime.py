@@ -16,17 +16,21 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compressor import machine
 from compressor.cascade import GRAPH, Cascade, Member, reader
 from compressor.data import Example
-from compressor.errors import BundleError, RecipeError
+from compressor.errors import BundleError, RecipeError, UnfitError
+from compressor.halves import Halves
 from compressor.session import Graph
 from compressor.tasks import TASKS, ServedTask
 from compressor.tokens import Floats, Tokens
+
+if TYPE_CHECKING:
+    from compressor.store import Store
 
 Given = str | tuple[str, str] | Sequence[str]
 """A text; a pair of texts, as a question and its context; or, where words have tags, a list of words."""
@@ -58,10 +62,16 @@ class Runtime:
     """A verified bundle, ready to answer.
 
     Raises:
-        BundleError: the folder is no bundle, of another format, or not what was built.
+        BundleError: the folder is no bundle, of another format, or not what was built; or a store is given and it has no halves.
+        RecipeError: the store holds another model's outputs.
     """
 
-    def __init__(self, bundle: Path | str, threads: int | None = None) -> None:
+    def __init__(self, bundle: Path | str, threads: int | None = None, store: Path | str | None = None, max_size: float = 20e3) -> None:
+        """Check the bundle and open its graph.
+
+        With a `store`, a folder, its first layers run once per text, for all bundles that have the same ones and name the same folder;
+        when it reaches `max_size` megabytes, what was not read for longest goes.
+        """
         folder = Path(bundle)
         self.manifest = verify(folder)
         check_isa(self.manifest)
@@ -77,7 +87,26 @@ class Runtime:
         self._folder, self.threads = folder, threads or self.manifest["target"]["threads"]
         self._read = reader(folder, self.task, self.manifest)
         pad_id, single = self.manifest["pad_id"], self.manifest["single"]
-        self._graph = Graph(folder / "model.onnx", self.threads, single=single, pad_id=pad_id)
+        if store is None:
+            self._graph: Graph | Halves = Graph(folder / "model.onnx", self.threads, single=single, pad_id=pad_id)
+        else:
+            self._graph = Halves(folder, self.threads, single=single, pad_id=pad_id, store=self._opened(Path(store), max_size))
+
+    @property
+    def store(self) -> "Store | None":
+        """What keeps the first layers' outputs, if anything does."""
+        return self._graph.store if isinstance(self._graph, Halves) else None
+
+    def _opened(self, folder: Path, max_size: float) -> "Store":
+        told = self.manifest.get("halves")
+        if not told:
+            raise BundleError("this bundle has no halves, so a store has nothing to keep; set export.halves: true and build it again")
+        try:
+            from compressor.store import Identity, Store
+        except ImportError:
+            raise UnfitError("a store needs the [recycle] extra: pip install 'encoder-compressor[recycle]'") from None
+        identity = Identity(told["front"], told["layer"], told["tokenizer"], told["precision"], told["dtype"])
+        return Store.shared(folder.expanduser(), identity, max_size * 1e6, lambda line: warnings.warn(line, RuntimeWarning, stacklevel=2))
 
     @cached_property
     def cascade(self) -> Cascade:
@@ -162,6 +191,10 @@ class Runtime:
         order = np.concatenate([part.rows for part in parts]).argsort()
         members = np.concatenate([np.full(len(part.rows), part.member, object) for part in parts])
         return np.concatenate(found)[order], list(members[order])
+
+    def logits(self, tokens: Tokens) -> Floats:
+        """Return the logits of tokens that were read before, (texts, classes) or (tokens, classes), at the bundle's own point."""
+        return self._graph.logits(tokens, self.points[self.default].lengths)
 
     def _check(self, policy: str, thresholds: Sequence[float] | None) -> None:
         if policy != "cascade":

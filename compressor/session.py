@@ -52,7 +52,7 @@ class Graph:
         if len(tokens) == 1:  # nothing to sort, to pad or to put in order
             logits = self.run(tokens, lengths)
             return logits if logits.ndim == 2 else logits[0]
-        batches = list(_batches(tokens.lengths.tolist(), 1 if self.single else 32))
+        batches = list(batches_of(tokens.lengths.tolist(), single=self.single))
         if self.workers == 1 or len(batches) == 1:
             return in_order([self.run(tokens.rows(rows), lengths) for rows in batches], batches, tokens.lengths)
         beside = self._beside = self._beside or session(self.path, 1)
@@ -75,9 +75,12 @@ def session(graph: Path | str | bytes, threads: int, profile: Path | None = None
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **disabled)
 
 
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield rows by length, so that little is padded, under the bound on tokens; a batch that is worth a run ends with its length."""
-    batch: list[int] = []
+def batches_of(lengths: Sequence[int], *, single: bool) -> Iterator[list[int]]:
+    """Yield rows by length, so that little is padded, under the bound on tokens; a batch that is worth a run ends with its length.
+
+    With `single` each row is a batch of its own.
+    """
+    size, batch = 1 if single else 32, list[int]()
     for row in sorted(range(len(lengths)), key=lambda r: (lengths[r], r)):
         longer = len(batch) >= WORTH_A_RUN and lengths[row] > lengths[batch[-1]]
         if batch and (longer or len(batch) == size or lengths[row] * (len(batch) + 1) > TOKENS_PER_RUN):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
@@ -61,6 +62,7 @@ class Store:
         self.folder, self.identity, self.tell = folder, identity, tell
         self.touched: dict[bytes, int] = {}
         self.filling, self.evicted = True, 0
+        self.found, self.computed = 0, 0
         size = max(SMALLEST, int(largest))
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,11 @@ class Store:
             self.env.close()
             raise RecipeError(f"recycle.store {folder}: holds no store, and none can be made; name a folder that can be written") from None
         self.limit = FULL * size
-        self._check(identity)
+        try:
+            self.check(identity)
+        except RecipeError:
+            self.env.close()
+            raise
         self.clock = self._latest() + 1
 
     def _readable(self, folder: Path, size: int) -> Any:
@@ -83,7 +89,23 @@ class Store:
         except (lmdb.Error, OSError):
             raise RecipeError(f"recycle.store {folder}: cannot be made or read; name a folder that can be written") from None
 
-    def _check(self, identity: Identity) -> None:
+    @classmethod
+    def shared(cls, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> "Store":
+        """Return this process's store of the folder, which lmdb cannot open twice; whoever comes second must want the same outputs."""
+        place = folder.resolve()
+        known = _OPEN.get(place)
+        if known is None:
+            known = _OPEN[place] = cls(folder, identity, largest, tell)
+        else:
+            known.check(identity)
+        return known
+
+    def check(self, identity: Identity) -> None:
+        """Refuse another model's outputs, and note whose these are where nobody did.
+
+        Raises:
+            RecipeError: they are another model's, layer's, tokenizer's or type's.
+        """
         with self.env.begin() as txn:
             known = txn.get(b"about")
         if known is None and self.filling:
@@ -92,7 +114,6 @@ class Store:
         elif known is not None and (there := json.loads(known)) != (wanted := asdict(identity)):
             named = [(k, str(there.get(k)), str(v)) for k, v in wanted.items() if there.get(k) != v]
             differing = ", ".join(f"{k} {old[:12]}, not {new[:12]}" for k, old, new in named)
-            self.env.close()
             raise RecipeError(f"recycle.store {self.folder}: made for {differing}; name another folder, or remove this one")
 
     def _latest(self) -> int:
@@ -108,6 +129,17 @@ class Store:
         if len(self.touched) > TOUCHES:
             self._write([])
         return found
+
+    def through(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[Floats]]) -> list[Floats]:
+        """Return the array of each key; those that are missing are computed, each once, from their positions in `keys`, and kept."""
+        known = self.read(keys)
+        missing = {key: number for number, (key, own) in enumerate(zip(keys, known, strict=True)) if own is None}
+        self.found, self.computed = self.found + len(keys) - len(missing), self.computed + len(missing)
+        if not missing:
+            return [own for own in known if own is not None]
+        made = dict(zip(missing, compute(list(missing.values())), strict=True))
+        self.write(made.items())
+        return [made[key] if own is None else own for key, own in zip(keys, known, strict=True)]
 
     def write(self, known: Iterable[tuple[bytes, Floats]]) -> None:
         """Keep arrays (rows, width), all of them or, where the process is killed, none."""
@@ -179,6 +211,12 @@ class Store:
         """Write down what was read when, and let go of the file."""
         self._write([])
         self.env.close()
+        if _OPEN.get(self.folder.resolve()) is self:
+            del _OPEN[self.folder.resolve()]
+
+
+_OPEN: "WeakValueDictionary[Path, Store]" = WeakValueDictionary()
+"""Stores that are open in this process, by their folders."""
 
 
 def _encoded(values: Floats, dtype: DType) -> bytes:

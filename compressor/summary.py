@@ -13,7 +13,7 @@ from compressor.artifact import Artifact
 from compressor.encoded import tokenizer_of
 from compressor.formats import count, duration, percent, points_change, times
 from compressor.gates import Variant, gains
-from compressor.measure import STUDENT, row_name
+from compressor.measure import RECYCLED, STUDENT, row_name
 from compressor.pipeline import Inputs
 from compressor.recipe import SPLITS, Recipe
 from compressor.splits import MODEL, Splits, task_of
@@ -155,6 +155,12 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
     if "int8_graph" in inputs:
         ratio, change = student.p50_ms / full.p50_ms, points_change(full.score - student.score)
         found.append(f"INT8 is {times(ratio)} fp32 at {change} points{'' if ratio > 1 else ': it does not pay here'}.")
+    new, known = (rows.get(row_name(name, inputs)) for name in RECYCLED)
+    if new and known:
+        ratio, change = full.p50_ms / known.p50_ms, points_change(known.score - full.score)
+        verdict = "pays" if ratio > 1.05 else "does not pay here"
+        told = f"a text that the store knows is {times(ratio)} the speed of the whole graph, at {change} points"
+        found.append(f"Recycling {verdict}: {told}; one that it does not know takes {times(new.p50_ms / full.p50_ms)} as long.")
     for stage in stages:
         found += stage["metrics"].get("against_baselines", ())
         if "before" in stage["metrics"]:

@@ -77,6 +77,11 @@ def _one(encoding: Encoding) -> Tokens:
     return Tokens(ids, np.array(encoding.type_ids, np.int8), np.array([0, len(ids)]))
 
 
+def content_of(text: Tokens) -> bytes:
+    """Return what tells a text from others: its token and segment ids."""
+    return text.ids.astype("<i4").tobytes() + b"/" + text.segments.astype("i1").tobytes()
+
+
 def length_batches(lengths: Ints, batch_size: int, seed: int | None = None) -> list[Ints]:
     """Return batches of rows of like length: sorted throughout without a seed, else shuffled and sorted in windows of 50 batches."""
     rows = np.arange(len(lengths))

@@ -16,11 +16,12 @@ from typing import Any
 import onnx
 
 from compressor import machine
-from compressor.artifact import digest_of, files_of, write_json
+from compressor.artifact import digest_of, files_of, sha256, write_json
 from compressor.cascade import MEMBERS
 from compressor.encoded import pad_id_of
 from compressor.gates import judge
 from compressor.graphs import set_default_lengths
+from compressor.halves import BACK, FRONT
 from compressor.measure import STUDENT, TEACHER, measure, row_name
 from compressor.pipeline import Inputs, deployed, is_single, lengths_of
 from compressor.progress import Progress
@@ -74,6 +75,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
     if lengths is not None:
         set_default_lengths(graph, lengths)
     onnx.save(graph, folder / "model.onnx")
+    halves = _halves(recipe, inputs, folder) if recipe.export.halves else None
     if "policy" in inputs and (inputs["policy"].path / MEMBERS).exists():
         shutil.copytree(inputs["policy"].path / MEMBERS, folder / MEMBERS)
     manifest = {
@@ -91,12 +93,23 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},
         "default_point": default,
         "cascade": _cascade(inputs),
+        "halves": halves,
         "default_policy": "cascade" if recipe.cascade and recipe.cascade.default else None,
         "target": recipe.target.model_dump(),
         "versions": machine.versions("onnxruntime", "tokenizers", "numpy"),
     }
     _seal(folder, manifest)
     return manifest
+
+
+def _halves(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
+    """Put front and back into the bundle, and return whose outputs the front makes."""
+    assert recipe.recycle is not None
+    for name in (FRONT, BACK):
+        shutil.copyfile(deployed(inputs).path / name, folder / name)
+    precision = "int8" if "int8_graph" in inputs else "float32"
+    told = {"layer": inputs["float_graph"].metrics["halves"]["layer"], "precision": precision, "dtype": recipe.recycle.dtype}
+    return {**told, "front": sha256(folder / FRONT), "tokenizer": sha256(folder / "tokenizer.json")}
 
 
 def _cascade(inputs: Inputs) -> dict[str, Any] | None:

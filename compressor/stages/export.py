@@ -14,6 +14,8 @@ from typing import Any
 from compressor import checkpoint
 from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.graphs import export_graph, layered, parity
+from compressor.halves import BACK, FRONT
+from compressor.halving import check_parity, export_halves
 from compressor.lengths import LengthConfig
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.pipeline import Inputs, Kind
@@ -38,6 +40,13 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         configurations = _configurations(model) if isinstance(model, LengthAdaptiveModel) else [None]
         worst = parity(model, path, texts, configurations, pad_id_of(folder), recipe.export.tolerance)
         found[name] = {"largest_difference": worst, "megabytes": path.stat().st_size / 1e6}
+        if name == "model" and recipe.export.halves:
+            log.note(f"{FRONT} and {BACK}, and their parity with torch")
+            assert isinstance(model, PlainModel)
+            layers = inputs["activations"].metrics["layer"]
+            export_halves(model, layers, out, recipe.export.opset, portable=recipe.export.portable)
+            worst = check_parity(model, out, texts, pad_id_of(folder), recipe.export.tolerance)
+            found["halves"] = {"layer": layers, "largest_difference": worst}
     return found
 
 

@@ -22,6 +22,7 @@ from compressor import machine
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import StageError
+from compressor.halves import BACK, FRONT, STATES
 from compressor.latency import interleaved, requests, sample
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
@@ -72,9 +73,20 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     log.note(f"{recipe.task.metric} on validation: {told}{f'; {chosen} is kept' if len(names) > 1 else ''}")
     for name, one in made.items():
         one.file.rename(out / "model.onnx") if name == chosen else one.file.unlink()
+    if recipe.export.halves:
+        _quantize_halves(inputs["float_graph"].path, out, chosen, feeds, reduce_range=bench.isa in machine.SATURATING)
     facts = {"backend": chosen, "single": chosen in SINGLE, "products": count_products(out / "model.onnx"), "validation": scores}
     facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times, "isa": bench.isa}
     return {**facts, "validation_score": made[chosen].score, "megabytes": (out / "model.onnx").stat().st_size / 1e6}
+
+
+def _quantize_halves(floats: Path, out: Path, backend: str, feeds: Sequence[Feed], *, reduce_range: bool) -> None:
+    """Write the INT8 front and back as the whole graph's backend does; the back is calibrated on what the float front makes."""
+    front = Graph(floats / FRONT, single=False)
+    read = [{key: feed[key] for key in front.inputs & feed.keys()} for feed in feeds]
+    states = [{STATES: front.session.run([STATES], feed)[0], "attention_mask": feed["attention_mask"]} for feed in read]
+    for name, given in ((FRONT, read), (BACK, states)):
+        QUANTIZERS[backend](floats / name, out / name, given, reduce_range=reduce_range)
 
 
 class Bench:

@@ -1,0 +1,72 @@
+"""A graph in two halves: the front reads a text once, a store keeps what it made, and the back of every task answers from that.
+
+What:     front.onnx takes token ids to the states of a layer that no task changed; back.onnx takes those to logits.
+Paper:    embedding recycling (arXiv:2207.04993).
+Formula:  a text's key is that of compressor/store.py, with the front's own hash in the model's place: bundles whose fronts are equal share.
+Limits:   one machine; a text is known by all its tokens, so that of a changed paragraph only its own window is read again.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compressor.session import Graph, batches_of, session
+from compressor.tokens import Floats, Ints, Tokens, content_of, in_order, length_batches
+
+if TYPE_CHECKING:
+    from compressor.store import Store
+
+FRONT, BACK, STATES = "front.onnx", "back.onnx", "states"
+AT_ONCE = 64
+"""Texts whose states are in memory, and are written down, together."""
+
+
+class Halves:
+    """Two graphs that answer as the whole one does."""
+
+    def __init__(self, folder: Path, threads: int, *, single: bool, pad_id: int, store: "Store | None" = None) -> None:
+        """Open the back, and the front when a text needs it; `single`: answers depend on the batch, so feed one text a run."""
+        self.folder, self.threads, self.single, self.pad_id, self.store = folder, threads, single, pad_id, store
+        self.back = session(folder / BACK, threads)
+        self.inputs = [i.name for i in self.back.get_inputs()]
+
+    @cached_property
+    def front(self) -> Graph:
+        """The front, which a store that knows every text never asks."""
+        return Graph(self.folder / FRONT, self.threads, single=self.single, pad_id=self.pad_id)
+
+    def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
+        """Return the logits of any number of texts, as a whole graph does; there are no lengths to choose."""
+        found, rows_of = list[Floats](), list[Ints]()
+        for rows in length_batches(tokens.lengths, AT_ONCE):
+            texts = tokens.rows(rows)
+            states = self.states(texts)
+            for batch in batches_of(texts.lengths.tolist(), single=self.single):
+                found.append(self._answered(texts.rows(batch), [states[row] for row in batch]))
+                rows_of.append(rows[batch])
+        return in_order(found, rows_of, tokens.lengths)
+
+    def _answered(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
+        mask = texts.padded(self.pad_id)["attention_mask"]
+        padded = np.zeros((*mask.shape, states[0].shape[1]), np.float32)
+        padded[mask == 1] = np.concatenate(states)
+        feed = {STATES: padded, "attention_mask": mask}
+        logits: Floats = self.back.run(["logits"], {name: feed[name] for name in self.inputs})[0]  # a head alone asks for no mask
+        return logits
+
+    def states(self, texts: Tokens) -> list[Floats]:
+        """Return what the front makes of each text, float32 (tokens, width): from the store, where it knows the text."""
+        if self.store is None:
+            return self._read(texts)
+        keys = [self.store.identity.key(content_of(text)) for text in texts]
+        return self.store.through(keys, lambda missing: self._read(texts.rows(missing)))
+
+    def _read(self, texts: Tokens) -> list[Floats]:
+        found: dict[int, Floats] = {}
+        for rows in batches_of(texts.lengths.tolist(), single=self.single):
+            whole = self.front.run(texts.rows(rows))
+            found |= {row: own[:length] for row, own, length in zip(rows, whole, texts.lengths[rows].tolist(), strict=True)}
+        return [found[row] for row in range(len(texts))]

@@ -1,0 +1,81 @@
+"""Cut a model at a layer: a front from token ids to states, which is the same for every task above it, and a back from states to logits.
+
+What:     the recycled layers become front.onnx, those above them with the head back.onnx; one after the other they are the whole model.
+Paper:    embedding recycling (arXiv:2207.04993).
+Formula:  logits = back(front(ids)); a text that was read before costs the back alone.
+Limits:   the families of compressor/backbones.py; the last layer of a sentence task computes only [CLS].
+"""
+
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compressor.errors import StageError
+from compressor.graphs import NAMES, torch_logits, traced
+from compressor.halves import BACK, FRONT, STATES, Halves
+from compressor.modeling import LengthAdaptiveModel, PlainModel
+from compressor.tokens import Tokens
+
+
+class Front(nn.Module):
+    """Embeddings and the first layers."""
+
+    def __init__(self, model: PreTrainedModel, layers: int) -> None:
+        super().__init__()
+        self.body = LengthAdaptiveModel(model, max_length=1)
+        self.above = frozenset(range(layers, self.body.layers))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Return the states of every token (batch, seq, width)."""
+        return self.body.encode(input_ids, attention_mask, token_type_ids, skipped=self.above)
+
+
+class Back(nn.Module):
+    """The layers above the first ones, and the head."""
+
+    def __init__(self, model: PreTrainedModel, layers: int) -> None:
+        super().__init__()
+        self.body, self.below = LengthAdaptiveModel(model, max_length=1), frozenset(range(layers))
+
+    def forward(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the whole model's logits."""
+        ids, segments = attention_mask, torch.zeros_like(attention_mask)  # of ids only their number counts here
+        restore = self.body.per_token
+        return self.body.parts.logits(self.body.encode(ids, attention_mask, segments, None, self.below, restore=restore, states=states))
+
+
+def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, portable: bool) -> None:
+    """Write front.onnx and back.onnx.
+
+    Raises:
+        RecipeError: the model's family does not run layer by layer.
+    """
+    model = model.to("cpu").eval()
+    model.model.config._attn_implementation = "eager"
+    ids = torch.tensor([[2, 5, 6, 7, 8], [2, 5, 6, 0, 0], [2, 5, 0, 0, 0]])  # three rows of unequal length, as a whole graph's
+    mask, front, back = (ids > 0).long(), Front(model.model, layers).eval(), Back(model.model, layers).eval()
+    arguments = [ids, mask, torch.zeros_like(ids)]
+    with torch.no_grad():
+        states = front(*arguments)
+    for module, name, given, names, output in (
+        (front, FRONT, arguments, NAMES, STATES),
+        (back, BACK, [states, mask], (STATES, "attention_mask"), "logits"),
+    ):
+        onnx.save(traced(module, folder / name, given, names, output, opset, portable=portable), folder / name)
+
+
+def check_parity(model: PlainModel, folder: Path, texts: Tokens, pad_id: int, tolerance: float) -> float:
+    """Return the largest difference of a logit between torch and the two graphs, one after the other, over texts.
+
+    Raises:
+        StageError: it exceeds the tolerance.
+    """
+    halves = Halves(folder, 1, single=False, pad_id=pad_id)
+    worst = max(float(abs(torch_logits(model, text, None, pad_id).reshape(-1) - halves.logits(text).reshape(-1)).max()) for text in texts)
+    if worst > tolerance:
+        told = f"export: a logit of the two halves differs by {worst:.2g} from torch (export.tolerance {tolerance:g})"
+        raise StageError(f"{told}; report the model, or raise the tolerance")
+    return worst

@@ -1,0 +1,149 @@
+"""A graph in two halves: front and back answer as the whole does, and a store lets the front rest, for every task above it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compressor import halves as halves_module
+from compressor.backbones import BACKBONES
+from compressor.errors import BundleError, RecipeError, StageError
+from compressor.graphs import torch_logits
+from compressor.halves import BACK, FRONT, Halves
+from compressor.halving import check_parity, export_halves
+from compressor.modeling import PlainModel
+from compressor.runtime import Runtime
+from compressor.tokens import Tokens
+from tests.conftest import compress, sentences, write_project
+from tests.test_families import SERVED, batch, model_of
+
+NONE = tuple(f"{section}=null" for section in ("distill", "length_adapt", "search", "default_point"))
+CHANGES = ("recycle={layer: 2, dtype: float32}", "export={halves: true}", *NONE)
+RECYCLE = tuple(part for change in CHANGES for part in ("--set", change))
+TEXTS = [text for text, _ in sentences(24, 9)]
+
+
+def texts_of(*lengths: int) -> Tokens:
+    ids = batch(*lengths)[0].numpy()
+    return Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, lengths, strict=True)])
+
+
+@pytest.mark.parametrize("head", SERVED)
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_front_and_back_are_the_whole_model(kind: str, head: str, layers: int, tmp_path: Path) -> None:
+    model, texts = PlainModel(model_of(kind, head)), texts_of(16, 9, 3)
+    export_halves(model, layers, tmp_path, 17, portable=False)
+    assert check_parity(model, tmp_path, texts, 0, 1e-4) < 1e-4
+    for single in (True, False):  # one by one, and padded in a batch
+        found = Halves(tmp_path, 1, single=single, pad_id=0).logits(texts)
+        alone = [torch_logits(model, text, None, 0) for text in texts]
+        np.testing.assert_allclose(found.ravel(), np.concatenate([own.ravel() for own in alone]), atol=1e-4)
+
+
+def test_halves_that_are_not_the_model_are_refused(tmp_path: Path) -> None:
+    export_halves(PlainModel(model_of("bert")), 1, tmp_path, 17, portable=False)
+    other = PlainModel(model_of("bert"))
+    torch.nn.init.normal_(next(other.parameters()))
+    with pytest.raises(StageError, match=r"a logit of the two halves differs by .* report the model, or raise the tolerance"):
+        check_parity(other, tmp_path, texts_of(16, 9), 0, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Two bundles on the same recycled layers, of tasks whose labels differ."""
+    folder = tmp_path_factory.mktemp("halves")
+    write_project(folder, tiny_model)
+    for name in ("tiny", "other"):
+        if name == "other":
+            for path in folder.glob("*.csv"):
+                path.write_text(path.read_text(encoding="utf-8").replace("positive", "good").replace("negative", "bad"), encoding="utf-8")
+        done = compress("tiny.yaml", *RECYCLE, "--set", f"name={name}", "--set", "seed=3", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder / "artifacts/dist"
+
+
+def test_a_bundle_answers_from_a_store_as_without(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [(a.label, a.score) for a in Runtime(served / "tiny").predict(TEXTS)]
+    runtime = Runtime(served / "tiny", store=tmp_path / "store")
+    for found, computed in ((0, len(TEXTS)), (len(TEXTS), len(TEXTS))):
+        answers = runtime.predict(TEXTS)
+        assert [a.label for a in answers] == [label for label, _ in expected]
+        np.testing.assert_allclose([a.score for a in answers], [score for _, score in expected], atol=1e-5)
+        assert runtime.store is not None
+        assert (runtime.store.found, runtime.store.computed) == (found, computed)
+    runtime.store.close()
+    later = Runtime(served / "tiny", store=tmp_path / "store")  # as another process would
+    monkeypatch.setattr(halves_module, "Graph", None)  # a front that is not asked is not opened
+    assert [a.label for a in later.predict(TEXTS)] == [label for label, _ in expected]
+
+
+def test_two_tasks_on_one_text_cost_one_front(served: Path, tmp_path: Path) -> None:
+    first, second = (Runtime(served / name, store=tmp_path / "store") for name in ("tiny", "other"))
+    assert first.manifest["halves"] == second.manifest["halves"]
+    assert first.store is second.store
+    assert first.store is not None
+    first.predict(TEXTS)
+    answers = second.predict(TEXTS)
+    assert (first.store.found, first.store.computed) == (len(TEXTS), len(TEXTS))
+    assert {a.label for a in answers} == {"good", "bad"}
+    assert [a.label for a in answers] == [a.label for a in Runtime(served / "other").predict(TEXTS)]
+
+
+def test_the_table_has_texts_that_a_store_knows_and_those_that_it_does_not(served: Path) -> None:
+    metrics = json.loads((served / "tiny/metrics.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in metrics["variants"]}
+    full, new, known = (rows[f"INT8 {name}"] for name in ("full", "new text", "known text"))
+    assert full["score"] == new["score"] == known["score"]
+    assert new["size_mb"] == pytest.approx(sum((served / "tiny" / name).stat().st_size for name in (FRONT, BACK)) / 1e6)
+    assert [f for f in metrics["findings"] if f.startswith("Recycling ") and "one that it does not know takes" in f]
+
+
+def test_the_shell_takes_a_store(served: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    ask = ("predict", str(served / "tiny"), "lines.txt")
+    plain = compress(*ask, cwd=tmp_path)
+    for _ in range(2):
+        kept = compress(*ask, "--store", "kept", cwd=tmp_path)
+        assert (kept.returncode, kept.stdout) == (0, plain.stdout), kept.stderr
+    assert (tmp_path / "kept/data.mdb").exists()
+
+
+def test_a_store_of_another_front_is_named_and_refused(served: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(served.parent.parent, tmp_path / "project"))
+    done = compress("tiny.yaml", *RECYCLE, "--set", "recycle.layer=1", "--set", "name=lower", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    keeper = Runtime(served / "other", store=tmp_path / "store")
+    keeper.predict(TEXTS[:2])
+    with pytest.raises(RecipeError, match=r"made for model .*, not .*, layer 2, not 1; name another folder, or remove this one"):
+        Runtime(folder / "artifacts/dist/lower", store=tmp_path / "store")
+    assert keeper.store is not None
+    assert keeper.store.read([b"-" * 32]) == [None]  # whoever had it open still has
+
+
+def test_a_bundle_without_halves_takes_no_store(built: Path, tmp_path: Path) -> None:
+    bundle = built / "artifacts/dist/tiny"
+    with pytest.raises(BundleError, match=r"has no halves, so a store has nothing to keep; set export.halves: true and build it again"):
+        Runtime(bundle, store=tmp_path / "store")
+    done = compress("predict", str(bundle), "--store", "kept", cwd=tmp_path)
+    assert done.returncode == 7
+    assert "set export.halves: true" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("export={halves: true}",), "add a `recycle` section or leave it out"),
+        (
+            ("export={halves: true}", "recycle={layer: 2}", "distill={student: {layers: first 2}, objectives: [{type: logits}]}"),
+            "whose recycled layers never change: leave `distill` and `length_adapt` out",
+        ),
+    ],
+)
+def test_halves_of_layers_that_change_are_refused(built: Path, changes: tuple[str, ...], message: str) -> None:
+    done = compress("validate", "tiny.yaml", *(part for change in changes for part in ("--set", change)), cwd=built)
+    assert done.returncode == 3
+    assert message in " ".join(done.stderr.split())
