@@ -1,0 +1,68 @@
+"""A frozen module of another modality behind the store that texts have."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import RecipeError
+from compressor.frozen import Frozen, identity_of
+from compressor.store import DType, Store
+
+
+class VisionEncoder(nn.Module):
+    """Patches of an image, embedded and seen by two layers of attention."""
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, kernel_size=8, stride=8)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.5, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (batch, patches, 32) of images (batch, 3, height, width)."""
+        states: Tensor = self.layers(self.patches(images).flatten(2).transpose(1, 2))
+        return states
+
+
+def images(count: int) -> list[Tensor]:
+    return list(torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+
+
+def store_of(encoder: nn.Module, folder: Path, dtype: DType = "float32") -> Store:
+    return Store(folder, identity_of(encoder, dtype), 2**26, print)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-5), ("float16", 1e-2), ("int8", 0.05)])
+def test_each_distinct_image_is_seen_once(dtype: DType, close: float, tmp_path: Path) -> None:
+    encoder, pictures = VisionEncoder(), images(6)
+    with torch.no_grad():
+        expected = encoder.eval()(torch.stack(pictures)).numpy()
+    store = store_of(encoder, tmp_path / "store", dtype)
+    frozen = Frozen(encoder.train(), store)
+    for order in ([0, 1, 2, 0], [5, 4, 3], [3, 0, 5, 1]):
+        for number, found in zip(order, frozen([pictures[n] for n in order]), strict=True):
+            assert found.shape == (16, 32)
+            np.testing.assert_allclose(found, expected[number], atol=close)
+    assert store.computed == 6
+    store.close()
+
+
+def test_a_key_may_be_what_a_callable_says(tmp_path: Path) -> None:
+    encoder, (first, second) = VisionEncoder(), images(2)
+    names = {id(first): b"a.png", id(second): b"a.png"}
+    frozen = Frozen(encoder, store_of(encoder, tmp_path / "store"), lambda image: names[id(image)])
+    (one,), (same,) = frozen([first]), frozen([second])
+    np.testing.assert_array_equal(one, same)  # of one name: the caller said that they are one
+    assert frozen.store.computed == 1
+    frozen.store.close()
+
+
+def test_other_weights_never_hit(tmp_path: Path) -> None:
+    encoder, other = VisionEncoder(), VisionEncoder(seed=1)
+    store_of(encoder, tmp_path / "store").close()
+    with pytest.raises(RecipeError, match="made for model"):
+        store_of(other, tmp_path / "store")
