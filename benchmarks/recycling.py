@@ -2,9 +2,9 @@
 
     python -m benchmarks.recycling ../shared/data/sci-cite ~/.cache/compressor-models/mpnet-base
 
-The folder holds {train,dev}.jsonl.gz with columns text and label. Every row is a build by `compress` as far as fine-tuning, so rows that
-are done come from its cache. Scores are those of the data's own development split, which nothing was chosen on, seed by seed. An epoch's
-seconds are those of its optimizer steps: what filling the store takes, once for all seeds and epochs, is told apart.
+The folder holds {train,dev,test}.jsonl.gz with columns text and label. Every row is a build by `compress` as far as fine-tuning, so rows
+that are done come from its cache. Scores are those of the data's own development split, which nothing was chosen on, seed by seed. An
+epoch's seconds are those of its optimizer steps: what filling the store takes, once for all seeds and epochs, is told apart.
 """
 
 import argparse
@@ -25,7 +25,7 @@ DTYPES = ("float32", "float16", "int8")
 def main() -> None:
     """Build every row and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with train.jsonl.gz and dev.jsonl.gz")
+    parser.add_argument("data", type=Path, help="folder with train.jsonl.gz, dev.jsonl.gz and test.jsonl.gz")
     parser.add_argument("model", type=Path, help="folder of an encoder")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
@@ -51,7 +51,8 @@ def rows_of(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _row(name: str, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None) -> dict[str, Any]:
-    train, dev = tuple[dict[str, Any], ...]({"path": str((chosen.data / f"{split}.jsonl.gz").resolve())} for split in ("train", "dev"))
+    splits = ("train", "dev", "test")
+    train, dev, test = tuple[dict[str, Any], ...]({"path": str((chosen.data / f"{split}.jsonl.gz").resolve())} for split in splits)
     budget = {"epochs": chosen.epochs, "batch_size": 32, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
     budget |= {"max_steps": 3} if chosen.trial else {}
     if chosen.trial:
@@ -60,7 +61,7 @@ def _row(name: str, chosen: argparse.Namespace, method: Mapping[str, Any], recyc
         "version": 1,
         "name": "recycling",
         "task": {"metric": "macro_f1"},
-        "data": {"train": train, "validation": dev, "search": dev, "test": dev, "max_length": 256},
+        "data": {"train": train, "validation": dev, "test": test, "max_length": 256},
         "teacher": {"model": str(chosen.model.expanduser().resolve()), "finetune": budget | method},
     }
     recipe |= {"recycle": dict(recycle)} if recycle else {}

@@ -187,14 +187,17 @@ class Finetune(Training):
 
 def _recycled_layer(value: Any) -> Any:
     share = re.fullmatch(r"([1-9][0-9]?|100)%", value) if isinstance(value, str) else None
-    if not share and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError("write a number of layers from the first on, as 6, or a share of them, as 50%")
+    if not share and value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError("write a number of layers from the first on, as 6, a share of them, as 50%, or auto")
     return value
 
 
 class Recycle(Section):
     layer: Annotated[int | str, BeforeValidator(_recycled_layer)]
-    """Layers that stay as they are and run once per text: so many from the first on, or a share of them, as 50%."""
+    """Layers that stay as they are and run once per text: so many from the first on, a share of them, as 50%, or auto: short trainings on a
+    part of the data tell how many may."""
+    max_drop: Percent = 0.01
+    """auto: what the score on validation may lose against layers that all learn."""
     dtype: Literal["float32", "float16", "int8"] = "float16"
     """How their outputs are kept; int8 has a scale a token."""
     store: Annotated[str, Field(min_length=1)] | None = None
@@ -202,8 +205,14 @@ class Recycle(Section):
     max_size: Megabytes = 20e3
     """Largest store; what was not read for longest goes when it is full."""
 
+    @model_validator(mode="after")
+    def _drop_of_auto(self) -> "Recycle":
+        if "max_drop" in self.model_fields_set and self.layer != "auto":
+            raise ValueError(f"max_drop is what layer: auto may lose, but layer is {self.layer}: leave it out")
+        return self
+
     def layers_of(self, count: int) -> int:
-        """Return how many of an encoder's layers are recycled."""
+        """Return how many of an encoder's layers are recycled, where the recipe says it."""
         return self.layer if isinstance(self.layer, int) else max(1, count * int(self.layer[:-1]) // 100)
 
 

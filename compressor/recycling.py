@@ -7,7 +7,7 @@ Limits:   the families of compressor/families.py; in float32 a stored text diffe
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from compressor.encoded import Encoded
 from compressor.errors import RecipeError
-from compressor.families import captured, family
+from compressor.families import Place, captured, family, shape_of
 from compressor.modeling import PlainModel
 from compressor.store import Store
 from compressor.tokens import Floats, Ints, Tokens, content_of, length_batches
@@ -38,8 +38,7 @@ class Lower:
         Raises:
             RecipeError: the model has fewer layers.
         """
-        where, count = family(model), len(list(model.get_submodule(family(model).layers)))  # type: ignore[arg-type]
-        count -= model.config.model_type == "deberta-v2"  # its encoder does not run without a layer
+        where, count = family(model), most_layers(model)
         if not 1 <= layers <= count:
             raise RecipeError(f"recycle.layer {layers}: this encoder can recycle 1 to {count} layers; choose one of these")
         self.place, self.device, self.precision = layers, device, precision
@@ -49,15 +48,24 @@ class Lower:
         _replace(copied, where.layers, nn.ModuleList(list(copied.get_submodule(where.layers))[:layers]))  # type: ignore[arg-type]
         self.model = PlainModel(copied.requires_grad_(False).eval().to(device))
 
-    @torch.no_grad()
     def states(self, tokens: Tokens, pad_id: int) -> list[Floats]:
         """Return each text's states after the last of these layers, float32 (tokens, width)."""
+        return self.states_at([self.place], tokens, pad_id)[self.place]
+
+    @torch.no_grad()
+    def states_at(self, layers: Sequence[int], tokens: Tokens, pad_id: int) -> dict[int, list[Floats]]:
+        """Return what `states` does after each of some layers, all from one pass."""
         batch = {name: torch.from_numpy(array).to(self.device) for name, array in tokens.padded(pad_id).items()}
-        place = ("hidden", self.place)
-        with captured(self.model.model, [place]) as seen, self.precision:  # type: ignore[list-item]
+        places: dict[int, Place] = {layer: ("hidden", layer) for layer in layers}
+        with captured(self.model.model, places.values()) as seen, self.precision:
             self.model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-        whole = seen[place].float().cpu().numpy()  # type: ignore[index]
-        return [text[:length] for text, length in zip(whole, tokens.lengths.tolist(), strict=True)]
+        whole, lengths = {layer: seen[place].float().cpu().numpy() for layer, place in places.items()}, tokens.lengths.tolist()
+        return {layer: [text[:length] for text, length in zip(found, lengths, strict=True)] for layer, found in whole.items()}
+
+
+def most_layers(model: PreTrainedModel) -> int:
+    """Return how many layers of this encoder may be recycled: all, but for a family whose encoder does not run without one."""
+    return shape_of(model).layers - int(model.config.model_type == "deberta-v2")
 
 
 @dataclass(frozen=True)

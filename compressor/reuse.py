@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from compressor import sources
 from compressor.artifact import STORE, sha256
-from compressor.families import shape_of
 from compressor.modeling import load_model
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -34,8 +33,8 @@ class Reuse:
 
     @classmethod
     @contextmanager
-    def of(cls, recipe: Recipe, splits: Splits, task: Task, artifacts: Path, log: Progress) -> Iterator["Reuse"]:
-        """Open the store that the recipe names, or one in the artifacts folder.
+    def of(cls, recipe: Recipe, layers: int, splits: Splits, task: Task, artifacts: Path, log: Progress) -> Iterator["Reuse"]:
+        """Open the store that the recipe names, or one in the artifacts folder, of so many layers.
 
         Raises:
             RecipeError: it was made by another model, or the encoder has fewer layers.
@@ -44,9 +43,8 @@ class Reuse:
         assert recipe.teacher.finetune is not None
         settings, source, device = recipe.recycle, sources.model_folder(recipe.teacher.model, recipe.root), Accelerator().device
         torch.manual_seed(0)  # of a head that is made anew and thrown away
-        model = load_model(source, splits.labels, task.head)
         precision = autocast(recipe.teacher.finetune.precision, device)
-        lower = Lower(model, settings.layers_of(shape_of(model).layers), device, precision)
+        lower = Lower(load_model(source, splits.labels, task.head), layers, device, precision)
         digests = sources.fingerprint(recipe.teacher.model, recipe.root), sha256(source / "tokenizer.json")
         computed = "bfloat16" if precision._enabled else "float32"
         identity = Identity(digests[0], lower.place, digests[1], computed, settings.dtype)

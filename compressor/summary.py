@@ -40,7 +40,7 @@ def summarize(
     full, default = rows[row_name("full", inputs)], rows[row_name(manifest["default_point"], inputs)]
     chain = [("finetune", teacher), ("distill", student), ("quantize", full), (f"search: {manifest['default_point']}", default)]
     chain += [("cascade", cascade)] if cascade else []
-    asked = {s["name"] for s in stages}
+    asked, policy = {s["name"] for s in stages}, _cascade(inputs, shares) or {}
     return {
         "name": recipe.name,
         "task": recipe.task.type,
@@ -59,10 +59,10 @@ def summarize(
         "evaluated": frontier.get("evaluated", []),
         "baselines": _baselines(frontier, stages),
         "points": {name: {**p, **found_at(rows[row_name(name, inputs)])} for name, p in manifest["points"].items()},
-        "cascade": _cascade(inputs, shares),
+        "cascade": policy or None,
         "stages": stages,
         "gates": verdicts,
-        "findings": [*_findings(inputs, rows, stages), *([] if cascade is None else [_paying(cascade, rows.values(), shares)])],
+        "findings": [*_findings(inputs, rows, stages), *([] if cascade is None else [_paying(cascade, rows.values(), policy)])],
         "stage_gains": gains([link for link in chain if link[0].split(":")[0] in asked], {s["name"]: s["seconds"] for s in stages}),
     }
 
@@ -84,16 +84,18 @@ def _cascade(inputs: Inputs, shares: list[dict[str, Any]]) -> dict[str, Any] | N
     return {**json.loads((inputs["policy"].path / "policy.json").read_text(encoding="utf-8")), "test_shares": shares}
 
 
-def _paying(cascade: Variant, rows: Iterable[Variant], shares: list[dict[str, Any]]) -> str:
-    """Say what the cascade gives on the test split beside the fastest row of one model that is as good."""
+def _paying(cascade: Variant, rows: Iterable[Variant], policy: Mapping[str, Any]) -> str:
+    """Say what the cascade gives beside the fastest row of one model that is as good, and beside its last member, which may be no row."""
     good = [v for v in rows if v is not cascade and v.score >= cascade.score - 1e-9]
-    answered = ", ".join(f"{own['member']} answers {percent(own['share'])}" for own in shares)
+    answered = ", ".join(f"{own['member']} answers {percent(own['share'])}" for own in policy["test_shares"])
+    last = policy["members"][-1]
+    alone = f"{times(last['mean_ms'] / policy['chosen']['mean_ms'])} that of {last['name']}, its last member, on the calibration texts"
     if not good:
-        return f"The cascade scores {percent(cascade.score)}, more than any of its models alone ({answered})."
+        return f"The cascade scores {percent(cascade.score)}, more than any other row, at {alone} ({answered}; mean times)."
     rival = min(good, key=lambda v: v.mean_ms)
     ratio = rival.mean_ms / cascade.mean_ms
     verdict = f"{'pays' if ratio > 1.05 else 'does not pay here'}: {times(ratio)} the speed of {rival.name}"
-    return f"The cascade {verdict}, the fastest single model that is as good ({answered}; mean times)."
+    return f"The cascade {verdict}, the fastest row that is as good, and {alone} ({answered}; mean times)."
 
 
 def _ancestors(inputs: Inputs) -> list[dict[str, Any]]:
@@ -123,6 +125,9 @@ def told(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{count(metrics['learning_parameters'])} of {count(metrics['parameters'])} weights learned")
     if metrics.get("products_in_float"):
         parts.append(f"in float, because 8 bits cost too much there: {', '.join(metrics['products_in_float'])}")
+    if "probes" in metrics:
+        tried = ", ".join(f"{p['layers']}: {p['score']:.4f} at {p['texts_per_second']:.0f} texts/s" for p in metrics["probes"])
+        parts.append(f"{metrics['layer']} layers recycled, by short trainings above so many: {tried}")
     if "vocabulary" in metrics:
         kept = metrics["vocabulary"]
         sizes = f"{count(kept['after'])} of {count(kept['before'])} tokens"

@@ -16,6 +16,7 @@ from compressor.errors import RecipeError
 from compressor.families import FAMILIES, family
 from compressor.losses import label_loss
 from compressor.modeling import PlainModel, load_model
+from compressor.probes import Probe, chosen
 from compressor.progress import Progress
 from compressor.recipe import Finetune, Recycle
 from compressor.recycling import Lower, Recycled, above
@@ -182,8 +183,9 @@ def test_a_store_that_was_removed_changes_no_result(project: Path, tmp_path: Pat
     ("change", "message"),
     [
         ("recycle={layer: 4}", "recycle.layer 4: this encoder can recycle 1 to 3 layers; choose one of these"),
-        ("recycle={layer: 0}", "write a number of layers from the first on, as 6, or a share of them, as 50%"),
-        ("recycle={layer: 120%}", "as 50%"),
+        ("recycle={layer: 0}", "write a number of layers from the first on, as 6, a share of them, as 50%, or auto"),
+        ("recycle={layer: 120%}", "as 50%, or auto"),
+        ("recycle={layer: 2, max_drop: 1%}", "max_drop is what layer: auto may lose, but layer is 2: leave it out"),
         ("teacher.finetune.method=bitfit", "all above them learn: set teacher.finetune.method: full"),
     ],
 )
@@ -213,3 +215,46 @@ def test_gc_keeps_the_store_that_the_newest_bundle_was_made_with(make_recipe: Ca
     (left,) = recipe.parent.glob("artifacts/store-*")
     (used,) = recipe.parent.glob("artifacts/recycle-*")
     assert json.loads((used / "manifest.json").read_text(encoding="utf-8"))["metrics"]["store"] == left.name
+
+
+def test_short_trainings_tell_how_many_layers_may_stay(project: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "project"))
+    before = set(folder.glob("artifacts/*"))
+    done = compress("run", "tiny.yaml", "--set", "recycle={layer: auto, max_drop: 100%}", "--until", "finetune", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    made = {path.name.partition("-")[0]: path for path in set(folder.glob("artifacts/*")) - before}
+    assert set(made) == {"recycle", "finetune", "store"}  # what was probed is gone
+    found = json.loads((made["recycle"] / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert [p["layers"] for p in found["probes"]] == [0, 1, 2, 3]
+    assert found["layer"] == 3  # whatever is lost is allowed
+    assert all(p["texts_per_second"] > 0 and 0 <= p["score"] <= 1 for p in found["probes"])
+    told = json.loads((made["finetune"] / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert told["learning_parameters"] < metrics(project, "finetune")["learning_parameters"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("scores", "max_drop", "expected"),
+    [((0.9, 0.9, 0.895, 0.88), 0.01, 2), ((0.9, 0.95, 0.8, 0.91), 0.0, 3), ((0.9, 0.8, 0.8, 0.8), 0.05, None)],
+)
+def test_the_most_layers_that_lose_no_more_than_is_allowed(scores: tuple[float, ...], max_drop: float, expected: int | None) -> None:
+    assert chosen([Probe(layers, score, 1.0) for layers, score in enumerate(scores)], max_drop) == expected
+
+
+def test_one_pass_stores_what_every_depth_would(tiny_model: Path) -> None:
+    data, model = split(tiny_model, 8), load_model(tiny_model, LABELS)
+    together = Lower(model, 3, CPU, FLOAT).states_at([1, 2, 3], data.tokens, 0)
+    for layers in (1, 2, 3):
+        for own, alone in zip(together[layers], Lower(model, layers, CPU, FLOAT).states(data.tokens, 0), strict=True):
+            torch.testing.assert_close(own, alone, atol=0, rtol=0)
+
+
+def test_auto_that_loses_too_much_says_so(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "project"))
+    changes = ("--set", "recycle={layer: auto, max_drop: 0%}", "--set", "teacher.finetune.learning_rate=1e-2")
+    done = compress("run", "tiny.yaml", *changes, "--until", "recycle", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (made,) = set(folder.glob("artifacts/recycle-*")) - {folder / "artifacts" / p.name for p in project.glob("artifacts/recycle-*")}
+    found = json.loads((made / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    scores = [p["score"] for p in found["probes"]]
+    warned = "layers that stay as they are lose" in done.stderr
+    assert warned == (max(scores[1:]) < scores[0])
