@@ -54,10 +54,7 @@ def export_graph(model: PlainModel | FullLengthModel | LengthAdaptiveModel, path
     """
     model = model.to("cpu").eval()
     model.model.config._attn_implementation = "eager"
-    # Three rows of unequal length: tracing must see a mask at work and no size that another could be confused with.
-    ids = torch.tensor([[2, 5, 6, 7, 8], [2, 5, 6, 0, 0], [2, 5, 0, 0, 0]])
-    arguments: list[Tensor] = [ids, (ids > 0).long(), torch.zeros_like(ids)]
-    names = list(NAMES)
+    arguments, names = texts_to_trace(), list(NAMES)
     if isinstance(model, LengthAdaptiveModel):
         arguments.append(torch.full((model.layers,), model.max_length // 2))
         names.append("lengths")
@@ -67,6 +64,12 @@ def export_graph(model: PlainModel | FullLengthModel | LengthAdaptiveModel, path
     if isinstance(model, LengthAdaptiveModel):
         set_default_lengths(graph, [model.max_length] * model.layers)
     onnx.save(graph, path)
+
+
+def texts_to_trace() -> list[Tensor]:
+    """Return inputs of three texts of unequal length: tracing must see a mask at work and no size that another could be confused with."""
+    ids = torch.tensor([[2, 5, 6, 7, 8], [2, 5, 6, 0, 0], [2, 5, 0, 0, 0]])
+    return [ids, (ids > 0).long(), torch.zeros_like(ids)]
 
 
 def traced(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor.errors import StageError
-from compressor.graphs import NAMES, torch_logits, traced
+from compressor.graphs import NAMES, texts_to_trace, torch_logits, traced
 from compressor.halves import BACK, FRONT, STATES, Halves
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.tokens import Tokens
@@ -55,14 +55,12 @@ def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, p
     """
     model = model.to("cpu").eval()
     model.model.config._attn_implementation = "eager"
-    ids = torch.tensor([[2, 5, 6, 7, 8], [2, 5, 6, 0, 0], [2, 5, 0, 0, 0]])  # three rows of unequal length, as a whole graph's
-    mask, front, back = (ids > 0).long(), Front(model.model, layers).eval(), Back(model.model, layers).eval()
-    arguments = [ids, mask, torch.zeros_like(ids)]
+    arguments, front, back = texts_to_trace(), Front(model.model, layers).eval(), Back(model.model, layers).eval()
     with torch.no_grad():
         states = front(*arguments)
     for module, name, given, names, output in (
         (front, FRONT, arguments, NAMES, STATES),
-        (back, BACK, [states, mask], (STATES, "attention_mask"), "logits"),
+        (back, BACK, [states, arguments[1]], (STATES, "attention_mask"), "logits"),
     ):
         onnx.save(traced(module, folder / name, given, names, output, opset, portable=portable), folder / name)
 

@@ -1,6 +1,7 @@
 """Export the student, and the teacher as the baseline, to ONNX.
 
 What:     one graph that takes `lengths` (int64, one a layer, default full); parity with torch is proven before it is handed on.
+          With `export.halves` it comes in two parts too, cut at the recycled layer (compressor/halving.py).
 Formula:  a text of n real tokens keeps ceil(n · lengths[i] / max_length) after layer i.
 Defaults: opset 17, tolerance 1e-3 on a logit, onnxruntime's own operators where they are faster (compressor/operators.py).
 Limits:   the TorchScript exporter; the last layer of a sentence task computes only [CLS], whatever its length says, where the family runs

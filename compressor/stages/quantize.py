@@ -74,6 +74,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     for name, one in made.items():
         one.file.rename(out / "model.onnx") if name == chosen else one.file.unlink()
     if recipe.export.halves:
+        if made[chosen].kept:
+            log.warn("quantize: front and back are INT8 throughout, also where the whole graph stays in float: see their rows")
         _quantize_halves(inputs["float_graph"].path, out, chosen, feeds, reduce_range=bench.isa in machine.SATURATING)
     facts = {"backend": chosen, "single": chosen in SINGLE, "products": count_products(out / "model.onnx"), "validation": scores}
     facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times, "isa": bench.isa}
