@@ -220,7 +220,8 @@ def test_gc_keeps_the_store_that_the_newest_bundle_was_made_with(make_recipe: Ca
 def test_short_trainings_tell_how_many_layers_may_stay(project: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(project, tmp_path / "project"))
     before = set(folder.glob("artifacts/*"))
-    done = compress("run", "tiny.yaml", "--set", "recycle={layer: auto, max_drop: 100%}", "--until", "finetune", cwd=folder)
+    ask = ("run", "project/tiny.yaml", "--artifacts", "project/artifacts", "--set", "recycle={layer: auto, max_drop: 100%}")
+    done = compress(*ask, "--until", "finetune", cwd=tmp_path)  # from elsewhere: the recipe's folder is not where it runs
     assert done.returncode == 0, done.stderr
     made = {path.name.partition("-")[0]: path for path in set(folder.glob("artifacts/*")) - before}
     assert set(made) == {"recycle", "finetune", "store"}  # what was probed is gone

@@ -59,7 +59,7 @@ def _layers(recipe: Recipe, splits: Splits, task: Task, out: Path, log: Progress
     if recipe.recycle.layer != "auto":
         return recipe.recycle.layers_of(shape_of(model).layers), []
     count = most_layers(model)
-    own = recipe.recycle.model_copy(update={"store": str(out / "probed")})  # its outputs of all layers are not what is kept
+    own = recipe.recycle.model_copy(update={"store": str((out / "probed").resolve())})  # outputs of all layers are not what is kept
     with Reuse.of(recipe.model_copy(update={"recycle": own}), count, splits, task, out, log) as deepest:
         probes = probe(recipe, deepest, log)
     shutil.rmtree(deepest.folder)
