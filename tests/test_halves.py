@@ -5,17 +5,20 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from compressor import halves as halves_module
 from compressor.backbones import BACKBONES
 from compressor.errors import BundleError, RecipeError, StageError
-from compressor.graphs import torch_logits
+from compressor.graphs import export_graph, layered, torch_logits
 from compressor.halves import BACK, FRONT, Halves
 from compressor.halving import check_parity, export_halves
 from compressor.modeling import PlainModel
+from compressor.quantizers import products
 from compressor.runtime import Runtime
+from compressor.stages.quantize import kept_in_back
 from compressor.tokens import Tokens
 from tests.conftest import compress, sentences, write_project
 from tests.test_families import SERVED, batch, model_of
@@ -42,6 +45,21 @@ def test_front_and_back_are_the_whole_model(kind: str, head: str, layers: int, t
         found = Halves(tmp_path, 1, single=single, pad_id=0).logits(texts)
         alone = [torch_logits(model, text, None, 0) for text in texts]
         np.testing.assert_allclose(found.ravel(), np.concatenate([own.ravel() for own in alone]), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_products_that_stay_float_do_so_in_the_back(kind: str, tmp_path: Path) -> None:
+    model = PlainModel(model_of(kind))
+    export_halves(model, 2, tmp_path, 17, portable=False)
+    export_graph(layered(model), tmp_path / "model.onnx", 17)
+    whole, front, back = (products(tmp_path / name) for name in ("model.onnx", FRONT, BACK))
+    assert kept_in_back(whole, front, back, whole) == back
+    assert kept_in_back(whole, front, back, [whole[0], whole[-1]]) == back[-1:]
+    shapes = [
+        [tuple(i.dims) for n in graph.node if n.name in names for i in graph.initializer if i.name == n.input[1]]
+        for graph, names in ((onnx.load(tmp_path / "model.onnx").graph, whole[len(front) :]), (onnx.load(tmp_path / BACK).graph, back))
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_halves_that_are_not_the_model_are_refused(tmp_path: Path) -> None:
@@ -91,6 +109,17 @@ def test_two_tasks_on_one_text_cost_one_front(served: Path, tmp_path: Path) -> N
     assert (first.store.found, first.store.computed) == (len(TEXTS), len(TEXTS))
     assert {a.label for a in answers} == {"good", "bad"}
     assert [a.label for a in answers] == [a.label for a in Runtime(served / "other").predict(TEXTS)]
+
+
+def test_static_halves_answer_as_the_whole_graph_does(served: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(served.parent.parent, tmp_path / "project"))
+    static = ("--set", "quantize={backend: nncf, calibration: 24}", "--set", "name=static")
+    done = compress("tiny.yaml", *RECYCLE, *static, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    bundle = folder / "artifacts/dist/static"
+    whole, halves = Runtime(bundle).predict(TEXTS), Runtime(bundle, store=tmp_path / "store").predict(TEXTS)
+    assert [a.label for a in halves] == [a.label for a in whole]
+    np.testing.assert_allclose([a.score for a in halves], [a.score for a in whole], atol=0.05)
 
 
 def test_the_table_has_texts_that_a_store_knows_and_those_that_it_does_not(served: Path) -> None:

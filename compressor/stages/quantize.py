@@ -27,7 +27,7 @@ from compressor.latency import interleaved, requests, sample
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.quantizers import QUANTIZERS, SINGLE, Feed, count_products, has_nncf
+from compressor.quantizers import QUANTIZERS, SINGLE, Feed, count_products, has_nncf, products
 from compressor.recipe import Quantize, Recipe, Target
 from compressor.sensitivity import by_sensitivity, fewest
 from compressor.session import Graph
@@ -74,21 +74,28 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     for name, one in made.items():
         one.file.rename(out / "model.onnx") if name == chosen else one.file.unlink()
     if recipe.export.halves:
-        if made[chosen].kept:
-            log.warn("quantize: front and back are INT8 throughout, also where the whole graph stays in float: see their rows")
-        _quantize_halves(inputs["float_graph"].path, out, chosen, feeds, reduce_range=bench.isa in machine.SATURATING)
+        _quantize_halves(bench, chosen, out, feeds, made[chosen].kept, log)
     facts = {"backend": chosen, "single": chosen in SINGLE, "products": count_products(out / "model.onnx"), "validation": scores}
     facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times, "isa": bench.isa}
     return {**facts, "validation_score": made[chosen].score, "megabytes": (out / "model.onnx").stat().st_size / 1e6}
 
 
-def _quantize_halves(floats: Path, out: Path, backend: str, feeds: Sequence[Feed], *, reduce_range: bool) -> None:
+def kept_in_back(whole: Sequence[str], front: Sequence[str], back: Sequence[str], kept: Collection[str]) -> list[str]:
+    """Return what the back calls those of its products that stay float in the whole graph, whose products come in the same order."""
+    return [own for name, own in zip(whole[len(front) :], back, strict=True) if name in kept]
+
+
+def _quantize_halves(bench: "Bench", backend: str, out: Path, feeds: Sequence[Feed], kept: Sequence[str], log: Progress) -> None:
     """Write the INT8 front and back as the whole graph's backend does; the back is calibrated on what the float front makes."""
+    floats = bench.source.parent
+    back = kept_in_back(products(bench.source), products(floats / FRONT), products(floats / BACK), kept)
+    if len(back) < len(kept):
+        log.warn(f"quantize: {FRONT} is INT8 throughout, for all tasks to share it; {len(kept) - len(back)} products lose score there")
     front = Graph(floats / FRONT, single=False)
     read = [{key: feed[key] for key in front.inputs & feed.keys()} for feed in feeds]
     states = [{STATES: front.session.run([STATES], feed)[0], "attention_mask": feed["attention_mask"]} for feed in read]
-    for name, given in ((FRONT, read), (BACK, states)):
-        QUANTIZERS[backend](floats / name, out / name, given, reduce_range=reduce_range)
+    for name, given, stay in ((FRONT, read, []), (BACK, states, back)):
+        QUANTIZERS[backend](floats / name, out / name, given, stay, reduce_range=bench.isa in machine.SATURATING)
 
 
 class Bench:
