@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.errors import StageError
+from compressor.backbones import BACKBONES
+from compressor.errors import RecipeError, StageError
 from compressor.graphs import NAMES, texts_to_trace, torch_logits, traced
 from compressor.halves import BACK, FRONT, STATES, Halves
 from compressor.modeling import LengthAdaptiveModel, PlainModel
@@ -55,6 +56,9 @@ def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, p
     """
     model = model.to("cpu").eval()
     model.model.config._attn_implementation = "eager"
+    if model.model.config.model_type not in BACKBONES:
+        known = ", ".join(sorted(BACKBONES))
+        raise RecipeError(f"export.halves: {model.model.config.model_type} encoders do not run layer by layer, as {known} do; leave it out")
     arguments, front, back = texts_to_trace(), Front(model.model, layers).eval(), Back(model.model, layers).eval()
     with torch.no_grad():
         states = front(*arguments)

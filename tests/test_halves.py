@@ -70,6 +70,11 @@ def test_halves_that_are_not_the_model_are_refused(tmp_path: Path) -> None:
         check_parity(other, tmp_path, texts_of(16, 9), 0, 1e-4)
 
 
+def test_a_family_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"export.halves: deberta-v2 encoders do not run layer by layer, as bert, .* do; leave it out"):
+        export_halves(PlainModel(model_of("deberta-v2")), 1, tmp_path, 17, portable=False)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Two bundles on the same recycled layers, of tasks whose labels differ."""
