@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from compressor.errors import RecipeError
 from compressor.families import family
 
-SIZE = "adapter_size"
-"""Key of a model's configuration that says that its layers have adapters, and how wide these are."""
+SIZE, FIRST = "adapter_size", "adapter_first_layer"
+"""Keys of a model's configuration that say that its layers have adapters, how wide these are, and from which layer on."""
 
 
 class Adapted(nn.Linear):
@@ -42,25 +42,31 @@ class Adapted(nn.Linear):
 def built(kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
     """Return an untrained model of this configuration, with adapters where it says so."""
     model = kind(config)
-    if hasattr(config, SIZE):
-        insert(model, getattr(config, SIZE))
+    insert_as_told(model, config)
     return model
 
 
-def insert(model: PreTrainedModel, size: int) -> list[Adapted]:
-    """Give each layer of the model an adapter, in place, and return them.
+def insert_as_told(model: PreTrainedModel, config: Any) -> None:
+    """Give the model the adapters that a configuration says it has, if any."""
+    if hasattr(config, SIZE):
+        insert(model, getattr(config, SIZE), getattr(config, FIRST, 0))
+
+
+def insert(model: PreTrainedModel, size: int, first: int = 0) -> list[Adapted]:
+    """Give each layer of the model, from the `first` on, an adapter, in place, and return them.
 
     Raises:
         RecipeError: the family's layers have no place for one.
     """
     found = []
-    for layer in model.get_submodule(family(model).layers):  # type: ignore[union-attr]
+    for layer in list(model.get_submodule(family(model).layers))[first:]:  # type: ignore[arg-type]
         name, product = _feed_forward_end(layer, model.config)
         parent, _, leaf = name.rpartition(".")
         adapted = Adapted(product, size)
         setattr(layer.get_submodule(parent), leaf, adapted)
         found.append(adapted)
     setattr(model.config, SIZE, size)
+    setattr(model.config, FIRST, first)
     return found
 
 

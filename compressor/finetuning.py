@@ -37,9 +37,7 @@ def finetune(
     model: PreTrainedModel, settings: Finetune, data: TrainingData, task: Task, seed: int, state: Path, log: Progress
 ) -> dict[str, Any]:
     """Train the model in place and return what was done."""
-    if data.recycled:
-        settings = settings.model_copy(update={"method": "freeze", "frozen_layers": data.recycled})
-    tuned = prepare(model, settings)
+    tuned = prepare(model, settings, data.recycled)
     learning, balanced = learning_parameters(tuned), settings.class_weights == "balanced"
     weights = balanced_weights(torch.from_numpy(data.train.targets), model.config.num_labels) if balanced else None
     log.note(f"{settings.method}: {learning:,} weights learn{f' above {data.recycled} recycled layers' if data.recycled else ''}")

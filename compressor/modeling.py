@@ -78,7 +78,7 @@ def _with_adapters(folder: Path, config: Any, head: str, settings: dict[str, Any
     """Return a classifier whose layers have adapters: these are put in before the weights are read."""
     config.update(settings)
     model: PreTrainedModel = HEADS[head].from_config(config)
-    adapters.insert(model, getattr(config, adapters.SIZE))
+    adapters.insert_as_told(model, config)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval()
 

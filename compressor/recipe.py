@@ -589,8 +589,8 @@ class Recipe(Section):
             if 2 * self.data.stride > self.data.max_length:
                 raise ValueError(f"data.stride {self.data.stride} is more than half of max_length {self.data.max_length}: lower it")
         tuned = self.teacher.finetune
-        if self.recycle and (tuned is None or tuned.method != "full"):
-            raise ValueError("`recycle` keeps the first layers as they are while all above them learn: set teacher.finetune.method: full")
+        if self.recycle and (tuned is None or tuned.method == "freeze"):
+            raise ValueError("`recycle` keeps the first layers as they are: say by which method those above learn, as full or adapters")
         if self.export.halves and not self.recycle:
             raise ValueError("export.halves cuts the graph where recycled layers end: add a `recycle` section or leave it out")
         if self.export.halves and (self.distill or self.length_adapt):

@@ -74,6 +74,8 @@ def select_layers(teacher: PreTrainedModel, layers: Sequence[int], key: str = "l
     student.config.num_hidden_layers = len(layers)
     if kinds := getattr(student.config, "layer_types", None):
         student.config.layer_types = [kinds[layer] for layer in layers]
+    if hasattr(student.config, adapters.FIRST):
+        setattr(student.config, adapters.FIRST, sum(layer < getattr(student.config, adapters.FIRST) for layer in layers))
     if adapters.built(student.__class__, student.config).state_dict().keys() != student.state_dict().keys():
         # ModernBERT's first layer has no norm, all others have one.
         raise RecipeError(f"{key}: {student.config.model_type} layers cannot stand in this order; let layer 0 come first, and only first")

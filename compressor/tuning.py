@@ -2,7 +2,7 @@
 
 What:     full: all · freeze: the layers above the first `frozen_layers`, or the head alone · bitfit: biases · adapters: a bottleneck in
           each layer, which stays in the model · lora: low-rank updates of queries and values, merged into the weights afterwards.
-          The head, and the pooler it reads, always learn.
+          The head, and the pooler it reads, always learn; recycled layers never do.
 Papers:   BitFit (arXiv:2106.10199), adapters (arXiv:1902.00751), LoRA (arXiv:2106.09685).
 Formula:  lora: W + (alpha / rank) · B A with B (out, rank) from zero and A (rank, in); alpha = 2 · rank.
 Defaults: full; rank 8; adapter_size 64.
@@ -22,8 +22,8 @@ from compressor.families import family
 from compressor.recipe import Finetune
 
 
-def prepare(model: PreTrainedModel, settings: Finetune) -> nn.Module:
-    """Return the model with only those weights learning that the method trains; `lora` wraps it, see `merged`.
+def prepare(model: PreTrainedModel, settings: Finetune, recycled: int = 0) -> nn.Module:
+    """Return the model with only those weights learning that the method trains above recycled layers; `lora` wraps it, see `merged`.
 
     Raises:
         RecipeError: more layers are to be frozen than there are.
@@ -31,21 +31,24 @@ def prepare(model: PreTrainedModel, settings: Finetune) -> nn.Module:
     tuned: nn.Module = model
     match settings.method:
         case "full":
-            pass
+            if recycled:
+                _freeze(model, recycled)
         case "freeze":
             _freeze(model, settings.frozen_layers)
         case "bitfit":
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad = name.endswith("bias")
+            model.base_model.requires_grad_(False)
+            for module in _layers(model)[recycled:] if recycled else [model.base_model]:
+                for name, parameter in module.named_parameters():
+                    parameter.requires_grad = name.endswith("bias")
             _learn(_head(model))
         case "adapters":
             model.base_model.requires_grad_(False)
-            for adapted in adapters.insert(model, settings.adapter_size or 64):
+            for adapted in adapters.insert(model, settings.adapter_size or 64, recycled):
                 adapted.down.requires_grad_(True)
                 adapted.up.requires_grad_(True)
             _learn(_head(model))
         case "lora":
-            tuned = _with_lora(model, settings.rank or 8)
+            tuned = _with_lora(model, settings.rank or 8, recycled)
     return tuned
 
 
@@ -61,16 +64,19 @@ def learning_parameters(model: nn.Module) -> int:
 
 
 def _freeze(model: PreTrainedModel, count: int | None) -> None:
-    where = family(model)
-    layers = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
+    layers = _layers(model)
     if count is not None and count > len(layers):
         raise RecipeError(f"teacher.finetune.frozen_layers: {count} of {len(layers)} layers cannot be frozen; lower it, or leave it out")
     model.base_model.requires_grad_(False)
     for layer in layers[len(layers) if count is None else count :]:
         layer.requires_grad_(True)
     _learn(_head(model))
-    for module in (model.get_submodule(where.embeddings), *layers[:count]):
+    for module in (model.get_submodule(family(model).embeddings), *layers[:count]):
         _keep_in_evaluation(module)
+
+
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
+    return list(model.get_submodule(family(model).layers))  # type: ignore[arg-type]
 
 
 def _keep_in_evaluation(module: nn.Module) -> None:
@@ -91,11 +97,12 @@ def _learn(modules: dict[str, nn.Module]) -> None:
         module.requires_grad_(True)
 
 
-def _with_lora(model: PreTrainedModel, rank: int) -> nn.Module:
+def _with_lora(model: PreTrainedModel, rank: int, recycled: int) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     where = family(model)
-    targets = "|".join(re.escape(f"{where.layers}.") + r"\d+" + re.escape(f".{part}") for part in (where.query, where.value))
+    numbers = "|".join(str(number) for number in range(recycled, len(_layers(model))))
+    targets = "|".join(re.escape(f"{where.layers}.") + f"({numbers})" + re.escape(f".{part}") for part in (where.query, where.value))
     heads = [name for name, module in _head(model).items() if any(True for _ in module.parameters())]
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules=f"({targets})", modules_to_save=heads)
     with warnings.catch_warnings():
