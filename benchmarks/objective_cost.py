@@ -86,7 +86,7 @@ def _timed(name: str, folders: Mapping[str, Path], texts: Mapping[str, Encoded],
     optimizer, precision = torch.optim.AdamW(parameters, 1e-5, fused=True), autocast("auto", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         outputs = TeacherOutputs(teacher, texts["teacher"], False, Path(folder), 1e12, Progress(quiet=True))
-        losses = losses_of(settings, student.train(), learned, shapes, outputs, -1)
+        losses = losses_of(settings, student.train(), learned, shapes, outputs, TASK.choice)
         rows = np.random.default_rng(seed).permutation(len(texts["student"])).reshape(-1, BATCH)
         found = {}
         for way in ("computed", "stored"):

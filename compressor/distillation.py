@@ -1,4 +1,4 @@
-"""Teach a student: the work that the stages assistant and distill share."""
+"""Teach a student: the work that the stages assistant, distill and early_exit share."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -12,19 +12,32 @@ from transformers import PreTrainedModel
 
 from compressor import checkpoint
 from compressor.alignment import aligned, joining_as
-from compressor.artifact import STATE
+from compressor.artifact import STATE, STORE
 from compressor.augmentation import Neighbours, augmented
 from compressor.choices import Choice
 from compressor.data import Example
 from compressor.encoded import Encoded, mask_token
 from compressor.errors import RecipeError
-from compressor.families import FAMILIES, Place, captured, shape_of
+from compressor.families import FAMILIES, Place, shape_of
 from compressor.modeling import PlainModel
-from compressor.objectives import Shapes, Views, asks_of_tokens, asks_teacher, check, learned_modules, looks_inside, places_of, total
+from compressor.objectives import (
+    Shapes,
+    Views,
+    asks_of_tokens,
+    asks_teacher,
+    check,
+    learned_modules,
+    looks_below,
+    looks_inside,
+    places_of,
+    total,
+)
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Distill, Recipe
-from compressor.scoring import score_of
+from compressor.recycling import Upper, captured_in, learning
+from compressor.reuse import student_layers
+from compressor.scoring import inputs_of, score_of
 from compressor.seeds import Trained, train_seeds
 from compressor.splits import MODEL, Splits, task_of
 from compressor.students import student_of
@@ -63,23 +76,32 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     room = settings.teacher_store * 1e6 if _epochs_inside(settings) > 1 else 0.0
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", room, log)
     validation = splits.encoded("validation", task, folder)
-    del model  # the checks needed it; each seed starts from one of its own
+    with student_layers(settings, f"{section}.recycled_layers", recipe, model, folder, out.parent, log) as layers:
+        del model  # the checks needed it; each seed starts from one of its own
+        if layers is None:
+            read, watched, below = train, validation, 0
+        else:
+            below = layers.count
+            _check_above(section, settings, shapes, below)
+            read, watched = layers.recycled(train, "train", log), layers.recycled(validation, "validation", log)
+            log.note(f"the upper {shapes.student.layers - below} of {shapes.student.layers} layers learn, from what {layers.name} keeps")
 
-    def once(seed: int, state: Path) -> Trained:
-        student = PlainModel(untrained(seed)[0])
-        learned = learned_modules(settings.objectives, shapes)
+        def once(seed: int, state: Path) -> Trained:
+            student, learned = untrained(seed)[0], learned_modules(settings.objectives, shapes)
+            with learning(student, below) as forward:
 
-        def score() -> float:
-            return score_of(student, validation, recipe.task.metric)
+                def score() -> float:
+                    return score_of(forward, watched, recipe.task.metric)
 
-        losses = losses_of(settings, student, learned, shapes, outputs, task.choice)
-        fitted = fit(nn.ModuleList([student, learned]), losses, train, settings, seed, state, log, score)
-        return Trained(student.model, {**dataclasses.asdict(fitted), "validation_score": score()})
+                losses = losses_of(settings, forward, learned, shapes, outputs, task.choice)
+                fitted = fit(nn.ModuleList([forward, learned]), losses, read, settings, seed, state, log, score)
+                return Trained(student, {**dataclasses.asdict(fitted), "validation_score": score()})
 
-    trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
+        trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
+        recycled = {} if layers is None else {"recycled_layers": below, STORE: layers.name}
     counts = inputs["data"].metrics["examples"]
     originals = counts["train"] + counts.get("unlabelled", 0)
-    metrics = {**trained.metrics, "texts": {"original": originals, "augmented": len(train) - originals}}
+    metrics = {**trained.metrics, **recycled, "texts": {"original": originals, "augmented": len(train) - originals}}
     checkpoint.save(trained.model, folder, out)
     if settings.student.vocabulary == "corpus":
         metrics |= _prune(trained.model, folder, train.tokens.first(originals), validation, f"{section}.student.vocabulary", out, log)
@@ -128,6 +150,13 @@ def _check(section: str, settings: Distill, student: PreTrainedModel, teacher: P
     check(section, settings.objectives, shapes)
 
 
+def _check_above(section: str, settings: Distill, shapes: Shapes, below: int) -> None:
+    """Refuse objectives that look at layers which are taken out."""
+    if found := looks_below(settings.objectives, shapes, below):
+        told = f"{found} compares layers that are recycled and never learn"
+        raise RecipeError(f"{section}.objectives: {told}; choose another objective, or recycle fewer than {below} layers")
+
+
 def _epochs_inside(settings: Distill) -> float:
     """Return over how many epochs, of all seeds, objectives look inside the models."""
     spans = [(o.start, o.end) for o in settings.objectives if looks_inside([o])]
@@ -135,20 +164,19 @@ def _epochs_inside(settings: Distill) -> float:
 
 
 def losses_of(
-    settings: Distill, student: PlainModel, learned: nn.ModuleDict, shapes: Shapes, outputs: TeacherOutputs, choice: Choice
+    settings: Distill, student: PlainModel | Upper, learned: nn.ModuleDict, shapes: Shapes, outputs: TeacherOutputs, choice: Choice
 ) -> Losses:
     """Return the losses of a batch: the objectives that are active at a step, added."""
 
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
-        ids, mask, segments = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
         places = places_of(settings.objectives, shapes, step.share)
         with ExitStack() as stack:
-            ours = stack.enter_context(captured(student.model, places.student)) if places else {}
-            logits = student(ids, mask, segments)
+            ours = stack.enter_context(captured_in(student, places.student)) if places else {}
+            logits = student(*inputs_of(batch))
         goal, theirs = logits.detach(), dict[Place, Tensor]()
         if asks_teacher(settings.objectives, step.share):
-            goal, theirs = outputs.of(batch["rows"], places.teacher, ids.device, step.draw)
-        views = Views(shapes, mask.bool(), batch["labels"], choice, logits, goal, ours, theirs)
+            goal, theirs = outputs.of(batch["rows"], places.teacher, logits.device, step.draw)
+        views = Views(shapes, batch["attention_mask"].bool(), batch["labels"], choice, logits, goal, ours, theirs)
         yield total(settings.objectives, views, step.share, learned)
 
     return losses

@@ -231,6 +231,15 @@ def asks_teacher(objectives: Sequence[Objective], share: float) -> bool:
     return any(OBJECTIVES[type(o)].teacher for _, o in active(objectives, share))
 
 
+def looks_below(objectives: Sequence[Objective], shapes: Shapes, layers: int) -> str | None:
+    """Return the type of the first objective that looks at one of the student's first layers, if any does."""
+    for objective in objectives:
+        look, from_end = OBJECTIVES[type(objective)].places, shapes.student.layers
+        if look and any(number + from_end * (number < 0) < layers for _, number in look(objective, shapes).student):
+            return str(objective.type)
+    return None
+
+
 def places_of(objectives: Sequence[Objective], shapes: Shapes, share: float) -> Places:
     """Return where the objectives that are active after `share` of the training look."""
     found = Places()

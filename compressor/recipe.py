@@ -185,15 +185,30 @@ class Finetune(Training):
         return self
 
 
-def _recycled_layer(value: Any) -> Any:
+def _first_layers(value: Any) -> Any:
     share = re.fullmatch(r"([1-9][0-9]?|100)%", value) if isinstance(value, str) else None
-    if not share and value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError("write a number of layers from the first on, as 6, a share of them, as 50%, or auto")
+    if not share and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError("write a number of layers from the first on, as 6, or a share of them, as 50%")
     return value
 
 
+def _first_layers_or_auto(value: Any) -> Any:
+    try:
+        return value if value == "auto" else _first_layers(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from None
+
+
+FirstLayers = Annotated[int | str, BeforeValidator(_first_layers)]
+
+
+def count_layers(asked: int | str, count: int) -> int:
+    """Return how many of an encoder's layers are the first so many, or the first share of them."""
+    return asked if isinstance(asked, int) else max(1, count * int(asked[:-1]) // 100)
+
+
 class Recycle(Section):
-    layer: Annotated[int | str, BeforeValidator(_recycled_layer)]
+    layer: Annotated[int | str, BeforeValidator(_first_layers_or_auto)]
     """Layers that stay as they are and run once per text: so many from the first on, a share of them, as 50%, or auto: short trainings on a
     part of the data tell how many may."""
     max_drop: Percent = 0.01
@@ -210,10 +225,6 @@ class Recycle(Section):
         if "max_drop" in self.model_fields_set and self.layer != "auto":
             raise ValueError(f"max_drop is what layer: auto may lose, but layer is {self.layer}: leave it out")
         return self
-
-    def layers_of(self, count: int) -> int:
-        """Return how many of an encoder's layers are recycled, where the recipe says it."""
-        return self.layer if isinstance(self.layer, int) else max(1, count * int(self.layer[:-1]) // 100)
 
 
 class Teacher(Section):
@@ -354,6 +365,9 @@ class Distill(Training):
     """What the student starts as."""
     augment: Augment | None = None
     """Learn from changed copies of the texts too (arXiv:1903.12136, arXiv:1909.10351)."""
+    recycled_layers: FirstLayers | None = None
+    """Layers of the student that stay as they are and run once per text (arXiv:2207.04993): so many from the first on, or a share of them,
+    as 50%; kept as `recycle` says, in the artifacts folder."""
     teacher_store: Megabytes = 20e3
     """Largest disk store of the teacher's insides, which are then computed once a text; what does not fit is computed at each step."""
     objectives: Annotated[tuple[AnyObjective, ...], Field(min_length=1, strict=False)]
@@ -581,6 +595,7 @@ class Recipe(Section):
                 raise ValueError(
                     f"a bilstm student answers for whole texts, not for {self.task.type}: name a student by `model` or `layers`"
                 )
+        recycling = self.recycle or any(section.recycled_layers for section in (self.assistant, self.distill) if section)
         if self.task.type == "question-answering" and self.data.max_length < 32:
             raise ValueError(f"data.max_length {self.data.max_length} has no room for a question and its context: set 32 or more")
         if self.data.stride is not None:
@@ -595,8 +610,8 @@ class Recipe(Section):
             raise ValueError("export.halves cuts the graph where recycled layers end: add a `recycle` section or leave it out")
         if self.export.halves and (self.distill or self.length_adapt):
             raise ValueError("export.halves serves the teacher, whose recycled layers never change: leave `distill` and `length_adapt` out")
-        if self.recycle and not self.deployed:
-            raise ValueError("a masked-lm recipe hides other tokens each time, so that no text runs once: leave `recycle` out")
+        if recycling and not self.deployed:
+            raise ValueError("a masked-lm recipe hides other tokens each time, so that no text runs once: recycle no layers")
         if tuned and tuned.class_weights == "balanced" and self.task.type not in ("text-classification", "token-classification"):
             raise ValueError(f"class_weights weigh the labels of a classification; {self.task.type} has none: leave them out")
         if self.data.unlabelled and not self.distill:

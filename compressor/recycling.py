@@ -7,8 +7,10 @@ Limits:   the families of compressor/families.py; in float32 a stored text diffe
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,33 +22,52 @@ from transformers import PreTrainedModel
 
 from compressor.encoded import Encoded
 from compressor.errors import RecipeError
-from compressor.families import Place, captured, family, shape_of
+from compressor.families import Inner, Place, captured, family, shape_of
 from compressor.modeling import PlainModel
+from compressor.recipe import Finetune
 from compressor.store import Store
 from compressor.tokens import Floats, Ints, Tokens, content_of, length_batches
+from compressor.tuning import prepare
 
 FILLED_AT_ONCE = 64
 """Texts that are computed together while a store is filled."""
+_NO_PART = {"id2label", "label2id", "num_labels", "problem_type", "architectures", "num_hidden_layers", "n_layers", "layer_types"} | {
+    "_name_or_path",
+    "dtype",
+    "transformers_version",
+}
+"""Keys of a configuration that tell of heads, of layers above, or of where it came from."""
 
 
 class Lower:
     """The frozen part: embeddings and the first `layers` layers of a model, in evaluation mode and without gradients."""
 
-    def __init__(self, model: PreTrainedModel, layers: int, device: torch.device, precision: torch.autocast) -> None:
-        """Copy the part out of the model.
+    def __init__(
+        self, model: PreTrainedModel, layers: int, device: torch.device, precision: torch.autocast, key: str = "recycle.layer"
+    ) -> None:
+        """Copy the part out of the model; `key` is where the recipe asks for it.
 
         Raises:
             RecipeError: the model has fewer layers.
         """
         where, count = family(model), most_layers(model)
         if not 1 <= layers <= count:
-            raise RecipeError(f"recycle.layer {layers}: this encoder can recycle 1 to {count} layers; choose one of these")
+            raise RecipeError(f"{key} {layers}: this encoder can recycle 1 to {count} layers; choose one of these")
         self.place, self.device, self.precision = layers, device, precision
         upper = list(model.get_submodule(where.layers))[layers:]  # type: ignore[arg-type]
         kept = {id(module): None for module in upper}  # not worth a copy: they are dropped from it
         copied: PreTrainedModel = copy.deepcopy(model, dict(kept))
         _replace(copied, where.layers, nn.ModuleList(list(copied.get_submodule(where.layers))[:layers]))  # type: ignore[arg-type]
         self.model = PlainModel(copied.requires_grad_(False).eval().to(device))
+
+    def digest(self) -> str:
+        """Return the hash of what the states depend on: these layers' weights, and how they compute."""
+        config = {key: value for key, value in self.model.model.config.to_dict().items() if key not in _NO_PART}
+        found = hashlib.sha256(json.dumps([config, self.place], sort_keys=True, default=str).encode())
+        for name, value in sorted(self.model.model.base_model.state_dict().items()):
+            if not name.startswith("pooler"):
+                found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def states(self, tokens: Tokens, pad_id: int) -> list[Floats]:
         """Return each text's states after the last of these layers, float32 (tokens, width)."""
@@ -123,9 +144,9 @@ class _Given(nn.Module):
 class Upper(nn.Module):
     """The layers above the frozen ones, and the head, as a module from states to logits; made by `above`."""
 
-    def __init__(self, model: PreTrainedModel, given: _Given) -> None:
+    def __init__(self, model: PreTrainedModel, given: _Given, below: int) -> None:
         super().__init__()
-        self.plain, self.given = PlainModel(model), given
+        self.plain, self.given, self.below = PlainModel(model), given, below
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, states: Tensor) -> Tensor:
         """Return the whole model's logits, from the states of the frozen layers (batch, seq, width)."""
@@ -147,12 +168,45 @@ def above(model: PreTrainedModel, layers: int) -> Iterator[Upper]:
     if widened is not None:
         _replace(model, projected, nn.Identity())
     try:
-        yield Upper(model, given)
+        yield Upper(model, given, layers)
     finally:
         _replace(model, where.layers, whole)
         _replace(model, where.embeddings, embeddings)
         if widened is not None:
             _replace(model, projected, widened)
+
+
+def learning(model: PreTrainedModel, layers: int) -> AbstractContextManager[PlainModel | Upper]:
+    """Return the model as it learns above so many recycled layers, which then stay as they are; as a whole above none."""
+    return above(prepare(model, Finetune(), layers), layers) if layers else nullcontext(PlainModel(model))  # type: ignore[arg-type]
+
+
+@contextmanager
+def captured_in(forward: PlainModel | Upper, places: Iterable[Place]) -> Iterator[Inner]:
+    """Collect as `captured` does what a model computes at places, which count from its first layer, also where that was taken out."""
+    if isinstance(forward, PlainModel):
+        with captured(forward.model, places) as seen:
+            yield seen
+        return
+    moved = {place: (place[0], place[1] - forward.below if place[1] >= 0 else place[1]) for place in places}
+    with captured(forward.plain.model, moved.values()) as seen:
+        yield _Moved(seen, moved)
+
+
+class _Moved(Mapping[Place, Tensor]):
+    """What was seen, by the places that were asked."""
+
+    def __init__(self, seen: Inner, moved: Mapping[Place, Place]) -> None:
+        self.seen, self.moved = seen, moved
+
+    def __getitem__(self, place: Place) -> Tensor:
+        return self.seen[self.moved[place]]
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self.moved)
+
+    def __len__(self) -> int:
+        return len(self.moved)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -7,17 +7,81 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from compressor import sources
 from compressor.artifact import STORE, sha256
+from compressor.encoded import Encoded
+from compressor.families import shape_of
 from compressor.modeling import load_model
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.recipe import Distill, Recipe, Recycle, count_layers
 from compressor.recycling import Lower, Recycled
 from compressor.scoring import autocast
 from compressor.splits import Splits
 from compressor.store import Identity, Store
 from compressor.tasks import Task
+
+
+@contextmanager
+def stored(lower: Lower, digest: str, tokenizer: Path, settings: Recycle, place: Path, log: Progress) -> Iterator[Store]:
+    """Open the store of what frozen layers make of texts: `place` itself where the settings name a store, else a folder of its own there.
+
+    Raises:
+        RecipeError: it was made by another model.
+    """
+    computed = "bfloat16" if lower.precision._enabled else "float32"
+    identity = Identity(digest, lower.place, sha256(tokenizer / "tokenizer.json"), computed, settings.dtype)
+    folder = place / f"{STORE}-{identity.key(b'').hex()[:12]}" if settings.store is None else place
+    store = Store(folder, identity, settings.max_size * 1e6, log.warn)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def student_layers(
+    settings: Distill, key: str, recipe: Recipe, model: PreTrainedModel, tokenizer: Path, artifacts: Path, log: Progress
+) -> Iterator["Layers | None"]:
+    """Open what recycles a student's first layers, if it recycles any.
+
+    Raises:
+        RecipeError: the encoder has fewer.
+    """
+    if settings.recycled_layers is None:
+        yield None
+        return
+    count, device = count_layers(settings.recycled_layers, shape_of(model).layers), Accelerator().device
+    lower = Lower(model, count, device, autocast(settings.precision, device), key)
+    kept = (recipe.recycle or Recycle(layer=count)).model_copy(update={"store": None})
+    with stored(lower, lower.digest(), tokenizer, kept, artifacts, log) as store:
+        yield Layers(lower, store)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Frozen layers, and the store of what they made."""
+
+    lower: Lower
+    store: Store
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.lower.place
+
+    @property
+    def name(self) -> str:
+        """The store's folder."""
+        return self.store.folder.name
+
+    def recycled(self, data: Encoded, name: str, log: Progress) -> Recycled:
+        """Return a split whose batches hold the layers' states, all of which the store then has."""
+        found = Recycled.of(data, self.lower, self.store)
+        for done in found.fill():
+            log.steps(done, len(found), split=name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -41,20 +105,14 @@ class Reuse:
         """
         assert recipe.recycle is not None
         assert recipe.teacher.finetune is not None
-        settings, source, device = recipe.recycle, sources.model_folder(recipe.teacher.model, recipe.root), Accelerator().device
+        source, device = sources.model_folder(recipe.teacher.model, recipe.root), Accelerator().device
         torch.manual_seed(0)  # of a head that is made anew and thrown away
         precision = autocast(recipe.teacher.finetune.precision, device)
         lower = Lower(load_model(source, splits.labels, task.head), layers, device, precision)
-        digests = sources.fingerprint(recipe.teacher.model, recipe.root), sha256(source / "tokenizer.json")
-        computed = "bfloat16" if precision._enabled else "float32"
-        identity = Identity(digests[0], lower.place, digests[1], computed, settings.dtype)
-        name = f"{STORE}-{identity.key(b'').hex()[:12]}"
-        folder = artifacts / name if settings.store is None else recipe.root / Path(settings.store).expanduser()
-        store = Store(folder, identity, settings.max_size * 1e6, log.warn)
-        try:
-            yield cls(splits, task, source, folder, lower, store)
-        finally:
-            store.close()
+        digest = sources.fingerprint(recipe.teacher.model, recipe.root)
+        shared = None if recipe.recycle.store is None else recipe.root / Path(recipe.recycle.store).expanduser()
+        with stored(lower, digest, source, recipe.recycle, shared or artifacts, log) as store:
+            yield cls(splits, task, source, store.folder, lower, store)
 
     def recycled(self, split: str) -> Recycled:
         """Return a split whose batches hold the frozen layers' states."""

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,13 +14,13 @@ from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.errors import RecipeError
-from compressor.families import FAMILIES, family
+from compressor.families import FAMILIES, Place, family
 from compressor.losses import label_loss
 from compressor.modeling import PlainModel, load_model
 from compressor.probes import Probe, chosen
 from compressor.progress import Progress
-from compressor.recipe import Finetune, Recycle
-from compressor.recycling import Lower, Recycled, above
+from compressor.recipe import Finetune, Recycle, count_layers
+from compressor.recycling import Lower, Recycled, above, captured_in, learning
 from compressor.scoring import inputs_of
 from compressor.store import Identity, Store
 from compressor.training import fit
@@ -130,7 +131,7 @@ def test_each_distinct_text_is_computed_once(tiny_model: Path, tmp_path: Path, m
 
 @pytest.mark.parametrize(("layer", "count", "expected"), [(3, 12, 3), ("50%", 12, 6), ("50%", 5, 2), ("1%", 12, 1), ("100%", 6, 6)])
 def test_a_share_of_the_layers_is_rounded_down_to_at_least_one(layer: int | str, count: int, expected: int) -> None:
-    assert Recycle(layer=layer).layers_of(count) == expected
+    assert count_layers(Recycle(layer=layer).layer, count) == expected
 
 
 RECYCLE = "recycle={layer: 50%, dtype: float32}"
@@ -186,7 +187,7 @@ def test_a_store_that_was_removed_changes_no_result(project: Path, tmp_path: Pat
     ("change", "message"),
     [
         ("recycle={layer: 4}", "recycle.layer 4: this encoder can recycle 1 to 3 layers; choose one of these"),
-        ("recycle={layer: 0}", "write a number of layers from the first on, as 6, a share of them, as 50%, or auto"),
+        ("recycle={layer: 0}", "write a number of layers from the first on, as 6, or a share of them, as 50%, or auto"),
         ("recycle={layer: 120%}", "as 50%, or auto"),
         ("recycle={layer: 2, max_drop: 1%}", "max_drop is what layer: auto may lose, but layer is 2: leave it out"),
         ("teacher.finetune.method=freeze", "say by which method those above learn, as full or adapters"),
@@ -262,3 +263,74 @@ def test_auto_that_loses_too_much_says_so(project: Path, tmp_path: Path, monkeyp
     scores = [p["score"] for p in found["probes"]]
     warned = "layers that stay as they are lose" in done.stderr
     assert warned == (max(scores[1:]) < scores[0])
+
+
+@pytest.fixture(scope="module")
+def taught(project: Path) -> Path:
+    """A student that was taught above one recycled layer, by relations and soft labels."""
+    done = compress("run", "tiny.yaml", "--set", RECYCLE, "--set", "distill.recycled_layers=1", "--until", "distill", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "the upper 1 of 2 layers learn" in " ".join(done.stderr.split())
+    return project
+
+
+def test_a_student_learns_above_recycled_layers(taught: Path) -> None:
+    teacher, student = (load_file(next(taught.glob(f"artifacts/{stage}-*/model/model.safetensors"))) for stage in ("finetune", "distill"))
+    for name, value in student.items():
+        if "layer.0" in name or "embeddings" in name:  # as they were cut from the teacher
+            assert torch.equal(value, teacher[name]), name
+    changed = [name for name, value in student.items() if "layer.1" in name and not torch.equal(value, teacher[name.replace(".1.", ".2.")])]
+    assert changed
+    found = metrics(taught, "distill")
+    assert found["recycled_layers"] == 1
+    assert found["validation_score"] > 0.8  # type: ignore[operator]
+    assert (taught / "artifacts" / str(found["store"])).is_dir()
+
+
+def test_objectives_see_the_same_places_above_recycled_layers(tiny_model: Path, tmp_path: Path) -> None:
+    model, data = load_model(tiny_model, LABELS).eval(), split(tiny_model, 8, 16)
+    places: list[Place] = [("hidden", 2), ("hidden", 3), ("queries", 2), ("values", -1)]
+    batch = inputs_of({name: torch.from_numpy(array) for name, array in data.batch(np.arange(8)).items()})
+    with torch.no_grad(), captured_in(PlainModel(model), places) as whole:
+        PlainModel(model)(*batch)
+    store = store_in(tmp_path)
+    recycled = Recycled.of(data, Lower(model, 2, CPU, FLOAT), store)
+    again = inputs_of({name: torch.from_numpy(array) for name, array in recycled.batch(np.arange(8)).items()})
+    mask = batch[1].bool()
+    with torch.no_grad(), learning(model, 2) as upper, captured_in(upper, places) as seen:
+        upper.eval()(*again)
+        assert set(seen) == set(places)
+        for place in places:
+            torch.testing.assert_close(seen[place][mask], whole[place][mask], atol=2e-5, rtol=0)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("distill.recycled_layers=2",), "minilmv2 compares layers that are recycled and never learn"),
+        (("distill.recycled_layers=3",), "distill.recycled_layers 3: this encoder can recycle 1 to 2 layers"),
+        (("distill.recycled_layers=auto",), "write a number of layers from the first on, as 6, or a share of them, as 50%"),
+        (("distill.student={bilstm: {}}", "distill.recycled_layers=1", "length_adapt=null", "search=null", "default_point=full"), "bilstm"),
+    ],
+)
+def test_a_student_that_cannot_recycle_is_refused(project: Path, changes: tuple[str, ...], message: str) -> None:
+    done = compress(
+        "run", "tiny.yaml", "--set", RECYCLE, *(part for c in changes for part in ("--set", c)), "--until", "distill", cwd=project
+    )
+    assert done.returncode == 3, done.stderr
+    assert message in " ".join(done.stderr.split())
+
+
+def test_a_store_is_known_by_the_weights_of_its_layers_alone(tiny_model: Path) -> None:
+    torch.manual_seed(1)
+    model, other_head = load_model(tiny_model, LABELS), load_model(tiny_model, ("a", "b", "c"))
+    same = Lower(model, 2, CPU, FLOAT).digest()
+    assert Lower(other_head, 2, CPU, FLOAT).digest() == same
+    with torch.no_grad():
+        model.get_submodule(family(model).layers)[2].output.dense.bias.add_(1)  # type: ignore[index,union-attr]
+    assert Lower(model, 2, CPU, FLOAT).digest() == same
+    with torch.no_grad():
+        model.get_submodule(family(model).layers)[1].output.dense.bias.add_(1)  # type: ignore[index,union-attr]
+    assert Lower(model, 2, CPU, FLOAT).digest() != same
+    assert Lower(model, 1, CPU, FLOAT).digest() != same

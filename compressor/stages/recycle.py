@@ -21,7 +21,7 @@ from compressor.modeling import load_model
 from compressor.pipeline import Inputs
 from compressor.probes import Probe, chosen, probe
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.recipe import Recipe, count_layers
 from compressor.recycling import most_layers
 from compressor.reuse import Reuse
 from compressor.splits import Splits, task_of
@@ -57,7 +57,7 @@ def _layers(recipe: Recipe, splits: Splits, task: Task, out: Path, log: Progress
     assert recipe.recycle is not None
     model = load_model(sources.model_folder(recipe.teacher.model, recipe.root), splits.labels, task.head)
     if recipe.recycle.layer != "auto":
-        return recipe.recycle.layers_of(shape_of(model).layers), []
+        return count_layers(recipe.recycle.layer, shape_of(model).layers), []
     count = most_layers(model)
     own = recipe.recycle.model_copy(update={"store": str((out / "probed").resolve())})  # outputs of all layers are not what is kept
     with Reuse.of(recipe.model_copy(update={"recycle": own}), count, splits, task, out, log) as deepest:
