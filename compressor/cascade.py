@@ -3,7 +3,7 @@
 What:     members from cheap to dear: operating points of one graph, which share its memory, or graphs of their own.
 Papers:   TangoBERT (arXiv:2204.06271).
 Formula:  member i answers where its confidence (compressor/confidence.py) reaches thresholds[i]; a confidence that is no number never does.
-Limits:   a text that goes on is read again from its start.
+Limits:   a text that goes on is read again from its start, but for one that goes on from an early exit (compressor/exits.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +17,8 @@ from tokenizers import Tokenizer
 
 from compressor.confidence import Confidence, confidences
 from compressor.data import Example
+from compressor.exits import States
+from compressor.halves import AT_ONCE
 from compressor.tasks import Task
 from compressor.tokens import Floats, Ints, Tokens
 from compressor.windows import Windows
@@ -25,6 +27,17 @@ MEMBERS = "members"
 """Folder of a bundle that holds the graphs and tokenizers of members that are no operating point of its own."""
 GRAPH = "member.onnx"
 """A member's graph: not model.onnx, which other clients look for in a bundle's folder and below."""
+STOPS, GOES_ON = "exit", "rest"
+"""Which part of an early exit's graphs a member is."""
+
+
+Answer = Callable[[Tokens, States], tuple[Floats, States]]
+"""Logits of tokens, from what the member before handed on, and what is handed on to the next."""
+
+
+def whole(logits: Callable[..., Floats], lengths: Sequence[int] | None) -> Answer:
+    """Return how a graph answers that reads each text from its start, and hands nothing on."""
+    return lambda tokens, _: (logits(tokens, lengths), None)
 
 
 @dataclass(frozen=True)
@@ -34,9 +47,11 @@ class Member:
     name: str
     read: Callable[[Sequence[Example]], Windows]
     """Members that read alike have the same function: what one has read, the next need not."""
-    logits: Callable[[Tokens], Floats]
+    answer: Answer
     temperature: float = 1.0
     """Divides its logits, so that its confidence is its share of right answers."""
+    exits: bool = False
+    """Whether it hands states on, of which only so many texts' are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +96,26 @@ class Cascade:
         limits = self.thresholds if thresholds is None else thresholds
         if len(limits) != len(self.members) - 1:
             raise ValueError(f"{len(self.members)} members take {len(self.members) - 1} thresholds, not {len(limits)}")
-        left, before, windows = np.arange(len(examples)), None, None
+        size = AT_ONCE if any(member.exits for member in self.members) else max(1, len(examples))
+        for begin in range(0, len(examples), size):
+            for part in self._routed(task, examples[begin : begin + size], limits):
+                yield replace(part, rows=part.rows + begin)
+
+    def _routed(self, task: Task, examples: Sequence[Example], limits: Sequence[float]) -> Iterator[Part]:
+        left, before, windows, states = np.arange(len(examples)), None, None, None
         for member, limit in zip(self.members, [*limits, None], strict=True):
             if not len(left):
                 return
             asked = [examples[row] for row in left.tolist()] if len(left) < len(examples) else examples
             if windows is None or before is None or member.read is not before.read:
                 windows = member.read(asked)
-            logits = member.logits(windows.tokens)
+            logits, states = member.answer(windows.tokens, states)
             sure = confidences(self.confidence, task, logits, windows, asked, member.temperature)
             answered = np.ones(len(left), bool) if limit is None else sure >= limit
             if answered.any():
                 yield Part(member.name, left[answered], *_of(answered, windows, logits, task), sure[answered])
+            if states is not None:
+                states = [states[row] for row in np.flatnonzero(~answered[windows.owners]).tolist()]
             left, before = left[~answered], member
             windows = _of(~answered, windows, logits, task)[0] if len(left) else None
 

@@ -6,7 +6,7 @@ Formula:  a text's key is that of compressor/store.py, with the front's own hash
 Limits:   one machine; a text is known by all its tokens, so that of a changed paragraph only its own window is read again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,14 +24,49 @@ AT_ONCE = 64
 """Texts whose states are in memory, and are written down, together."""
 
 
+class Upper:
+    """The graph above a front: from states to logits."""
+
+    def __init__(self, path: Path, threads: int, *, single: bool, pad_id: int) -> None:
+        """Open it; `single`: answers depend on the batch, so feed one text a run."""
+        self.threads, self.single, self.pad_id, self.session = threads, single, pad_id, session(path, threads)
+        self.inputs = [i.name for i in self.session.get_inputs()]  # a head alone asks for no mask
+
+    def logits(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
+        """Return the logits of texts, as a whole graph does, from the states (tokens, width) of each."""
+        batches, found = zip(*self.answered(texts, states), strict=True)
+        return in_order(found, batches, texts.lengths)
+
+    def answered(self, texts: Tokens, states: Sequence[Floats]) -> Iterator[tuple[list[int], Floats]]:
+        """Yield the logits of batches of texts, padded, each with its rows."""
+        for batch in batches_of(texts.lengths.tolist(), single=self.single):
+            yield batch, self._answered(texts.rows(batch), [states[row] for row in batch])
+
+    def _answered(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
+        mask = texts.padded(self.pad_id)["attention_mask"]
+        padded = np.zeros((*mask.shape, states[0].shape[1]), np.float32)
+        padded[mask == 1] = np.concatenate(states)
+        feed = {STATES: padded, "attention_mask": mask}
+        logits: Floats = self.session.run(["logits"], {name: feed[name] for name in self.inputs})[0]
+        return logits
+
+
+def states_of(front: Graph, texts: Tokens) -> list[Floats]:
+    """Return what a front makes of each text, float32 (tokens, width)."""
+    found: dict[int, Floats] = {}
+    for rows in batches_of(texts.lengths.tolist(), single=front.single):
+        whole = front.run(texts.rows(rows))
+        found |= {row: own[:length] for row, own, length in zip(rows, whole, texts.lengths[rows].tolist(), strict=True)}
+    return [found[row] for row in range(len(texts))]
+
+
 class Halves:
     """Two graphs that answer as the whole one does."""
 
     def __init__(self, folder: Path, threads: int, *, single: bool, pad_id: int, store: "Store | None" = None) -> None:
         """Open the back, and the front when a text needs it; `single`: answers depend on the batch, so feed one text a run."""
         self.folder, self.threads, self.single, self.pad_id, self.store = folder, threads, single, pad_id, store
-        self.back = session(folder / BACK, threads)
-        self.inputs = [i.name for i in self.back.get_inputs()]
+        self.back = Upper(folder / BACK, threads, single=single, pad_id=pad_id)
 
     @cached_property
     def front(self) -> Graph:
@@ -43,30 +78,14 @@ class Halves:
         found, rows_of = list[Floats](), list[Ints]()
         for rows in length_batches(tokens.lengths, AT_ONCE):
             texts = tokens.rows(rows)
-            states = self.states(texts)
-            for batch in batches_of(texts.lengths.tolist(), single=self.single):
-                found.append(self._answered(texts.rows(batch), [states[row] for row in batch]))
+            for batch, logits in self.back.answered(texts, self.states(texts)):
+                found.append(logits)
                 rows_of.append(rows[batch])
         return in_order(found, rows_of, tokens.lengths)
-
-    def _answered(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
-        mask = texts.padded(self.pad_id)["attention_mask"]
-        padded = np.zeros((*mask.shape, states[0].shape[1]), np.float32)
-        padded[mask == 1] = np.concatenate(states)
-        feed = {STATES: padded, "attention_mask": mask}
-        logits: Floats = self.back.run(["logits"], {name: feed[name] for name in self.inputs})[0]  # a head alone asks for no mask
-        return logits
 
     def states(self, texts: Tokens) -> list[Floats]:
         """Return what the front makes of each text, float32 (tokens, width): from the store, where it knows the text."""
         if self.store is None:
-            return self._read(texts)
+            return states_of(self.front, texts)
         keys = [self.store.identity.key(content_of(text)) for text in texts]
-        return self.store.through(keys, lambda missing: self._read(texts.rows(missing)))
-
-    def _read(self, texts: Tokens) -> list[Floats]:
-        found: dict[int, Floats] = {}
-        for rows in batches_of(texts.lengths.tolist(), single=self.single):
-            whole = self.front.run(texts.rows(rows))
-            found |= {row: own[:length] for row, own, length in zip(rows, whole, texts.lengths[rows].tolist(), strict=True)}
-        return [found[row] for row in range(len(texts))]
+        return self.store.through(keys, lambda missing: states_of(self.front, texts.rows(missing)))

@@ -6,6 +6,7 @@ Formula:  logits = back(front(ids)); a text that was read before costs the back 
 Limits:   the families of compressor/backbones.py; the last layer of a sentence task computes only [CLS].
 """
 
+import shutil
 from pathlib import Path
 
 import onnx
@@ -15,9 +16,11 @@ from transformers import PreTrainedModel
 
 from compressor.backbones import BACKBONES
 from compressor.errors import RecipeError, StageError
+from compressor.exits import EXIT
 from compressor.graphs import NAMES, texts_to_trace, torch_logits, traced
 from compressor.halves import BACK, FRONT, STATES, Halves
 from compressor.modeling import LengthAdaptiveModel, PlainModel
+from compressor.recipe import Export
 from compressor.tokens import Tokens
 
 
@@ -48,8 +51,8 @@ class Back(nn.Module):
         return self.body.parts.logits(self.body.encode(ids, attention_mask, segments, None, self.below, restore=restore, states=states))
 
 
-def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, portable: bool) -> None:
-    """Write front.onnx and back.onnx.
+def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, portable: bool, key: str = "export.halves") -> None:
+    """Write front.onnx and back.onnx; `key` is where the recipe asks for them.
 
     Raises:
         RecipeError: the model's family does not run layer by layer.
@@ -58,7 +61,7 @@ def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, p
     model.model.config._attn_implementation = "eager"
     if model.model.config.model_type not in BACKBONES:
         known = ", ".join(sorted(BACKBONES))
-        raise RecipeError(f"export.halves: {model.model.config.model_type} encoders do not run layer by layer, as {known} do; leave it out")
+        raise RecipeError(f"{key}: {model.model.config.model_type} encoders do not run layer by layer, as {known} do; leave it out")
     arguments, front, back = texts_to_trace(), Front(model.model, layers).eval(), Back(model.model, layers).eval()
     with torch.no_grad():
         states = front(*arguments)
@@ -67,6 +70,21 @@ def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, p
         (back, BACK, [states, arguments[1]], (STATES, "attention_mask"), "logits"),
     ):
         onnx.save(traced(module, folder / name, given, names, output, opset, portable=portable), folder / name)
+
+
+def export_exit(student: PlainModel, early: PlainModel, layers: int, folder: Path, settings: Export, texts: Tokens, pad_id: int) -> None:
+    """Write front.onnx, what an early exit answers from it, and what the student goes on with; each is proven against torch.
+
+    Raises:
+        RecipeError: the family does not run layer by layer.
+        StageError: a logit differs.
+    """
+    for model, place, name in ((early, folder / "early", EXIT), (student, folder, BACK)):
+        place.mkdir(exist_ok=True)
+        export_halves(model, layers, place, settings.opset, portable=settings.portable, key="early_exit")
+        check_parity(model, place, texts, pad_id, settings.tolerance)
+        (place / BACK).rename(folder / name)
+    shutil.rmtree(folder / "early")
 
 
 def check_parity(model: PlainModel, folder: Path, texts: Tokens, pad_id: int, tolerance: float) -> float:

@@ -1,20 +1,22 @@
-"""The members of a recipe's cascade: operating points of its graph, its teacher, and other bundles."""
+"""The members of a recipe's cascade: operating points of its graph, its early exit, its teacher, and other bundles."""
 
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from compressor import checkpoint
-from compressor.cascade import GRAPH, MEMBERS, reader
+from compressor.cascade import GOES_ON, GRAPH, MEMBERS, STOPS, Answer, reader, whole
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.errors import RecipeError
+from compressor.exits import EXIT, Exit
 from compressor.graphs import export_graph, layered, parity
+from compressor.halves import BACK, FRONT
+from compressor.halving import export_exit
 from compressor.modeling import PlainModel
 from compressor.pipeline import Inputs, deployed, is_single, lengths_of
 from compressor.progress import Progress
@@ -24,7 +26,6 @@ from compressor.recipe import Recipe
 from compressor.runtime import verify
 from compressor.session import Graph
 from compressor.splits import MODEL, Splits, task_of
-from compressor.tokens import Floats, Tokens
 from compressor.windows import Windows
 
 
@@ -34,7 +35,9 @@ class Member:
 
     facts: Mapping[str, Any]
     read: Callable[[Sequence[Example]], Windows]
-    logits: Callable[[Tokens], Floats]
+    answer: Answer
+    continued: "Member | None" = None
+    """The same student as it goes on from the early exit before it, where it may."""
 
 
 def members_of(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> list[Member]:
@@ -45,7 +48,10 @@ def members_of(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> list
         RecipeError: one answers something else.
     """
     assert recipe.cascade is not None
-    return _named_apart([_member(asked, number, recipe, inputs, out, log) for number, asked in enumerate(recipe.cascade.members)])
+    built = [_member(asked, number, recipe, inputs, out, log) for number, asked in enumerate(recipe.cascade.members)]
+    if built[0].continued and recipe.cascade.members[1].point == "full":
+        built[1] = dataclasses.replace(built[1], continued=built[0].continued)
+    return _named_apart([dataclasses.replace(built[0], continued=None), *built[1:]])
 
 
 def _named_apart(built: Sequence[Member]) -> list[Member]:
@@ -66,13 +72,35 @@ def _member(asked: Asked, number: int, recipe: Recipe, inputs: Inputs, out: Path
         facts: dict[str, Any] = {"name": asked.point, "folder": None, "lengths": lengths}
         facts |= {"max_length": splits.max_length, "stride": splits.stride, "pad_id": pad_id_of(model), "single": is_single(inputs)}
         graph, folder = deployed(inputs).path / "model.onnx", model
+    elif asked.early_exit:
+        return _from_exit(number, recipe, inputs, out, log)
     else:
         folder = out / MEMBERS / str(number)
         folder.mkdir(parents=True)
         facts = _from_teacher(asked, recipe, inputs, folder, log) if asked.teacher else _from_bundle(asked, recipe, inputs, folder)
         facts, graph = {**facts, "folder": f"{MEMBERS}/{number}"}, folder / GRAPH
     opened = Graph(graph, threads, single=facts["single"], pad_id=facts["pad_id"], workers=recipe.workers)
-    return Member(facts, reader(folder, task, facts), partial(opened.logits, lengths=facts["lengths"]))
+    return Member(facts, reader(folder, task, facts), whole(opened.logits, facts["lengths"]))
+
+
+def _from_exit(number: int, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> Member:
+    """Put the front, what answers early above it, and what goes on from it into a folder, in 8 bits where the student is."""
+    log.note(f"early exit after layer {inputs['exit'].metrics['layer']}, and the student's rest")
+    splits, task, folder = Splits.of(inputs["data"]), task_of(recipe), out / MEMBERS / str(number)
+    model, quantized = inputs["checkpoint"].path / MODEL, "int8_graph" in inputs
+    folder.mkdir(parents=True)
+    student, early = (PlainModel(checkpoint.load_plain(inputs[kind], splits.labels, task.head)) for kind in ("checkpoint", "exit"))
+    texts = task.windows(tokenizer_of(model), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride).tokens
+    export_exit(student, early, inputs["exit"].metrics["layer"], folder, recipe.export, texts, pad_id_of(model))
+    for name in (FRONT, EXIT, BACK) if quantized else ():
+        (folder / name).rename(folder / "float.onnx")
+        dynamic(folder / "float.onnx", folder / name, [])
+        (folder / "float.onnx").unlink()
+    facts = {"folder": f"{MEMBERS}/{number}", "lengths": None, "single": quantized, "pad_id": pad_id_of(model)}
+    facts |= {"max_length": splits.max_length, "stride": splits.stride}
+    opened, read = Exit(folder, recipe.target.threads, single=quantized, pad_id=pad_id_of(model)), reader(model, task, facts)
+    rest = Member({**facts, "name": "full", "part": GOES_ON}, read, opened.go_on)
+    return Member({**facts, "name": "exit", "part": STOPS}, read, opened.stop, continued=rest)
 
 
 def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from compressor.imports import source_hashes
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 
-Kind = Literal["data", "activations", "teacher", "guide", "checkpoint", "float_graph", "int8_graph", "frontier", "policy", "bundle"]
+Kind = Literal["data", "activations", "teacher", "guide", "checkpoint", "exit", "float_graph", "int8_graph", "frontier", "policy", "bundle"]
 Inputs = Mapping[Kind, Artifact]
 
 
@@ -79,12 +79,13 @@ STAGES: tuple[Stage, ...] = (
     Stage("assistant", ("data", "guide"), ("guide",), ("assistant", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "assistant"),
     Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "distill"),
     Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),
+    Stage("early_exit", ("data", "checkpoint"), ("exit",), ("early_exit", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "early_exit"),
     Stage("export", ("data", "activations", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT), deploys=True),
     Stage("quantize", _FLOAT, ("int8_graph",), ("quantize", "target", "task", "seed"), (*_ORT, "nncf"), "quantize", times=True),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
     Stage(
         "cascade",
-        (*_GRAPHS, "teacher", "frontier"),
+        (*_GRAPHS, "teacher", "exit", "frontier"),
         ("policy",),
         ("cascade", "export", "target", "task"),
         (*_TORCH, *_ORT, "scipy"),

@@ -403,6 +403,11 @@ class LengthAdapt(Training):
     """What leaves last: [CLS], which never does, or the whole first text of a pair too, as the question of question-answering."""
 
 
+class EarlyExit(Training):
+    layer: Annotated[int, Field(ge=1, le=LARGEST)]
+    """Layers of the student, from the first on, that stay as they are; a copy of its last one and of its head answers above them."""
+
+
 class Export(Section):
     opset: Annotated[int, Field(ge=14, le=20)] = 17
     """Version of the ONNX operators."""
@@ -450,11 +455,13 @@ class Member(Section):
     """The teacher, dynamically quantized or as it is."""
     bundle: Annotated[str, Field(min_length=1), BUNDLE] | None = None
     """Another bundle's folder, at its default operating point: it must know the same task and labels."""
+    early_exit: Literal[True] | None = None
+    """The head on an inner layer of the student, which `early_exit` trains: the point full behind it goes on from that layer."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Member":
-        if sum(origin is not None for origin in (self.point, self.teacher, self.bundle)) != 1:
-            raise ValueError("a member is one of `point`, `teacher` and `bundle`")
+        if sum(origin is not None for origin in (self.point, self.teacher, self.bundle, self.early_exit)) != 1:
+            raise ValueError("a member is one of `point`, `teacher`, `bundle` and `early_exit`")
         return self
 
 
@@ -483,6 +490,8 @@ class Cascade(Section):
             raise ValueError(f"{' and '.join(goals)} each decide the thresholds: keep one")
         if self.thresholds is not None and len(self.thresholds) != len(self.members) - 1:
             raise ValueError(f"{len(self.members)} members take {len(self.members) - 1} thresholds, not {len(self.thresholds)}")
+        if any(member.early_exit for member in self.members[1:]):
+            raise ValueError("an early exit is the cheapest member: name it first, and once")
         return self
 
 
@@ -558,6 +567,8 @@ class Recipe(Section):
     """Train a smaller student from the teacher, or from the assistant."""
     length_adapt: LengthAdapt | None = None
     """Train the student to answer at any length configuration."""
+    early_exit: EarlyExit | None = None
+    """Train a head on an inner layer of the student, for a cascade whose easy texts stop there."""
     export: Export = Export()
     """How the ONNX graph is made and checked against torch."""
     quantize: Quantize | None = None
@@ -580,7 +591,7 @@ class Recipe(Section):
         if self.assistant and not self.distill:
             raise ValueError("`assistant` teaches the student of a `distill` section: add one, or leave `assistant` out")
         if not self.deployed:
-            for section in ("length_adapt", "quantize", "search", "cascade", "default_point", "gates"):
+            for section in ("length_adapt", "early_exit", "quantize", "search", "cascade", "default_point", "gates"):
                 if getattr(self, section):
                     raise ValueError(f"a masked-lm recipe ends with an encoder that answers no task yet: leave `{section}` out")
             students = [section.student for section in (self.assistant, self.distill) if section]
@@ -591,6 +602,8 @@ class Recipe(Section):
         if self.distill and self.distill.student.bilstm:
             if self.length_adapt:
                 raise ValueError("a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out")
+            if self.early_exit:
+                raise ValueError("a bilstm student has no layers to stop after: leave `early_exit` out")
             if self.task.type in WINDOWED:
                 raise ValueError(
                     f"a bilstm student answers for whole texts, not for {self.task.type}: name a student by `model` or `layers`"
@@ -623,6 +636,13 @@ class Recipe(Section):
         points = {member.point for member in self.cascade.members if member.point} if self.cascade else set()
         if points - {"full"} and not self.search:
             raise ValueError(f"cascade: point {min(points - {'full'})} comes from a search: add a `search` section or choose full")
+        stops = bool(self.cascade and self.cascade.members[0].early_exit)
+        if self.early_exit and not stops:
+            raise ValueError("`early_exit` trains a member of a cascade: name {early_exit: true} first in cascade.members, or leave it out")
+        if stops and not self.early_exit:
+            raise ValueError(
+                "cascade names an early exit: add an `early_exit` section that says after which layer, or leave the member out"
+            )
         if self.cascade and self.task.type == "text-regression":
             raise ValueError("a number that is answered has no confidence to decide by: leave `cascade` out")
         for gate in self.gates:
@@ -673,7 +693,11 @@ class Recipe(Section):
         changed["teacher"] = self.teacher.model_copy(
             update={"finetune": self.teacher.finetune and self.teacher.finetune.model_copy(update=short)}
         )
-        changed |= {k: section.model_copy(update=short) for k in ("assistant", "distill", "length_adapt") if (section := getattr(self, k))}
+        changed |= {
+            k: section.model_copy(update=short)
+            for k in ("assistant", "distill", "length_adapt", "early_exit")
+            if (section := getattr(self, k))
+        }
         if self.search:
             changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8, "proposals": 2})
         return self.model_copy(update=changed)

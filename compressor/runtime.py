@@ -13,7 +13,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor import machine
-from compressor.cascade import GRAPH, Cascade, Member, reader
+from compressor.cascade import GRAPH, STOPS, Cascade, Member, reader, whole
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError, UnfitError
+from compressor.exits import Exit
 from compressor.halves import Halves
 from compressor.session import Graph
 from compressor.tasks import TASKS, ServedTask
@@ -85,7 +86,7 @@ class Runtime:
         self.max_length: int = self.manifest["max_length"]
         self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
         self._folder, self.threads = folder, threads or self.manifest["target"]["threads"]
-        self._read = reader(folder, self.task, self.manifest)
+        self._read, self._exits = reader(folder, self.task, self.manifest), dict[Path, Exit]()
         pad_id, single = self.manifest["pad_id"], self.manifest["single"]
         if store is None:
             self._graph: Graph | Halves = Graph(folder / "model.onnx", self.threads, single=single, pad_id=pad_id)
@@ -123,10 +124,14 @@ class Runtime:
     def _member(self, facts: Mapping[str, Any]) -> Member:
         name, temperature = facts["name"], facts["temperature"]
         if facts["folder"] is None:
-            return Member(name, self._read, partial(self._graph.logits, lengths=facts["lengths"]), temperature)
-        folder = self._folder / facts["folder"]
+            return Member(name, self._read, whole(self._graph.logits, facts["lengths"]), temperature)
+        folder, part = self._folder / facts["folder"], facts.get("part")
+        if part:
+            opened = self._exits.get(folder) or Exit(folder, self.threads, single=facts["single"], pad_id=facts["pad_id"])
+            self._exits[folder], stops = opened, part == STOPS
+            return Member(name, self._read, opened.stop if stops else opened.go_on, temperature, exits=stops)
         graph = Graph(folder / GRAPH, self.threads, single=facts["single"], pad_id=facts["pad_id"])
-        return Member(name, reader(folder, self.task, facts), partial(graph.logits, lengths=facts["lengths"]), temperature)
+        return Member(name, reader(folder, self.task, facts), whole(graph.logits, facts["lengths"]), temperature)
 
     def predict(
         self,

@@ -81,7 +81,7 @@ def member(name: str, known: dict[str, Sequence[float]], asked: list[int]) -> Me
         asked.append(len(tokens))
         return np.array([known[TEXTS[row].text] for row in tokens.ids])
 
-    return Member(name, read, logits)
+    return Member(name, read, lambda tokens, _: (logits(tokens), None))
 
 
 def test_a_text_goes_on_until_a_member_is_sure_and_one_without_confidence_always_does() -> None:

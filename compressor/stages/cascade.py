@@ -4,7 +4,7 @@ What:     members from cheap to dear; temperatures, and the whole curve of score
 Papers:   TangoBERT (arXiv:2204.06271); see compressor/calibration.py and compressor/confidence.py.
 Formula:  a text's milliseconds are those of texts of its length, timed one by one, of all members that read it.
 Defaults: at most 0.3 points below the last member; max_softmax; calibrated on the search split.
-Limits:   at most four members; a text that goes on is read again from its start.
+Limits:   at most four members; a text that goes on is read again from its start, or goes on from an early exit where that is faster.
 """
 
 import dataclasses
@@ -19,10 +19,12 @@ import numpy as np
 from compressor import calibration
 from compressor.artifact import write_json
 from compressor.calibration import Pass, Setting
+from compressor.cascade import GOES_ON
 from compressor.confidence import confidences
 from compressor.data import Example, read_examples, text_hash
 from compressor.errors import RecipeError, StageError
 from compressor.evaluation import check_labels
+from compressor.halves import BACK
 from compressor.latency import Run, sample, timed
 from compressor.members import Member, members_of
 from compressor.pipeline import Inputs
@@ -35,6 +37,8 @@ from compressor.tokens import Floats
 TIMED = 48
 """Texts that are timed; they spread evenly over the split's lengths."""
 ROUNDS = 3
+TOGETHER = 256
+"""Texts that a member answers together: bounds what an early exit hands on."""
 USUAL_DROP = 0.003
 
 
@@ -43,9 +47,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     assert recipe.cascade is not None
     splits, task, settings = Splits.of(inputs["data"]), task_of(recipe), recipe.cascade
     examples = _examples(recipe, splits, task)
-    built = members_of(recipe, inputs, out, log)
+    built, times = _fastest(members_of(recipe, inputs, out, log), examples, out, log)
     log.note(f"{len(built)} members answer {len(examples)} texts: {', '.join(one.facts['name'] for one in built)}")
-    times, metric = _milliseconds(built, task, examples), task.metrics[recipe.task.metric]
+    metric = task.metrics[recipe.task.metric]
     found = [_passed(one, task, examples, splits.labels, settings, own) for one, own in zip(built, times, strict=True)]
     passes, facts = [passed for passed, _ in found], list[dict[str, Any]]()
     for one, (passed, told) in zip(built, found, strict=True):
@@ -69,7 +73,8 @@ def _passed(
 ) -> tuple[Pass, dict[str, Any]]:
     """Return what a member answers to the whole split, and what its confidence is worth before and after its temperature."""
     windows = one.read(examples)
-    logits = one.logits(windows.tokens)
+    parts = [range(row, min(row + TOGETHER, len(windows.tokens))) for row in range(0, len(windows.tokens), TOGETHER)]
+    logits = np.concatenate([one.answer(windows.tokens.rows(rows), None)[0] for rows in parts])
     outcomes = task.outcomes(logits, windows, examples, labels)
     right = calibration.rightness(task, outcomes)
     temperature = calibration.fit_temperature(task, logits, windows, np.asarray(task.targets(windows, examples, labels), np.int64))
@@ -80,15 +85,37 @@ def _passed(
     return Pass(one.facts["name"], outcomes, right, sure, milliseconds), told
 
 
-def _milliseconds(built: Sequence[Member], task: Task, examples: Sequence[Example]) -> list[Floats]:
-    """Return for each member how long each text takes it: what texts of its length took, one by one, all members in turn."""
-    windows = built[0].read(examples)
+def _fastest(built: Sequence[Member], examples: Sequence[Example], out: Path, log: Progress) -> tuple[list[Member], list[Floats]]:
+    """Return the members and how long each text takes them; one that may go on from an early exit does so if that is faster."""
+    onward = [one.continued for one in built if one.continued]
+    times = _milliseconds([*built, *onward], built[0], examples)
+    if not onward:
+        return list(built), times
+    again, on = float(times[1].mean()), float(times[-1].mean())
+    both = {"continued_ms": on, "restarted_ms": again}
+    log.note(f"{built[1].facts['name']}: going on from the early exit takes {on:.2f} ms a text, reading again {again:.2f} ms")
+    pays = on < again
+    if not pays:
+        (out / str(onward[0].facts["folder"]) / BACK).unlink()
+    faster = onward[0] if pays else built[1]
+    chosen = dataclasses.replace(faster, facts={**faster.facts, "name": built[1].facts["name"], **both})
+    return [built[0], chosen, *built[2:]], [times[0], times[-1] if pays else times[1], *times[2 : len(built)]]
+
+
+def _milliseconds(built: Sequence[Member], first: Member, examples: Sequence[Example]) -> list[Floats]:
+    """Return for each member how long each text takes it: what texts of its length took, one by one, all members in turn.
+
+    Those that go on from the first are given what it hands on.
+    """
+    windows = first.read(examples)
     tokens = np.bincount(windows.owners, windows.tokens.lengths, len(examples))
     rows = sample(tokens.tolist(), TIMED)
     read = [[one.read([examples[row]]).tokens for row in rows] for one in built]
+    states = [first.answer(own, None)[1] for own in read[0]]
 
     def runner(number: int) -> Run:
-        return lambda position: built[number].logits(read[number][position])
+        on = built[number].facts.get("part") == GOES_ON
+        return lambda position: built[number].answer(read[number][position], states[position] if on else None)
 
     best = [found.min(0) for found in timed({str(n): runner(n) for n in range(len(built))}, range(len(rows)), ROUNDS).values()]
     known, where = np.unique(tokens[rows], return_inverse=True)

@@ -1,0 +1,38 @@
+"""Train an early exit: a head on an inner layer of the student, by which a cascade's easy texts stop there.
+
+What:     the student's first layers as they are, which run once per text; above them a copy of its last layer and head learns, by inplace
+          distillation, what the whole student answers. A text that goes on continues with the student's own next layer.
+Papers:   DeeBERT (arXiv:2004.12993), inplace distillation (arXiv:1903.05134).
+Formula:  the student's soft labels at temperature 2, of all training texts; the student itself never changes.
+Defaults: 3 epochs, batch 32, learning rate 5e-5.
+Limits:   one exit, at full length; families of compressor/families.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from compressor import checkpoint
+from compressor.distillation import train_student
+from compressor.errors import RecipeError
+from compressor.families import shape_of
+from compressor.pipeline import Inputs
+from compressor.progress import Progress
+from compressor.recipe import Distill, Recipe, SoftLabels, Student, Training
+from compressor.splits import Splits, task_of
+
+
+def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
+    """Write the exit's layers and head, and return its score on the validation split."""
+    assert recipe.early_exit is not None
+    layer, head = recipe.early_exit.layer, task_of(recipe).head
+    count = shape_of(checkpoint.load_plain(inputs["checkpoint"], Splits.of(inputs["data"]).labels, head)).layers
+    if layer > count - 2:
+        told = f"choose 1 to {count - 2}" if count > 2 else "leave early_exit out"
+        raise RecipeError(f"early_exit.layer {layer}: the student has {count} layers, and an exit takes one of its own; {told}")
+    settings = Distill(
+        **{name: getattr(recipe.early_exit, name) for name in Training.model_fields},
+        student=Student(layers=(*range(layer), count - 1)),
+        objectives=(SoftLabels(type="soft_labels"),),
+        recycled_layers=layer,
+    )
+    return train_student(settings, "early_exit", recipe, {**inputs, "guide": inputs["checkpoint"]}, out, log) | {"layer": layer}
