@@ -102,11 +102,13 @@ def peers(student: Path, labels: Sequence[str], texts: Tokens, folder: Path) -> 
 
 
 def ours(bundle: Path, points: Sequence[str]) -> Iterator[Model]:
-    """Return the bundle at its operating points."""
+    """Return the bundle at its operating points, and its file in OpenVINO, which reads it at the default point."""
     known = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["points"]
     for point in points:
         if point in known:
             yield Model(f"{OURS}, {point}", "bundle", f"{bundle}@{point}")
+    if OPENVINO.is_made():
+        yield Model(f"{OURS}, its file in OpenVINO", "openvino", str(bundle / "model.onnx"), OPENVINO.python)
 
 
 def _feeds(texts: Tokens) -> dict[str, Any]:
