@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def rows_of(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield full fine-tuning, frozen layers without a store, and recycled layers at several depths and types."""
+    """Yield full fine-tuning, frozen layers without a store, recycled layers at several depths and types, adapters, and less data."""
     config = json.loads((chosen.model / "config.json").read_text(encoding="utf-8"))
     layers = config.get("num_hidden_layers", config.get("n_layers"))
     yield _row("full", chosen, {"method": "full"}, None)
@@ -48,15 +48,26 @@ def rows_of(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for dtype in DTYPES:
         if dtype != "float16":
             yield _row(f"recycled, 50%, {dtype}", chosen, {"method": "full"}, {"layer": "50%", "dtype": dtype})
+    adapters, half = {"method": "adapters", "learning_rate": 10 * chosen.learning_rate}, {"layer": "50%", "dtype": "float16"}
+    yield _row("adapters", chosen, adapters, None)
+    yield _row("recycled, 50%, float16, adapters", chosen, adapters, half)
+    for part, name in ((2, "half of the data"), (10, "a tenth of the data")):
+        yield _row(f"full, {name}", chosen, {"method": "full"}, None, part)
+        yield _row(f"recycled, 50%, float16, {name}", chosen, {"method": "full"}, half, part)
 
 
-def _row(name: str, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None) -> dict[str, Any]:
+def _row(
+    name: str, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None, part: int = 1
+) -> dict[str, Any]:
+    """Build one row from the first of so many parts of the training texts."""
     splits = ("train", "dev", "test")
     train, dev, test = tuple[dict[str, Any], ...]({"path": str((chosen.data / f"{split}.jsonl.gz").resolve())} for split in splits)
     budget = {"epochs": chosen.epochs, "batch_size": 32, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
     budget |= {"max_steps": 3} if chosen.trial else {}
     if chosen.trial:
         train["limit"] = dev["limit"] = 96
+    if part > 1:
+        train["limit"] = _texts(train) // part
     recipe = {
         "version": 1,
         "name": "recycling",
