@@ -4,9 +4,11 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,6 +77,7 @@ TrainData = Annotated[
 ]
 ARTIFACTS = Path("artifacts")
 BROKEN_PIPE = 128 + 13
+USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 """Exit code of what SIGPIPE ends, as shells tell it; not 0, because gates may not have been judged yet."""
 
 
@@ -83,12 +86,17 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     verbs = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} | {"cache"}
+    meant = list[str]()
     if arguments and arguments[0] not in verbs and not arguments[0].startswith("-"):
+        meant = [] if Path(arguments[0]).suffix or Path(arguments[0]).exists() else get_close_matches(arguments[0], verbs, 1)
         arguments.insert(0, "run")
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     interrupts.install()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for large pages: a tenth of the page faults
     with _exits(debug):
-        app(args=arguments, prog_name="compress")
+        if meant:
+            raise USAGE(f"there is no command {arguments[1]!r}, but {meant[0]!r}; a recipe is a .yaml file")
+        sys.exit(app(args=arguments, prog_name="compress", standalone_mode=False))
 
 
 @contextmanager
@@ -109,6 +117,10 @@ def _exits(debug: bool) -> Iterator[None]:
     except SystemExit as leaving:
         # typer replaces stdout when its reader has gone (`compress … | head`), and leaves with 1, our code for a bug.
         sys.exit(leaving.code if sys.stdout is stdout else BROKEN_PIPE)
+    except USAGE as error:
+        told, where = error.format_message().rstrip("."), error.ctx.command_path if error.ctx else "compress"
+        err.print(told if told.startswith("Usage:") else f"error: {where}: {told}; '{where} --help' tells what it takes")
+        sys.exit(error.exit_code)
     except OSError as error:
         if debug:
             traceback.print_exc()

@@ -96,7 +96,7 @@ VERBS = dict(leaves(get_command(app)))
 def test_a_command_that_cannot_be_understood_exits_2(line: str, built: Path) -> None:
     done = compress(*line.split(), cwd=built)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Usage: compress")
+    assert done.stderr.startswith("error: compress " if " " in line or line == "eval" else "Usage: compress")
     assert "Traceback" not in done.stderr
 
 
@@ -104,7 +104,7 @@ def test_a_command_that_cannot_be_understood_exits_2(line: str, built: Path) -> 
 def test_an_unknown_stage_exits_2_and_names_the_stages(line: str, built: Path) -> None:
     done = compress(*line.split(), "destill", cwd=built)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith(f"no stage 'destill'; the stages are {', '.join(s.name for s in pipeline.STAGES)}\n")
+    assert f"no stage 'destill'; the stages are {', '.join(s.name for s in pipeline.STAGES)}" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["validate", "plan", "run"])
@@ -387,3 +387,26 @@ def test_cache_gc_removes_what_no_newest_bundle_was_made_from(project: Path) -> 
     assert (set(removed["removed"]), removed["dry_run"]) == (gone, False)
     assert not any((project / name).exists() for name in gone)
     assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("predict",), "error: compress predict: Missing argument 'bundle'; 'compress predict --help' tells what it takes"),
+        (("run", "--nope"), "error: compress run: No such option: --nope"),
+        (("runn", "x"), "error: compress: there is no command 'runn', but 'run'; a recipe is a .yaml file"),
+        (("doctor", "--format", "no"), "error: compress doctor: Invalid value for '--format'"),
+    ],
+)
+def test_a_command_that_cannot_be_is_told_in_one_line(arguments: tuple[str, ...], line: str, tmp_path: Path) -> None:
+    done = compress(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_warning_is_one_line() -> None:
+    warn = "cli.interrupts.install = lambda: cli.warnings.warn('the disk is full', RuntimeWarning)"
+    code = f"from compressor import cli; {warn}; cli.sys.argv = ['compress', '--version']; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "warning: the disk is full\n")
