@@ -28,10 +28,10 @@ from compressor.files import Columns
 from compressor.losses import label_loss
 from compressor.modeling import load_model
 from compressor.progress import Progress
-from compressor.recipe import Recycle, Training
 from compressor.recycling import Lower, Recycled, learning
 from compressor.reuse import stored
 from compressor.scoring import autocast, inputs_of, score_of
+from compressor.settings.training import Recycle, Training
 from compressor.training import fit
 
 TASK, MAX_LENGTH, CPU = TextClassification(), 256, torch.device("cpu")

@@ -22,7 +22,8 @@ from compressor.latency import Run, interleaved
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
 from compressor.progress import Progress
-from compressor.recipe import Recipe, Search
+from compressor.recipe import Recipe
+from compressor.settings.deploying import Search
 
 ARTIFACTS = Path("artifacts")
 VARIANTS: Mapping[str, list[str]] = {

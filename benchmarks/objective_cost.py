@@ -30,8 +30,8 @@ from compressor.files import Columns
 from compressor.modeling import PlainModel, load_model
 from compressor.objectives import Shapes, check, learned_modules
 from compressor.progress import Progress
-from compressor.recipe import Distill
 from compressor.scoring import autocast
+from compressor.settings.distilling import Distill
 from compressor.teaching import TeacherOutputs
 from compressor.training import Step
 

@@ -35,7 +35,7 @@ from compressor.files import Columns
 from compressor.losses import label_loss
 from compressor.modeling import PlainModel, load_model
 from compressor.progress import Progress
-from compressor.recipe import Training
+from compressor.settings.training import Training
 from compressor.tokens import Ints, Tokens
 from compressor.training import Step, fit
 

@@ -10,7 +10,8 @@ from compressor import sources
 from compressor.data import Example, read_examples
 from compressor.errors import CompressorError
 from compressor.files import opened
-from compressor.recipe import Recipe, Student
+from compressor.recipe import Recipe
+from compressor.settings.distilling import Student
 from compressor.tasks import TRAINED
 from compressor.words import Told, told_by_words
 

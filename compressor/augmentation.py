@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from compressor.data import Example
 from compressor.encoded import tokenizer_of
-from compressor.recipe import Augment
+from compressor.settings.distilling import Augment
 
 NEAREST = 15
 LONGEST = 5

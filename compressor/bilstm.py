@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from compressor.recipe import BiLSTM
+from compressor.settings.distilling import BiLSTM
 
 
 class BiLstmConfig(PretrainedConfig):  # type: ignore[misc]

@@ -14,8 +14,9 @@ from compressor.latency import Run, interleaved, requests
 from compressor.latency_model import fitted, predicted
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs, deployed, is_single
-from compressor.recipe import Recipe, Search
+from compressor.recipe import Recipe
 from compressor.session import Graph
+from compressor.settings.deploying import Search
 from compressor.splits import ADAPTIVE, MODEL, Splits, task_of
 from compressor.tokens import Floats
 

@@ -319,8 +319,8 @@ def evaluate(
     from compressor.data import read_examples
     from compressor.evaluation import evaluate as score
     from compressor.files import Columns
-    from compressor.recipe import USUAL
     from compressor.runtime import Runtime
+    from compressor.settings.data import USUAL
 
     if point is not None and policy is not None:
         raise typer.BadParameter("give --point or --policy, not both")

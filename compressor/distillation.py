@@ -34,11 +34,12 @@ from compressor.objectives import (
 )
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.recipe import Distill, Recipe
+from compressor.recipe import Recipe
 from compressor.recycling import Upper, captured_in, learning
 from compressor.reuse import student_layers
 from compressor.scoring import inputs_of, score_of
 from compressor.seeds import Trained, train_seeds
+from compressor.settings.distilling import Distill
 from compressor.splits import MODEL, Splits, task_of
 from compressor.students import student_of
 from compressor.tasks import Task

@@ -15,9 +15,9 @@ from compressor.encoded import Encoded
 from compressor.losses import balanced_weights, label_loss
 from compressor.modeling import PlainModel
 from compressor.progress import Progress
-from compressor.recipe import Finetune
 from compressor.recycling import above
 from compressor.scoring import inputs_of, score_of
+from compressor.settings.training import Finetune
 from compressor.tasks import Task
 from compressor.training import Step, fit
 from compressor.tuning import learning_parameters, merged, prepare

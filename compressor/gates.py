@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from compressor.recipe import AnyGate, DropGate, LatencyGate, SizeGate, SpeedGate
+from compressor.settings.serving import AnyGate, DropGate, LatencyGate, SizeGate, SpeedGate
 
 
 @dataclass(frozen=True)

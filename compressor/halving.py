@@ -20,7 +20,7 @@ from compressor.exits import EXIT
 from compressor.graphs import NAMES, texts_to_trace, torch_logits, traced
 from compressor.halves import BACK, FRONT, STATES, Halves
 from compressor.modeling import LengthAdaptiveModel, PlainModel
-from compressor.recipe import Export
+from compressor.settings.deploying import Export
 from compressor.tokens import Tokens
 
 

@@ -8,7 +8,7 @@ from compressor.artifact import digest_of, files_of, sha256
 
 ROOT = Path(__file__).parent
 CARRIERS = frozenset({"artifact", "errors", "imports", "interrupts", "machine", "pipeline", "progress", "recipe", "sources", "units"})
-"""Modules that carry values about and compute none of a stage's results."""
+"""Modules that carry values about and compute none of a stage's results; `settings` do so too."""
 
 
 @cache
@@ -17,7 +17,7 @@ def imported(module: str) -> frozenset[str]:
     tree = ast.parse(_file(module).read_text(encoding="utf-8"))
     nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("compressor")]
     names = {name for n in nodes for name in _named(n)}
-    direct = frozenset(name for name in names - CARRIERS if _file(name).exists())
+    direct = frozenset(name for name in names - CARRIERS if _file(name).exists() and not name.startswith("settings."))
     templates = {"templates"} if "PackageLoader('compressor')" in ast.unparse(tree) else set()
     return (direct | templates).union(*map(imported, direct))
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from compressor.errors import RecipeError, UnfitError
-from compressor.recipe import USUAL, WINDOWED
+from compressor.settings.data import USUAL, WINDOWED
 
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 NOT_STRINGS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}

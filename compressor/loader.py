@@ -15,7 +15,8 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from compressor.errors import RecipeError
-from compressor.recipe import SPLITS, Recipe
+from compressor.recipe import Recipe
+from compressor.settings.base import SPLITS
 
 Location = Sequence[str | int]
 LONGEST_SHOWN = 80

@@ -21,10 +21,10 @@ from compressor.modeling import PlainModel
 from compressor.pipeline import Inputs, deployed, is_single, lengths_of
 from compressor.progress import Progress
 from compressor.quantizers import dynamic
-from compressor.recipe import Member as Asked
 from compressor.recipe import Recipe
 from compressor.runtime import verify
 from compressor.session import Graph
+from compressor.settings.serving import Member as Asked
 from compressor.splits import MODEL, Splits, task_of
 from compressor.windows import Windows
 

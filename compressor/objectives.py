@@ -7,7 +7,7 @@ Formula:  beside each function; a loss is a mean over real tokens or over texts,
 Defaults: relation_heads 12, teacher_layer -1, temperature 2; tinybert maps student layers to the last of equal blocks of teacher layers.
 Limits:   what looks inside needs a student that splits texts into the teacher's tokens; minilm and tinybert's attention need equal
           head counts. Labels of unlabelled texts count nowhere; every other objective learns from them too.
-To add:   its settings in recipe.py; the function and one entry here.
+To add:   its settings in settings/distilling.py; the function and one entry here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from compressor.losses import (
     token_cosine,
     token_mse,
 )
-from compressor.recipe import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
+from compressor.settings.distilling import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
 
 
 @dataclass(frozen=True, slots=True)

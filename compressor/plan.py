@@ -1,7 +1,8 @@
 """What can be said of a recipe before anything runs."""
 
 from compressor import sources
-from compressor.recipe import SPLITS, Recipe
+from compressor.recipe import Recipe
+from compressor.settings.base import SPLITS
 
 
 def check_sources(recipe: Recipe) -> None:

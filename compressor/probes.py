@@ -19,9 +19,10 @@ from compressor.encoded import Encoded
 from compressor.finetuning import TrainingData, finetune
 from compressor.modeling import load_model
 from compressor.progress import Progress
-from compressor.recipe import Finetune, Recipe
+from compressor.recipe import Recipe
 from compressor.recycling import FILLED_AT_ONCE, Recycled
 from compressor.reuse import Reuse
+from compressor.settings.training import Finetune
 from compressor.store import Store
 from compressor.tokens import content_of, length_batches
 

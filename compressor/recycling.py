@@ -24,7 +24,7 @@ from compressor.encoded import Encoded
 from compressor.errors import RecipeError
 from compressor.families import Inner, Place, captured, family, shape_of
 from compressor.modeling import PlainModel
-from compressor.recipe import Finetune
+from compressor.settings.training import Finetune
 from compressor.store import Store
 from compressor.tokens import Floats, Ints, Tokens, content_of, length_batches
 from compressor.tuning import prepare

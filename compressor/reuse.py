@@ -15,9 +15,11 @@ from compressor.encoded import Encoded
 from compressor.families import shape_of
 from compressor.modeling import load_model
 from compressor.progress import Progress
-from compressor.recipe import Distill, Recipe, Recycle, count_layers
+from compressor.recipe import Recipe
 from compressor.recycling import Lower, Recycled
 from compressor.scoring import autocast
+from compressor.settings.distilling import Distill
+from compressor.settings.training import Recycle, count_layers
 from compressor.splits import Splits
 from compressor.store import Identity, Store
 from compressor.tasks import Task

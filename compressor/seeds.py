@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compressor.progress import Progress
-from compressor.recipe import Training
+from compressor.settings.training import Training
 
 
 @dataclass(frozen=True)

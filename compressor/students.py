@@ -13,7 +13,7 @@ from compressor.errors import RecipeError
 from compressor.families import family
 from compressor.modeling import load_model
 from compressor.narrowing import narrow
-from compressor.recipe import Student
+from compressor.settings.distilling import Student
 
 
 def student_of(

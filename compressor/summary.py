@@ -15,7 +15,8 @@ from compressor.formats import count, duration, percent, points_change, times
 from compressor.gates import Variant, gains
 from compressor.measure import RECYCLED, STUDENT, row_name
 from compressor.pipeline import Inputs
-from compressor.recipe import SPLITS, Recipe
+from compressor.recipe import Recipe
+from compressor.settings.base import SPLITS
 from compressor.splits import MODEL, Splits, task_of
 
 

@@ -1,7 +1,7 @@
 """Tasks: how texts become tokens, how logits become answers, how answers become a score.
 
 One object serves training, search and runtime, so there is one encoding and one post-processing.
-To add a task: its name and columns in recipe.py; one class and one entry in TASKS.
+To add a task: its name and columns in settings/data.py; one class and one entry in TASKS.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -25,8 +25,8 @@ from compressor.encoded import Encoded
 from compressor.errors import StageError
 from compressor.interrupts import Interrupted, held_back
 from compressor.progress import Progress
-from compressor.recipe import Training
 from compressor.scoring import autocast, on
+from compressor.settings.training import Training
 from compressor.tokens import Ints, length_batches
 
 

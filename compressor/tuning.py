@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from compressor import adapters
 from compressor.errors import RecipeError
 from compressor.families import family
-from compressor.recipe import Finetune
+from compressor.settings.training import Finetune
 
 
 def prepare(model: PreTrainedModel, settings: Finetune, recycled: int = 0) -> nn.Module:

@@ -7,7 +7,7 @@ from compressor.augmentation import Neighbours, augmented, changed
 from compressor.data import Example
 from compressor.encoded import mask_token
 from compressor.modeling import load_model
-from compressor.recipe import Augment
+from compressor.settings.distilling import Augment
 from tests.conftest import BAD, GOOD, WORDS
 
 NEAR = Neighbours(["good", "great", "bad"], torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.2]]))

@@ -23,8 +23,8 @@ from compressor.halving import export_exit
 from compressor.members import Member as Built
 from compressor.modeling import PlainModel
 from compressor.progress import Progress
-from compressor.recipe import Export
 from compressor.runtime import Runtime
+from compressor.settings.deploying import Export
 from compressor.stages.cascade import _fastest
 from compressor.students import select_layers
 from compressor.tokens import Floats, Tokens

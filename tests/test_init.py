@@ -10,7 +10,7 @@ from compressor.errors import RecipeError, UnfitError
 from compressor.files import Columns
 from compressor.init import SERVED, scalar, spread_layers, write_recipe
 from compressor.loader import load_recipe
-from compressor.recipe import USUAL
+from compressor.settings.data import USUAL
 
 BERT = "google-bert/bert-base-uncased"
 

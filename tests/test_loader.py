@@ -18,7 +18,8 @@ from ruamel.yaml.error import YAMLWarning
 
 from compressor.errors import RecipeError
 from compressor.loader import load_recipe
-from compressor.recipe import DropGate, Recipe, SizeGate
+from compressor.recipe import Recipe
+from compressor.settings.serving import DropGate, SizeGate
 
 WHOLE = """\
 version: 1

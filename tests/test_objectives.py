@@ -10,7 +10,7 @@ from compressor.errors import RecipeError
 from compressor.families import PROJECTIONS, Place, Shape
 from compressor.losses import label_loss, logit_loss, relation_loss, soft_label_loss
 from compressor.objectives import OBJECTIVES, Places, Shapes, Views, check, layer_map, learned_modules, looks_inside, places_of, total
-from compressor.recipe import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
+from compressor.settings.distilling import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
 TEACHER, STUDENT = Shape(4, 24, 4), Shape(2, 12, 4)

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 from compressor.artifact import Artifact, commit
 from compressor.gates import Variant, judge
 from compressor.pipeline import _unfit
-from compressor.recipe import DropGate, LatencyGate, SizeGate, SpeedGate
 from compressor.runtime import Runtime
+from compressor.settings.serving import DropGate, LatencyGate, SizeGate, SpeedGate
 from tests.conftest import command, compress, sentences
 
 

@@ -4,18 +4,25 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 
-from compressor import recipe as declared
+from compressor import settings
 from compressor.loader import load_recipe
-from compressor.recipe import Section, schema
+from compressor.recipe import Recipe, schema
+from compressor.settings.base import Section
+from compressor.settings.distilling import Objective
+from compressor.settings.training import Training
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
-LENDERS = (Section, declared.Objective, declared.Training)
-SECTIONS = [c for c in vars(declared).values() if isinstance(c, type) and issubclass(c, Section) and c not in LENDERS]
+LENDERS = (Section, Objective, Training)
+MODULES = [import_module(f"compressor.settings.{found.name}") for found in iter_modules(settings.__path__)]
+DECLARED = {kind for module in MODULES for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Section)}
+SECTIONS = sorted({*DECLARED, Recipe} - {*LENDERS}, key=lambda kind: kind.__name__)
 SMALL = """\
 version: 1
 name: small

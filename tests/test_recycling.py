@@ -19,9 +19,9 @@ from compressor.losses import label_loss
 from compressor.modeling import PlainModel, load_model
 from compressor.probes import Probe, chosen
 from compressor.progress import Progress
-from compressor.recipe import Finetune, Recycle, count_layers
 from compressor.recycling import Lower, Recycled, above, captured_in, learning
 from compressor.scoring import inputs_of
+from compressor.settings.training import Finetune, Recycle, count_layers
 from compressor.store import Identity, Store
 from compressor.training import fit
 from compressor.tuning import _keep_in_evaluation, merged, prepare
@@ -134,6 +134,7 @@ def test_a_share_of_the_layers_is_rounded_down_to_at_least_one(layer: int | str,
     assert count_layers(Recycle(layer=layer).layer, count) == expected
 
 
+NO_LENGTHS = ("length_adapt=null", "search=null", "default_point=full")
 RECYCLE = "recycle={layer: 50%, dtype: float32}"
 
 
@@ -311,7 +312,10 @@ def test_objectives_see_the_same_places_above_recycled_layers(tiny_model: Path, 
         (("distill.recycled_layers=2",), "minilmv2 compares layers that are recycled and never learn"),
         (("distill.recycled_layers=3",), "distill.recycled_layers 3: this encoder can recycle 1 to 2 layers"),
         (("distill.recycled_layers=auto",), "write a number of layers from the first on, as 6, or a share of them, as 50%"),
-        (("distill.student={bilstm: {}}", "distill.recycled_layers=1", "length_adapt=null", "search=null", "default_point=full"), "bilstm"),
+        (
+            ("distill.student={bilstm: {}}", "distill.recycled_layers=1", "length_adapt=null", "search=null", "default_point=full"),
+            "a bilstm student has no layers to recycle",
+        ),
     ],
 )
 def test_a_student_that_cannot_recycle_is_refused(project: Path, changes: tuple[str, ...], message: str) -> None:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from compressor.recipe import USUAL
 from compressor.scores import accuracy, interval, label_macro_f1, label_micro_f1, macro_f1, spearman
+from compressor.settings.data import USUAL
 from compressor.tasks import TRAINED
 
 CLASSES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)

@@ -11,7 +11,7 @@ from compressor.families import FAMILIES, shape_of
 from compressor.graphs import export_graph, parity
 from compressor.modeling import PlainModel, load_model
 from compressor.narrowing import narrow
-from compressor.recipe import BiLSTM, Student
+from compressor.settings.distilling import BiLSTM, Student
 from compressor.students import layers_of, select_layers, student_of
 from compressor.tokens import Tokens
 from tests.test_families import batch, model_of

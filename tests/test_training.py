@@ -10,7 +10,7 @@ from compressor.classification import TextClassification
 from compressor.encoded import Encoded
 from compressor.errors import StageError
 from compressor.progress import Progress
-from compressor.recipe import Training
+from compressor.settings.training import Training
 from compressor.tokens import Tokens
 from compressor.training import Fitted, Step, count_steps, fit
 from compressor.windows import Windows

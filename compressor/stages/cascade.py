@@ -29,7 +29,8 @@ from compressor.latency import Run, sample, timed
 from compressor.members import Member, members_of
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.recipe import Cascade, Recipe
+from compressor.recipe import Recipe
+from compressor.settings.serving import Cascade
 from compressor.splits import Splits, task_of
 from compressor.tasks import Task
 from compressor.tokens import Floats

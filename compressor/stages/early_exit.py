@@ -17,7 +17,9 @@ from compressor.errors import RecipeError
 from compressor.families import shape_of
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.recipe import Distill, Recipe, SoftLabels, Student, Training
+from compressor.recipe import Recipe
+from compressor.settings.distilling import Distill, SoftLabels, Student
+from compressor.settings.training import Training
 from compressor.splits import Splits, task_of
 
 

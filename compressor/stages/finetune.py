@@ -23,10 +23,11 @@ from compressor.finetuning import TrainingData, finetune
 from compressor.modeling import PlainModel, has_head, load_model
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.recipe import Finetune, Recipe
+from compressor.recipe import Recipe
 from compressor.reuse import Reuse
 from compressor.scoring import score_of
 from compressor.seeds import Trained, train_seeds
+from compressor.settings.training import Finetune
 from compressor.splits import Splits, task_of
 from compressor.tasks import Task
 

@@ -26,9 +26,10 @@ from compressor.losses import label_loss, soft_label_loss
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.recipe import LengthAdapt, Recipe
+from compressor.recipe import Recipe
 from compressor.scoring import score_of
 from compressor.seeds import Trained, train_seeds
+from compressor.settings.deploying import LengthAdapt
 from compressor.splits import MODEL, Splits, task_of
 from compressor.teaching import TeacherOutputs
 from compressor.training import Losses, Step, fit

@@ -28,9 +28,11 @@ from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS, SINGLE, Feed, count_products, has_nncf, products
-from compressor.recipe import Quantize, Recipe, Target
+from compressor.recipe import Recipe
 from compressor.sensitivity import by_sensitivity, fewest
 from compressor.session import Graph
+from compressor.settings.deploying import Quantize
+from compressor.settings.serving import Target
 from compressor.splits import MODEL, Splits, task_of
 
 NOISE = 0.003

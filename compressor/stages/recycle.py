@@ -21,9 +21,10 @@ from compressor.modeling import load_model
 from compressor.pipeline import Inputs
 from compressor.probes import Probe, chosen, probe
 from compressor.progress import Progress
-from compressor.recipe import Recipe, count_layers
+from compressor.recipe import Recipe
 from compressor.recycling import most_layers
 from compressor.reuse import Reuse
+from compressor.settings.training import count_layers
 from compressor.splits import Splits, task_of
 from compressor.tasks import Task
 
