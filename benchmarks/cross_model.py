@@ -11,7 +11,7 @@ model's width to the small one's, in the place of the small model's own lower la
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -69,12 +69,7 @@ def main() -> None:
 
 def rows_of(chosen: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     """Yield the small model above its own layers, above the large one's, and the large one above its own."""
-    limit = 96 if chosen.trial else None
-    examples = {
-        name: list(read_examples(str((chosen.data / f"{name}.jsonl.gz").resolve()), Columns(), TASK, root=Path(), split=name, limit=limit))
-        for name in ("train", "dev")
-    }
-    labels = tuple(sorted({str(e.label) for own in examples.values() for e in own}))
+    examples, labels = texts_of(chosen)
     counts = {who: shape_of(load_model(getattr(chosen, who), labels)).layers for who in ("large", "small")}
     half = counts["small"] // 2
     for lower, layers, upper, above in (
@@ -99,32 +94,59 @@ def _row(
     scratch: Path,
 ) -> dict[str, Any]:
     """Train the layers of `top` above its first so many, from what the first layers of `below` made, and return the scores."""
-    settings = Training(epochs=chosen.epochs, learning_rate=chosen.learning_rate, max_steps=3 if chosen.trial else None)
     source, log = getattr(chosen, below[0]), Progress(quiet=True)
     lower = Lower(load_model(source, labels), below[1], CPU, autocast("auto", CPU))
-    scores, rates = [], []
     with stored(lower, lower.digest(), source, Recycle(layer=below[1]), scratch, log) as store:
-        read = {name: Recycled.of(_encoded(source, own, labels), lower, store) for name, own in examples.items()}
-        for split in read.values():
-            list(split.fill())
-        for seed in range(1 if chosen.trial else chosen.seeds):
-            torch.manual_seed(seed)
-            model = load_model(getattr(chosen, top[0]), labels)
-            widths = shape_of(lower.model.model).width, shape_of(model).width
-            with learning(model, top[1]) as upper, tempfile.TemporaryDirectory() as state:
-                forward = upper if below[0] == top[0] else Projected(upper, widths)
+        read = {name: Recycled.of(encoded(source, own, labels), lower, store) for name, own in examples.items()}
 
-                def losses(batch: dict[str, Tensor], _: object, forward: nn.Module = forward) -> list[Tensor]:
-                    return [label_loss(forward(*inputs_of(batch)), batch["labels"], batch["attention_mask"].bool(), TASK.choice)]
+        def wrapped(upper: nn.Module, width: int) -> nn.Module:
+            return upper if below[0] == top[0] else Projected(upper, (shape_of(lower.model.model).width, width))
 
-                fitted = fit(forward, losses, read["train"], settings, seed, Path(state), log)
-                scores.append(score_of(forward, read["dev"], "macro_f1"))
-                rates.append(fitted.texts_per_second)
+        found = scores_above(chosen, getattr(chosen, top[0]), top[1], labels, read, wrapped)
     facts = {"states": f"{below[0]}, layer {below[1]}", "above": f"{top[0]}, from layer {top[1] + 1}", "projected": below[0] != top[0]}
-    return facts | {"score": mean(scores), "spread": stdev(scores) if len(scores) > 1 else None, "texts_per_second": mean(rates)}
+    return facts | found
 
 
-def _encoded(folder: Path, examples: list[Example], labels: tuple[str, ...]) -> Encoded:
+def texts_of(chosen: argparse.Namespace) -> tuple[dict[str, list[Example]], tuple[str, ...]]:
+    """Return the examples of train and dev, and their labels."""
+    limit = 96 if chosen.trial else None
+    examples = {
+        name: list(read_examples(str((chosen.data / f"{name}.jsonl.gz").resolve()), Columns(), TASK, root=Path(), split=name, limit=limit))
+        for name in ("train", "dev")
+    }
+    return examples, tuple(sorted({str(e.label) for own in examples.values() for e in own}))
+
+
+def scores_above(
+    chosen: argparse.Namespace,
+    model_folder: Path,
+    layers: int,
+    labels: tuple[str, ...],
+    read: Mapping[str, Recycled],
+    wrapped: Callable[[nn.Module, int], nn.Module],
+) -> dict[str, Any]:
+    """Train a model's upper layers from recycled states, seed by seed, and return mean and spread of macro F1, and texts a second."""
+    settings = Training(epochs=chosen.epochs, learning_rate=chosen.learning_rate, max_steps=3 if chosen.trial else None)
+    scores, rates = list[float](), list[float]()
+    for split in read.values():
+        list(split.fill())
+    for seed in range(1 if chosen.trial else chosen.seeds):
+        torch.manual_seed(seed)
+        model = load_model(model_folder, labels)
+        with learning(model, layers) as upper, tempfile.TemporaryDirectory() as state:
+            forward = wrapped(upper, shape_of(model).width)
+
+            def losses(batch: dict[str, Tensor], _: object, forward: nn.Module = forward) -> list[Tensor]:
+                return [label_loss(forward(*inputs_of(batch)), batch["labels"], batch["attention_mask"].bool(), TASK.choice)]
+
+            fitted = fit(forward, losses, read["train"], settings, seed, Path(state), Progress(quiet=True))
+            scores.append(score_of(forward, read["dev"], "macro_f1"))
+            rates.append(fitted.texts_per_second)
+    return {"score": mean(scores), "spread": stdev(scores) if len(scores) > 1 else None, "texts_per_second": mean(rates)}
+
+
+def encoded(folder: Path, examples: list[Example], labels: tuple[str, ...]) -> Encoded:
+    """Return the texts as a model reads them."""
     windows = TASK.windows(tokenizer_of(folder), examples, MAX_LENGTH, 0)
     return Encoded(TASK, windows, TASK.targets(windows, examples, labels), labels, examples, pad_id_of(folder))
 
