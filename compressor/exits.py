@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from compressor.halves import BACK, FRONT, Upper, states_of
+from compressor.halves import BACK, FRONT, BackGraph, states_of
 from compressor.session import Graph
 from compressor.tokens import Floats, Tokens
 
@@ -24,13 +24,13 @@ class Exit:
     def __init__(self, folder: Path, threads: int, *, single: bool, pad_id: int) -> None:
         """Open them; `single`: answers depend on the batch, so feed one text a run."""
         self.front = Graph(folder / FRONT, threads, single=single, pad_id=pad_id)
-        self.above = Upper(folder / EXIT, threads, single=single, pad_id=pad_id)
+        self.above = BackGraph(folder / EXIT, threads, single=single, pad_id=pad_id)
         self._rest = folder / BACK
 
     @cached_property
-    def rest(self) -> Upper:
+    def rest(self) -> BackGraph:
         """What goes on: a cascade that reads texts again instead does without."""
-        return Upper(self._rest, self.above.threads, single=self.above.single, pad_id=self.above.pad_id)
+        return BackGraph(self._rest, self.above.threads, single=self.above.single, pad_id=self.above.pad_id)
 
     def stop(self, tokens: Tokens, _: States) -> tuple[Floats, States]:
         """Return the exit's logits, and the states from which the student goes on."""

@@ -24,7 +24,7 @@ AT_ONCE = 64
 """Texts whose states are in memory, and are written down, together."""
 
 
-class Upper:
+class BackGraph:
     """The graph above a front: from states to logits."""
 
     def __init__(self, path: Path, threads: int, *, single: bool, pad_id: int) -> None:
@@ -34,6 +34,9 @@ class Upper:
 
     def logits(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
         """Return the logits of texts, as a whole graph does, from the states (tokens, width) of each."""
+        if len(texts) == 1:  # nothing to pad or to put in order
+            logits = self._run(states[0][None], np.ones((1, len(states[0])), np.int64))
+            return logits if logits.ndim == 2 else logits[0]
         batches, found = zip(*self.answered(texts, states), strict=True)
         return in_order(found, batches, texts.lengths)
 
@@ -46,6 +49,9 @@ class Upper:
         mask = texts.padded(self.pad_id)["attention_mask"]
         padded = np.zeros((*mask.shape, states[0].shape[1]), np.float32)
         padded[mask == 1] = np.concatenate(states)
+        return self._run(padded, mask)
+
+    def _run(self, padded: Floats, mask: Ints) -> Floats:
         feed = {STATES: padded, "attention_mask": mask}
         logits: Floats = self.session.run(["logits"], {name: feed[name] for name in self.inputs})[0]
         return logits
@@ -66,7 +72,7 @@ class Halves:
     def __init__(self, folder: Path, threads: int, *, single: bool, pad_id: int, store: "Store | None" = None) -> None:
         """Open the back, and the front when a text needs it; `single`: answers depend on the batch, so feed one text a run."""
         self.folder, self.threads, self.single, self.pad_id, self.store = folder, threads, single, pad_id, store
-        self.back = Upper(folder / BACK, threads, single=single, pad_id=pad_id)
+        self.back = BackGraph(folder / BACK, threads, single=single, pad_id=pad_id)
 
     @cached_property
     def front(self) -> Graph:
