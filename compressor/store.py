@@ -14,12 +14,14 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock, RLock
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
 
+from compressor.behind import WriteBehind
 from compressor.errors import RecipeError
 from compressor.tokens import Floats
 
@@ -31,6 +33,8 @@ FULL, ROOM = 0.8, 0.6
 """Share of the largest size at which entries go, and that they leave."""
 SMALLEST = 2**20
 """Bytes of the smallest file that lmdb can work in."""
+WAITING = 64e6
+"""Bytes of what requests filled in that may wait to be written."""
 TOUCHES = 4096
 """Entries that were read before it is written down when."""
 
@@ -61,6 +65,8 @@ class Store:
         """Open or make a store of at most so many bytes; `tell` hears once what goes wrong."""
         self.folder, self.identity, self.tell = folder, identity, tell
         self.touched: dict[bytes, int] = {}
+        self.behind: WriteBehind | None = None
+        self._writing, self._touching = RLock(), Lock()
         self.filling, self.evicted = True, 0
         self.found, self.computed = 0, 0
         size = max(SMALLEST, int(largest))
@@ -91,11 +97,15 @@ class Store:
 
     @classmethod
     def shared(cls, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> "Store":
-        """Return this process's store of the folder, which lmdb cannot open twice; whoever comes second must want the same outputs."""
+        """Return this process's store of the folder, which lmdb cannot open twice; whoever comes second must want the same outputs.
+
+        It serves requests, so that what they fill in is written beside their answers.
+        """
         place = folder.resolve()
         known = _OPEN.get(place)
         if known is None:
             known = _OPEN[place] = cls(folder, identity, largest, tell)
+            known.behind = WriteBehind(WAITING)
         else:
             known.check(identity)
         return known
@@ -122,13 +132,20 @@ class Store:
 
     def read(self, keys: Sequence[bytes]) -> list[Floats | None]:
         """Return what is known of each key, float32 (rows, width); None for a miss."""
+        waiting = self.behind.waiting(keys) if self.behind else {}  # first: what is written meanwhile is then in one or the other
         with self.env.begin(db=self.entries, buffers=True) as txn:
             found = [_decoded(value) if (value := txn.get(key)) is not None else None for key in keys]
-        self.clock += 1
-        self.touched |= {key: self.clock for key, values in zip(keys, found, strict=True) if values is not None}
+        self._touch(key for key, values in zip(keys, found, strict=True) if values is not None)
         if len(self.touched) > TOUCHES:
             self._write([])
-        return found
+        if not waiting:
+            return found
+        return [waiting.get(key) if own is None else own for key, own in zip(keys, found, strict=True)]
+
+    def _touch(self, keys: Iterable[bytes]) -> None:
+        with self._touching:
+            self.clock += 1
+            self.touched |= dict.fromkeys(keys, self.clock)
 
     def through(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[Floats]]) -> list[Floats]:
         """Return the array of each key; those that are missing are computed, each once, from their positions in `keys`, and kept."""
@@ -138,17 +155,23 @@ class Store:
         if not missing:
             return [own for own in known if own is not None]
         made = dict(zip(missing, compute(list(missing.values())), strict=True))
-        self.write(made.items())
+        if self.behind:
+            self.behind.add(made.items(), self.write)
+        else:
+            self.write(made.items())
         return [made[key] if own is None else own for key, own in zip(keys, known, strict=True)]
 
     def write(self, known: Iterable[tuple[bytes, Floats]]) -> None:
         """Keep arrays (rows, width), all of them or, where the process is killed, none."""
-        self.clock += 1
         entries = [(key, _encoded(values, self.identity.dtype)) for key, values in known]
-        self.touched |= {key: self.clock for key, _ in entries}
+        self._touch(key for key, _ in entries)
         self._write(entries)
 
     def _write(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        with self._writing:
+            self._fit_and_put(entries)
+
+    def _fit_and_put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         coming = sum(len(value) for _, value in entries)
         for again in (True, False):
             if not self.filling:
@@ -167,12 +190,15 @@ class Store:
                 self._stop(f"it cannot be written any more ({error})")
 
     def _put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
+        with self._touching:
+            touched = dict(self.touched)
         with self.env.begin(write=True) as txn:
             for key, value in entries:
                 txn.put(key, value, db=self.entries)
-            for key, when in self.touched.items():
+            for key, when in touched.items():
                 txn.put(key, when.to_bytes(8, "little"), db=self.used)
-        self.touched = {}
+        with self._touching:  # what was read meanwhile waits for the next time
+            self.touched = {key: when for key, when in self.touched.items() if touched.get(key) != when}
 
     def bytes(self) -> int:
         """Return what the entries take on disk."""
@@ -182,13 +208,13 @@ class Store:
 
     def _evict(self, wanted: float) -> None:
         """Remove what was not read for longest, until the rest takes no more bytes than wanted."""
-        with self.env.begin(db=self.used) as txn:
+        with self.env.begin(db=self.used) as txn, self._touching:
             ages = {bytes(key): int.from_bytes(value, "little") for key, value in txn.cursor()} | self.touched
         oldest, gone = sorted(ages, key=lambda key: ages[key]), 0
         at_once = min(256, len(oldest) // 20 + 1)
         while oldest and self.bytes() > wanted:
             some, oldest = oldest[:at_once], oldest[at_once:]
-            with self.env.begin(write=True) as txn:
+            with self.env.begin(write=True) as txn, self._touching:
                 gone += sum(txn.delete(key, db=self.entries) for key in some)
                 for key in some:
                     txn.delete(key, db=self.used)
@@ -201,14 +227,19 @@ class Store:
         """Go on without filling, and say so once."""
         if self.filling:
             self.tell(f"{self.folder}: {why}; going on, what is not in it is computed each time")
-        self.filling, self.touched = False, {}
+        with self._touching:
+            self.filling, self.touched = False, {}
 
     def __len__(self) -> int:
+        if self.behind:
+            self.behind.flush()
         with self.env.begin() as txn:
             return int(txn.stat(self.entries)["entries"])
 
     def close(self) -> None:
-        """Write down what was read when, and let go of the file."""
+        """Write down what waits and what was read when, and let go of the file."""
+        if self.behind:
+            self.behind.close()
         self._write([])
         self.env.close()
         if _OPEN.get(self.folder.resolve()) is self:

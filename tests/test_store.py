@@ -5,13 +5,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import lmdb
 import numpy as np
 import pytest
 
+from compressor.behind import Entries, WriteBehind
 from compressor.errors import RecipeError
 from compressor.store import DType, Identity, Store
 from compressor.tokens import Floats
@@ -223,3 +226,64 @@ def test_a_process_that_is_killed_loses_at_most_what_it_was_writing(opened: Call
         np.testing.assert_array_equal(found, values(number))
     store.write([(key(-1), values(1))])
     assert store.read([key(-1)])[0] is not None
+
+
+def test_what_is_handed_over_is_found_before_and_after_it_is_written() -> None:
+    may_write, calls = Event(), list[list[bytes]]()
+
+    def write(entries: Entries) -> None:
+        assert may_write.wait(10)
+        calls.append([key for key, _ in entries])
+
+    behind, values = WriteBehind(1e6), np.ones((2, 3), np.float32)
+    for number in range(5):  # nobody waits for the disk
+        behind.add([(bytes([number]), values * number)], write)
+    assert not calls
+    assert behind.waiting([bytes([number]) for number in range(6)]).keys() == {bytes([number]) for number in range(5)}
+    may_write.set()
+    behind.flush()
+    assert sorted(key for own in calls for key in own) == [bytes([number]) for number in range(5)]
+    assert len(calls) <= 2  # the first alone, perhaps, and all that waited meanwhile at once
+    assert not behind.waiting([bytes([0])])
+    behind.close()
+
+
+def test_no_more_than_so_much_waits() -> None:
+    written = list[bytes]()
+    behind = WriteBehind(10)
+    behind.add([(b"large", np.ones((9, 9), np.float32))], lambda entries: written.extend(key for key, _ in entries))
+    assert written == [b"large"]  # it was waited for
+    behind.close()
+
+
+def test_what_fails_beside_is_told_at_the_latest_in_the_end() -> None:
+    def write(entries: Entries) -> None:
+        raise OSError("no space left")
+
+    behind = WriteBehind(1e6)
+    behind.add([(b"one", np.ones((1, 1), np.float32))], write)
+    with pytest.raises(OSError, match="no space left"):
+        behind.close()
+
+
+def test_many_threads_fill_a_shared_store_and_all_of_it_lasts(tmp_path: Path) -> None:
+    identity = Identity("m", 2, "t", "float32", "float32")
+    store = Store.shared(tmp_path / "s", identity, 2**26, print)
+    rows = {identity.key(bytes([n, m])): np.full((3, 4), n * 16.0 + m, np.float32) for n in range(16) for m in range(16)}
+
+    def fill(part: list[bytes]) -> None:
+        for key in part:
+            (found,) = store.through([key], lambda _, key=key: [rows[key]])  # type: ignore[misc]
+            np.testing.assert_array_equal(found, rows[key])
+            (again,) = store.read([key])
+            np.testing.assert_array_equal(again, rows[key])
+
+    keys = list(rows)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(fill, [keys[n::8] for n in range(8)]))
+    assert len(store) == 256
+    store.close()
+    again = Store(tmp_path / "s", identity, 2**26, print)
+    for key, found in zip(keys, again.read(keys), strict=True):
+        np.testing.assert_array_equal(found, rows[key])
+    again.close()

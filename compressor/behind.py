@@ -1,0 +1,64 @@
+"""Write beside the answer: one thread writes what others hand over, all that waits at once, while they go on.
+
+What:     a request does not wait for the disk; what is handed over is found until it is written.
+Limits:   a process that is killed loses what waits: at most `most` bytes, for which more is then waited.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+
+from compressor.tokens import Floats
+
+Entries = Sequence[tuple[bytes, Floats]]
+
+
+class WriteBehind:
+    """A queue of arrays by key, and the thread that empties it."""
+
+    def __init__(self, most: float) -> None:
+        """Let at most so many bytes wait."""
+        self._most, self._lock = most, Lock()
+        self._waiting, self._written = dict[bytes, Floats](), dict[bytes, Floats]()
+        self._thread = ThreadPoolExecutor(1, "store")
+        self._last: Future[None] | None = None
+
+    def add(self, entries: Iterable[tuple[bytes, Floats]], write: Callable[[Entries], None]) -> None:
+        """Hand entries over, for this function to write; wait only where too many bytes wait already."""
+        with self._lock:
+            asleep = not self._waiting
+            self._waiting |= dict(entries)
+            full = sum(own.nbytes for own in self._waiting.values()) > self._most
+            if asleep:  # else the thread, which has not taken them yet, takes these too
+                self._last = self._thread.submit(self._empty, write)
+        if full:
+            self.flush()
+
+    def waiting(self, keys: Iterable[bytes]) -> dict[bytes, Floats]:
+        """Return what waits under these keys, or is being written."""
+        with self._lock:
+            both = self._written | self._waiting
+        return {key: both[key] for key in keys if key in both}
+
+    def flush(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            Exception: what writing raised.
+        """
+        if self._last is not None:
+            self._last.result()
+
+    def close(self) -> None:
+        """Write what waits, and end the thread."""
+        self.flush()
+        self._thread.shutdown(wait=True)
+
+    def _empty(self, write: Callable[[Entries], None]) -> None:
+        with self._lock:
+            self._written, self._waiting = self._waiting, {}
+        try:
+            write(list(self._written.items()))
+        finally:
+            with self._lock:
+                self._written = {}
