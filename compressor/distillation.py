@@ -1,8 +1,9 @@
 """Teach a student: the work that the stages assistant, distill and early_exit share."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recycling import Upper, captured_in, learning
-from compressor.reuse import student_layers
+from compressor.reuse import Layers, student_layers
 from compressor.scoring import inputs_of, score_of
 from compressor.seeds import Trained, train_seeds
 from compressor.settings.distilling import Distill
@@ -50,6 +51,21 @@ from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
 
 ENOUGH = 0.95
 """Share of texts that a pruned vocabulary should cover; with less the user is warned."""
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What a student learns from: its texts, those it is watched on, what the teacher answers, and how the two encoders compare."""
+
+    train: Encoded
+    validation: Encoded
+    outputs: TeacherOutputs
+    shapes: Shapes
+    task: Task
+
+
+Untrained = Callable[[int], tuple[PreTrainedModel, Path]]
+"""The student as it starts with a seed, and the folder of its tokenizer."""
 
 
 def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
@@ -67,48 +83,50 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
         folder = joining_as(guide, folder, out / STATE / "tokenizer")
     train, teacher_train = _texts(settings, splits, task, model, folder, guide, recipe.seed)
     shapes = Shapes(shape_of(model), shape_of(teacher.model))
-    same_tokens = aligned(train.tokens, teacher_train.tokens, folder, guide)
-    _check(section, settings, model, teacher.model, shapes, same_tokens)
-    if task.per_token and not same_tokens and (asking := asks_of_tokens(settings.objectives)):
-        raise RecipeError(
-            f"{section}.objectives: {asking} compares the answers for each token, but teacher and student tokenize differently; "
-            "use labels alone, or a teacher with the student's tokenizer"
-        )
+    _check(section, settings, task, model, teacher.model, shapes, same_tokens=aligned(train.tokens, teacher_train.tokens, folder, guide))
     room = settings.teacher_store * 1e6 if _epochs_inside(settings) > 1 else 0.0
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", room, log)
-    validation = splits.encoded("validation", task, folder)
+    lesson = _Lesson(train, splits.encoded("validation", task, folder), outputs, shapes, task)
     with student_layers(settings, f"{section}.recycled_layers", recipe, model, folder, out.parent, log) as layers:
         del model  # the checks needed it; each seed starts from one of its own
-        if layers is None:
-            read, watched, below = train, validation, 0
-        else:
-            below = layers.count
-            _check_above(section, settings, shapes, below)
-            read, watched = layers.recycled(train, "train", log), layers.recycled(validation, "validation", log)
-            log.note(f"the upper {shapes.student.layers - below} of {shapes.student.layers} layers learn, from what {layers.name} keeps")
-
-        def once(seed: int, state: Path) -> Trained:
-            student, learned = untrained(seed)[0], learned_modules(settings.objectives, shapes)
-            with learning(student, below) as forward:
-
-                def score() -> float:
-                    return score_of(forward, watched, recipe.task.metric)
-
-                losses = losses_of(settings, forward, learned, shapes, outputs, task.choice)
-                fitted = fit(nn.ModuleList([forward, learned]), losses, read, settings, seed, state, log, score)
-                return Trained(student, {**dataclasses.asdict(fitted), "validation_score": score()})
-
-        trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
-        recycled = {} if layers is None else {"recycled_layers": below, STORE: layers.name}
+        if layers:
+            _check_above(section, settings, shapes, layers.count)
+        trained = _taught(settings, recipe, untrained, lesson, layers, out / STATE, log)
     counts = inputs["data"].metrics["examples"]
     originals = counts["train"] + counts.get("unlabelled", 0)
-    metrics = {**trained.metrics, **recycled, "texts": {"original": originals, "augmented": len(train) - originals}}
+    metrics = {**trained.metrics, "texts": {"original": originals, "augmented": len(train) - originals}}
     checkpoint.save(trained.model, folder, out)
     if settings.student.vocabulary == "corpus":
-        metrics |= _prune(trained.model, folder, train.tokens.first(originals), validation, f"{section}.student.vocabulary", out, log)
+        corpus = train.tokens.first(originals)
+        metrics |= _prune(trained.model, folder, corpus, lesson.validation, f"{section}.student.vocabulary", out, log)
         covered_by_it = splits.encoded("validation", task, out / MODEL)
         metrics["validation_score"] = score_of(PlainModel(trained.model), covered_by_it, recipe.task.metric)
     return metrics | {"parameters": sum(p.numel() for p in trained.model.parameters())}
+
+
+def _taught(
+    settings: Distill, recipe: Recipe, untrained: Untrained, lesson: _Lesson, layers: Layers | None, state: Path, log: Progress
+) -> Trained:
+    """Train the student with each seed, whole or above recycled layers, and return the best."""
+    train, validation, below, count = lesson.train, lesson.validation, 0, lesson.shapes.student.layers
+    if layers:
+        below = layers.count
+        train, validation = layers.recycled(train, "train", log), layers.recycled(validation, "validation", log)
+        log.note(f"the upper {count - below} of {count} layers learn, from what {layers.name} keeps")
+
+    def once(seed: int, state: Path) -> Trained:
+        student, learned = untrained(seed)[0], learned_modules(settings.objectives, lesson.shapes)
+        with learning(student, below) as forward:
+
+            def score() -> float:
+                return score_of(forward, validation, recipe.task.metric)
+
+            losses = losses_of(settings, forward, learned, lesson.shapes, lesson.outputs, lesson.task.choice)
+            fitted = fit(nn.ModuleList([forward, learned]), losses, train, settings, seed, state, log, score)
+            return Trained(student, {**dataclasses.asdict(fitted), "validation_score": score()})
+
+    trained = train_seeds(settings, recipe.seed, state, log, once)
+    return Trained(trained.model, trained.metrics | ({"recycled_layers": below, STORE: layers.name} if layers else {}))
 
 
 def _texts(
@@ -134,7 +152,9 @@ def _texts(
     return texts, texts if folder == guide else splits.encode(map(as_teacher_reads, examples()), task, guide)
 
 
-def _check(section: str, settings: Distill, student: PreTrainedModel, teacher: PreTrainedModel, shapes: Shapes, same_tokens: bool) -> None:
+def _check(
+    section: str, settings: Distill, task: Task, student: PreTrainedModel, teacher: PreTrainedModel, shapes: Shapes, *, same_tokens: bool
+) -> None:
     """Refuse objectives that do not fit the two models, or that compare tokens of two different tokenizations."""
     if inside := looks_inside(settings.objectives):
         for who, model in (("student", student), ("teacher", teacher)):
@@ -149,6 +169,11 @@ def _check(section: str, settings: Distill, student: PreTrainedModel, teacher: P
                 "use soft_labels, logits and labels"
             )
     check(section, settings.objectives, shapes)
+    if task.per_token and not same_tokens and (asking := asks_of_tokens(settings.objectives)):
+        raise RecipeError(
+            f"{section}.objectives: {asking} compares the answers for each token, but teacher and student tokenize differently; "
+            "use labels alone, or a teacher with the student's tokenizer"
+        )
 
 
 def _check_above(section: str, settings: Distill, shapes: Shapes, below: int) -> None:

@@ -135,6 +135,7 @@ def test_a_bundle_stops_early_and_goes_on(project: Path) -> None:
     runtime, members = Runtime(bundle), json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["cascade"]["members"]
     assert [one["name"] for one in members] == ["exit", "full"]
     assert members[0]["score"] > 0.6
+    assert members[1]["mean_ms"] == members[1]["restarted_ms"]  # what it takes alone
     warm = [replace(member, temperature=20.0) for member in runtime.cascade.members]  # this task is so easy that all are sure
     runtime.cascade = replace(runtime.cascade, members=warm)
     sure = float(np.median([one.confidence for one in runtime.trace(texts, thresholds=[0.0])]))

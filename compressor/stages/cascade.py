@@ -54,7 +54,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     found = [_passed(one, task, examples, splits.labels, settings, own) for one, own in zip(built, times, strict=True)]
     passes, facts = [passed for passed, _ in found], list[dict[str, Any]]()
     for one, (passed, told) in zip(built, found, strict=True):
-        facts.append({**one.facts, "score": metric(passed.outcomes), "mean_ms": float(passed.milliseconds.mean()), **told})
+        alone = one.facts.get("restarted_ms", float(passed.milliseconds.mean()))  # not what is left of it behind an early exit
+        facts.append({**one.facts, "score": metric(passed.outcomes), "mean_ms": alone, **told})
         log.note("{name}: score {score:.4f}, {mean_ms:.2f} ms a text, temperature {temperature:.2f}".format(**facts[-1]))
     for before, after in pairwise(facts):
         if before["mean_ms"] >= after["mean_ms"]:
