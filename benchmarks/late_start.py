@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--trial", action="store_true", help="a few steps of every row, to see that it works; records nothing")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
