@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("small", type=Path)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument("--learning-rate", type=float, default=4e-4, help="of the small model's layers")
+    parser.add_argument("--large-learning-rate", type=float, default=5e-5)
     parser.add_argument("--trial", action="store_true", help="a few steps of every row, to see that it works; records nothing")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +103,9 @@ def _row(
         def wrapped(upper: nn.Module, width: int) -> nn.Module:
             return upper if below[0] == top[0] else Projected(upper, (shape_of(lower.model.model).width, width))
 
-        found = scores_above(chosen, getattr(chosen, top[0]), top[1], labels, read, wrapped)
+        rate = chosen.learning_rate if top[0] == "small" else chosen.large_learning_rate
+        own = argparse.Namespace(**{**vars(chosen), "learning_rate": rate})
+        found = scores_above(own, getattr(chosen, top[0]), top[1], labels, read, wrapped)
     facts = {"states": f"{below[0]}, layer {below[1]}", "above": f"{top[0]}, from layer {top[1] + 1}", "projected": below[0] != top[0]}
     return facts | found
 
