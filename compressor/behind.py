@@ -20,6 +20,7 @@ class WriteBehind:
         """Let at most so many bytes wait."""
         self._most, self._lock = most, Lock()
         self._waiting, self._written = dict[bytes, Floats](), dict[bytes, Floats]()
+        self._bytes = 0
         self._thread = ThreadPoolExecutor(1, "store")
         self._last: Future[None] | None = None
 
@@ -27,8 +28,10 @@ class WriteBehind:
         """Hand entries over, for this function to write; wait only where too many bytes wait already."""
         with self._lock:
             asleep = not self._waiting
-            self._waiting |= dict(entries)
-            full = sum(own.nbytes for own in self._waiting.values()) > self._most
+            for key, own in entries:
+                self._waiting[key] = own
+                self._bytes += own.nbytes
+            full = self._bytes > self._most
             if asleep:  # else the thread, which has not taken them yet, takes these too
                 self._last = self._thread.submit(self._empty, write)
         if full:
@@ -37,8 +40,7 @@ class WriteBehind:
     def waiting(self, keys: Iterable[bytes]) -> dict[bytes, Floats]:
         """Return what waits under these keys, or is being written."""
         with self._lock:
-            both = self._written | self._waiting
-        return {key: both[key] for key in keys if key in both}
+            return {key: part[key] for key in keys for part in (self._written, self._waiting) if key in part}
 
     def flush(self) -> None:
         """Wait until all is written.
@@ -56,7 +58,7 @@ class WriteBehind:
 
     def _empty(self, write: Callable[[Entries], None]) -> None:
         with self._lock:
-            self._written, self._waiting = self._waiting, {}
+            self._written, self._waiting, self._bytes = self._waiting, {}, 0
         try:
             write(list(self._written.items()))
         finally:

@@ -51,6 +51,17 @@ class Back(nn.Module):
         return self.body.parts.logits(self.body.encode(ids, attention_mask, segments, None, self.below, restore=restore, states=states))
 
 
+def check_family(model: PreTrainedModel, key: str) -> None:
+    """Refuse a model that cannot be cut, where the recipe's key asks for it.
+
+    Raises:
+        RecipeError: its family does not run layer by layer.
+    """
+    if model.config.model_type not in BACKBONES:
+        known = ", ".join(sorted(BACKBONES))
+        raise RecipeError(f"{key}: {model.config.model_type} encoders do not run layer by layer, as {known} do; leave it out")
+
+
 def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, portable: bool, key: str = "export.halves") -> None:
     """Write front.onnx and back.onnx; `key` is where the recipe asks for them.
 
@@ -59,9 +70,7 @@ def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, p
     """
     model = model.to("cpu").eval()
     model.model.config._attn_implementation = "eager"
-    if model.model.config.model_type not in BACKBONES:
-        known = ", ".join(sorted(BACKBONES))
-        raise RecipeError(f"{key}: {model.model.config.model_type} encoders do not run layer by layer, as {known} do; leave it out")
+    check_family(model.model, key)
     arguments, front, back = texts_to_trace(), Front(model.model, layers).eval(), Back(model.model, layers).eval()
     with torch.no_grad():
         states = front(*arguments)

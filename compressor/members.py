@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from compressor import checkpoint
+from compressor import checkpoint, machine
 from compressor.cascade import GOES_ON, GRAPH, MEMBERS, STOPS, Answer, reader, whole
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
@@ -51,6 +51,8 @@ def members_of(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> list
     built = [_member(asked, number, recipe, inputs, out, log) for number, asked in enumerate(recipe.cascade.members)]
     if built[0].continued and recipe.cascade.members[1].point == "full":
         built[1] = dataclasses.replace(built[1], continued=built[0].continued)
+    elif built[0].continued:  # nobody goes on: what would is no part of the bundle
+        (out / str(built[0].facts["folder"]) / BACK).unlink()
     return _named_apart([dataclasses.replace(built[0], continued=None), *built[1:]])
 
 
@@ -94,8 +96,7 @@ def _from_exit(number: int, recipe: Recipe, inputs: Inputs, out: Path, log: Prog
     export_exit(student, early, inputs["exit"].metrics["layer"], folder, recipe.export, texts, pad_id_of(model))
     for name in (FRONT, EXIT, BACK) if quantized else ():
         (folder / name).rename(folder / "float.onnx")
-        dynamic(folder / "float.onnx", folder / name, [])
-        (folder / "float.onnx").unlink()
+        _to_int8(folder / "float.onnx", folder / name, inputs)
     facts = {"folder": f"{MEMBERS}/{number}", "lengths": None, "single": quantized, "pad_id": pad_id_of(model)}
     facts |= {"max_length": splits.max_length, "stride": splits.stride}
     opened, read = Exit(folder, recipe.target.threads, single=quantized, pad_id=pad_id_of(model)), reader(model, task, facts)
@@ -117,13 +118,19 @@ def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, lo
     some = task.windows(tokenizer_of(folder_of_model), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride)
     parity(model, source, some.tokens, [None], pad_id_of(folder_of_model), recipe.export.tolerance)
     if quantized:
-        dynamic(source, folder / GRAPH, [])
-        source.unlink()
+        _to_int8(source, folder / GRAPH, inputs)
     else:
         source.rename(folder / GRAPH)
     shutil.copyfile(folder_of_model / "tokenizer.json", folder / "tokenizer.json")
     reading = {"max_length": splits.max_length, "stride": splits.stride, "pad_id": pad_id_of(folder_of_model)}
     return {"name": "teacher", "lengths": None, "single": quantized, **reading}
+
+
+def _to_int8(source: Path, target: Path, inputs: Inputs) -> None:
+    """Put the graph's 8-bit form in its place, with weights of 7 bits where the bundle is for processors that need it."""
+    isa = deployed(inputs).metrics.get("isa") or machine.level()
+    dynamic(source, target, [], reduce_range=isa in machine.SATURATING)
+    source.unlink()
 
 
 def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from safetensors.torch import load_file
 
 from compressor.backbones import BACKBONES
@@ -15,10 +17,11 @@ from compressor.calibration import NEVER
 from compressor.cascade import Cascade, Member
 from compressor.classification import TextClassification
 from compressor.data import Example
+from compressor.errors import RecipeError
 from compressor.exits import Exit, States
 from compressor.graphs import torch_logits
 from compressor.halves import AT_ONCE, BACK
-from compressor.halving import export_exit
+from compressor.halving import check_family, export_exit
 from compressor.latency import Run
 from compressor.members import Member as Built
 from compressor.modeling import PlainModel
@@ -122,6 +125,11 @@ def test_what_is_slower_of_going_on_and_reading_again_is_left_out(pays: bool, tm
     assert times[1].mean() == (2.0 if pays else 8.0)
 
 
+def test_a_family_that_cannot_stop_early_is_told_before_the_training() -> None:
+    with pytest.raises(RecipeError, match="early_exit: deberta-v2 encoders do not run layer by layer, as bert, "):
+        check_family(model_of("deberta-v2"), "early_exit")
+
+
 EXITS = (
     "early_exit={layer: 1, max_steps: 4, batch_size: 16, learning_rate: 1e-3, precision: float32}",
     "cascade={members: [{early_exit: true}, {point: full}], thresholds: [0.8]}",
@@ -187,3 +195,15 @@ def test_an_exit_that_cannot_be_is_refused(project: Path, change: str, message: 
     done = compress("run", "tiny.yaml", *SETS, "--set", change, "--until", "early_exit", cwd=project)
     assert done.returncode == 3, done.stderr
     assert message in " ".join(done.stderr.split())
+
+
+def test_what_goes_on_is_left_out_where_nobody_does_and_weights_have_7_bits_where_they_must(project: Path) -> None:
+    changes = ("--set", "cascade={members: [{early_exit: true}, {teacher: int8}]}", "--set", "quantize={isa: avx2}", "--set", "gates=[]")
+    done = compress("run", "tiny.yaml", *SETS, *changes, "--until", "cascade", cwd=project)
+    assert done.returncode == 0, done.stderr
+    (folder,) = [path for path in project.glob("artifacts/cascade-*/members") if (path / "1").exists()]
+    assert sorted(path.name for path in (folder / "0").iterdir()) == ["exit.onnx", "front.onnx"]
+    for path in (folder / "0/front.onnx", folder / "1/member.onnx"):
+        weights = [numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer if one.data_type == onnx.TensorProto.INT8]
+        assert weights
+        assert max(int(np.abs(own.astype(int)).max()) for own in weights if own.ndim == 2) <= 64

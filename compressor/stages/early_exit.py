@@ -5,7 +5,7 @@ What:     the student's first layers as they are, which run once per text; above
 Papers:   DeeBERT (arXiv:2004.12993), inplace distillation (arXiv:1903.05134).
 Formula:  the student's soft labels at temperature 2, of all training texts; the student itself never changes.
 Defaults: 3 epochs, batch 32, learning rate 5e-5.
-Limits:   one exit, at full length; families of compressor/families.py.
+Limits:   one exit, at full length; families of compressor/backbones.py.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from compressor import checkpoint
 from compressor.distillation import train_student
 from compressor.errors import RecipeError
 from compressor.families import shape_of
+from compressor.halving import check_family
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -27,7 +28,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     """Write the exit's layers and head, and return its score on the validation split."""
     assert recipe.early_exit is not None
     layer, head = recipe.early_exit.layer, task_of(recipe).head
-    count = shape_of(checkpoint.load_plain(inputs["checkpoint"], Splits.of(inputs["data"]).labels, head)).layers
+    student = checkpoint.load_plain(inputs["checkpoint"], Splits.of(inputs["data"]).labels, head)
+    check_family(student, "early_exit")  # now, and not after the training
+    count = shape_of(student).layers
     if layer > count - 2:
         told = f"choose 1 to {count - 2}" if count > 2 else "leave early_exit out"
         raise RecipeError(f"early_exit.layer {layer}: the student has {count} layers, and an exit takes one of its own; {told}")
