@@ -17,10 +17,10 @@ import numpy as np
 from compressor import machine
 from compressor.data import Example
 from compressor.doctor import check_load, machine_load
-from compressor.errors import RecipeError
+from compressor.errors import RecipeError, UnfitError
 from compressor.latency import Run, sample, timed
 from compressor.runtime import Given, Runtime
-from compressor.session import Graph
+from compressor.session import Backend, Graph, check_agreement
 from compressor.tokens import Tokens
 
 PACKAGES = ("encoder-compressor", "onnxruntime", "numpy")
@@ -28,6 +28,8 @@ TEXTS = 64
 """Texts of a stream that are timed: they spread evenly over its lengths."""
 FIRST_ID, IDS = 5, 25
 """Where random token ids lie: in the smallest vocabulary too."""
+LONGEST_MADE_UP = 64
+"""Tokens of the longest text that backends must agree on, where no bundle says what a graph reads."""
 Lengths = tuple[int, ...] | None
 POLICY = "cascade"
 
@@ -53,6 +55,7 @@ class Model:
     runtime: Runtime | None
     cascade: bool = False
     """Whether the bundle's cascade is timed too."""
+    backend: Backend = "onnxruntime"
 
 
 def bench(
@@ -61,6 +64,7 @@ def bench(
     shapes: Sequence[str],
     threads: Sequence[int],
     points: Sequence[str],
+    backends: Sequence[Backend],
     rounds: int,
 ) -> dict[str, Any]:
     """Return the machine, and a row for each variant, workload and number of threads; speed-ups are over the first variant.
@@ -68,8 +72,9 @@ def bench(
     Raises:
         BundleError: a bundle is damaged, or lacks a point.
         RecipeError: a file is no encoder in ONNX, or a workload does not fit a model.
+        UnfitError: a backend is not installed, or its answers are not those of onnxruntime.
     """
-    models = [model_of(path, points) for path in paths]
+    models = [model_of(path, points, backend) for path in paths for backend in backends or (None,)]
     chosen = None if lines is None else _chosen(lines, models)
     read = {model.path: [*_streams(model, models, chosen), *map(batch_of, shapes)] for model in models}
     rows = [row for count in threads for row in _rows(models, read, count, rounds)]
@@ -96,7 +101,7 @@ def load_findings() -> list[str]:
     return [f"load {check.detail}; {check.remedy}" for check in check_load(machine_load()) if check.status != "ok"]
 
 
-def model_of(path: Path, points: Sequence[str]) -> Model:
+def model_of(path: Path, points: Sequence[str], backend: Backend | None = None) -> Model:
     """Return a bundle at these operating points (none: all, and its cascade), or an .onnx file.
 
     Raises:
@@ -104,13 +109,13 @@ def model_of(path: Path, points: Sequence[str]) -> Model:
         RecipeError: there is no such file.
     """
     if path.suffix != ".onnx":
-        runtime = Runtime(path)
+        runtime = Runtime(path, backend=backend)
         lengths = {name: runtime.point(name).lengths for name in points or runtime.points if name != POLICY}
         cascade = runtime.cascade is not None if POLICY in points else not points and runtime.manifest.get("cascade") is not None
-        return Model(path, path / "model.onnx", lengths, runtime, cascade)
+        return Model(path, path / "model.onnx", lengths, runtime, cascade, runtime.backend)
     if not path.exists():
         raise RecipeError(f"{path}: no such file; name a bundle's folder or an .onnx file")
-    return Model(path, path, {"": None}, None)
+    return Model(path, path, {"": None}, None, backend=backend or "onnxruntime")
 
 
 def _reader(models: Sequence[Model]) -> Runtime:
@@ -141,37 +146,50 @@ def _streams(model: Model, models: Sequence[Model], texts: Sequence[Given] | Non
 
 
 def _rows(models: Sequence[Model], read: Mapping[Path, Sequence[Workload]], threads: int, rounds: int) -> Iterator[dict[str, Any]]:
-    graphs = {model.path: graph_of(model, threads) for model in models}
-    short = Counter(path.name for path in graphs)
-    names = {path: path.name if short[path.name] == 1 else str(path) for path in graphs}
+    named = list(zip(_names(models), models, [graph_of(model, threads) for model in models], strict=True))
     for number in range(len(read[models[0].path])):
         workloads = {path: own[number] for path, own in read.items()}
-        for model in models:
-            _check(model, graphs[model.path], workloads[model.path])
+        for _, model, graph in named:
+            _check(model, graph, workloads[model.path])
         runs = {
-            f"{names[model.path]} {point}".strip(): _runner(graphs[model.path], workloads[model.path].batches, lengths)
-            for model in models
+            f"{name} {point}".strip(): _runner(graph, workloads[model.path].batches, lengths)
+            for name, model, graph in named
             for point, lengths in model.points.items()
         }
         runs |= {
-            f"{names[model.path]} {POLICY}": _router(model, threads, workloads[model.path].examples)
-            for model in models
+            f"{name} {POLICY}": _router(model, threads, workloads[model.path].examples)
+            for name, model, _ in named
             if model.cascade and workloads[model.path].examples
         }
         yield from _told(runs, workloads[models[0].path], threads, rounds)
+
+
+def _names(models: Sequence[Model]) -> list[str]:
+    """Return what the rows call each model: its folder's name, as long as that tells it apart, and its backend where there are several."""
+    paths, several = {model.path for model in models}, len({model.backend for model in models}) > 1
+    short = Counter(path.name for path in paths)
+    names = [model.path.name if short[model.path.name] == 1 else str(model.path) for model in models]
+    return [f"{name} {model.backend}" if several else name for name, model in zip(names, models, strict=True)]
 
 
 def graph_of(model: Model, threads: int) -> Graph:
     """Open a model's graph.
 
     Raises:
-        RecipeError: onnxruntime cannot.
+        RecipeError: its backend cannot.
+        UnfitError: the backend is not installed, or its answers are not those of onnxruntime.
     """
     single, pad_id = (model.runtime.manifest["single"], model.runtime.manifest["pad_id"]) if model.runtime else (False, 0)
     try:
-        return Graph(model.file, threads, single=single, pad_id=pad_id)
-    except Exception as error:  # onnxruntime's errors have no class in common
-        raise RecipeError(f"{model.file}: onnxruntime cannot open it: {' '.join(str(error).split())[:200]}; is it an encoder?") from None
+        graph = Graph(model.file, threads, single=single, pad_id=pad_id, backend=model.backend)
+        check_agreement(graph, model.runtime.max_length if model.runtime else LONGEST_MADE_UP)
+        return graph
+    except UnfitError:
+        raise
+    except Exception as error:  # a backend's errors have no class in common
+        raise RecipeError(
+            f"{model.file}: {model.backend} cannot open it: {' '.join(str(error).split())[:200]}; is it an encoder?"
+        ) from None
 
 
 def _check(model: Model, graph: Graph, workload: Workload) -> None:
@@ -183,7 +201,7 @@ def _check(model: Model, graph: Graph, workload: Workload) -> None:
     except Exception as error:
         told = " ".join(str(error).split())[:200]
         raise RecipeError(
-            f"{model.file}: onnxruntime cannot run {workload.name} in it: {told}; is it an encoder of these tokens?"
+            f"{model.file}: {model.backend} cannot run {workload.name} in it: {told}; is it an encoder of these tokens?"
         ) from None
 
 
@@ -192,7 +210,7 @@ def _runner(graph: Graph, batches: Sequence[Tokens], lengths: Lengths) -> Run:
 
 
 def _router(model: Model, threads: int, batches: Sequence[Sequence[Example]]) -> Run:
-    runtime = Runtime(model.path, threads)
+    runtime = Runtime(model.path, threads, backend=model.backend)
     ready = [runtime.cascade.having_read(examples) for examples in batches]
     return lambda row: list(ready[row].route(runtime.task, batches[row]))
 

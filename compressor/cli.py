@@ -46,6 +46,10 @@ Threads = Annotated[int | None, typer.Option("--threads", envvar="COMPRESS_THREA
 StoreFolder = Annotated[
     Path | None, typer.Option("--store", envvar="COMPRESS_STORE", help="Keep what the first layers make of each text here (export.halves).")
 ]
+BackendName = Annotated[
+    Literal["onnxruntime", "openvino"] | None,
+    typer.Option("--backend", envvar="COMPRESS_BACKEND", help="What runs the graph (default: what it was built for)."),
+]
 Point = Annotated[str | None, typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point (default: the bundle's own).")]
 Workers = Annotated[
     int | None,
@@ -135,10 +139,11 @@ def _exits(debug: bool) -> Iterator[None]:
 
 def _recipe(path: Path, changes: Sequence[str], profile: str) -> Any:
     from compressor.loader import load_recipe
-    from compressor.plan import check_sources
+    from compressor.plan import check_extras, check_sources
 
     recipe = load_recipe(path, changes)
     check_sources(recipe)  # now, and not after hours of the stages before the one that reads it
+    check_extras(recipe)
     return recipe.smoke() if profile == "smoke" else recipe
 
 
@@ -262,6 +267,7 @@ def predict(
     threshold: Thresholds = [],
     threads: Threads = None,
     store: StoreFolder = None,
+    backend: BackendName = None,
     format: OutputFormat = "text",
 ) -> None:
     """Answer each line (a pair, or a question and its context: with a tab between), one answer a line; a cascade tells who answered too."""
@@ -270,7 +276,7 @@ def predict(
     if sum(x is not None for x in (point, latency_ms, policy)) > 1:
         raise typer.BadParameter("give one of --point, --latency-ms and --policy")
     _only_with_policy(policy, threshold)
-    runtime = Runtime(bundle, threads, store)
+    runtime = Runtime(bundle, threads, store, backend=backend)
     given = map(runtime.given, _lines(texts))
     if policy:
         for routed in runtime.trace(given, policy, threshold or None):
@@ -313,6 +319,7 @@ def evaluate(
     threshold: Thresholds = [],
     threads: Threads = None,
     store: StoreFolder = None,
+    backend: BackendName = None,
     format: OutputFormat = "text",
 ) -> None:
     """Score a bundle on labelled data, with a 95 % interval."""
@@ -325,7 +332,7 @@ def evaluate(
     if point is not None and policy is not None:
         raise typer.BadParameter("give --point or --policy, not both")
     _only_with_policy(policy, threshold)
-    runtime = Runtime(bundle, threads, store)
+    runtime = Runtime(bundle, threads, store, backend=backend)
     usual = USUAL[runtime.manifest["task"]]
     columns = Columns(text or usual.text, text_pair or usual.text_pair, label or usual.label, options=True)
     examples = list(read_examples(data, columns, runtime.task, root=Path.cwd(), split="test"))
@@ -341,14 +348,20 @@ def bench(
     point: Annotated[
         list[str], typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point, or cascade; absent: all. Repeatable.")
     ] = [],
+    backend: Annotated[
+        Literal["onnxruntime", "openvino", "both"] | None,
+        typer.Option("--backend", envvar="COMPRESS_BACKEND", help="What runs the graphs (default: what each was built for)."),
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", envvar="COMPRESS_ROUNDS", min=1, help="Timed runs of each, in turn.")] = 10,
     format: OutputFormat = "text",
 ) -> None:
     """Time bundles, and any encoder's .onnx file, beside each other; speed-ups are over the first."""
     from compressor.bench import bench as timed
+    from compressor.session import Backend
 
     shapes = shape or ([] if texts else ["1x32", "1x128"])
-    show(format, timed(models, list(_lines(texts)) if texts else None, shapes, threads, point, rounds))
+    backends: list[Backend] = ["onnxruntime", "openvino"] if backend == "both" else [backend] if backend else []
+    show(format, timed(models, list(_lines(texts)) if texts else None, shapes, threads, point, backends, rounds))
 
 
 @app.command()

@@ -69,7 +69,7 @@ def explain(path: Path, tokens: int, point: str | None, rounds: int) -> dict[str
         RecipeError: the file is no encoder in ONNX, or the text is longer than it reads.
         UnfitError: the extra [train] is not installed.
     """
-    model = model_of(path, [point] if point else [])
+    model = model_of(path, [point] if point else [], "onnxruntime")
     if point and not model.runtime:
         raise RecipeError(f"{path} has no operating points; leave out --point, or name a bundle")
     name = point or (model.runtime.default if model.runtime else "")
@@ -133,10 +133,10 @@ def _milliseconds(graph: Graph, text: Any, lengths: Sequence[int] | None, rounds
 
 def _profiled(graph: Graph, text: Any, lengths: Sequence[int] | None, rounds: int) -> list[Profiled]:
     with tempfile.TemporaryDirectory() as scratch:
-        graph.session = session(graph.path, 1, profile=Path(scratch) / "profile")
+        graph.session = opened = session(graph.path, 1, profile=Path(scratch) / "profile")
         for _ in range(WARM_UP + rounds):
             graph.run(text, lengths)
-        events = json.loads(Path(graph.session.end_profiling()).read_text(encoding="utf-8"))
+        events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
     return profiled(events)[WARM_UP:]
 
 

@@ -18,7 +18,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Runtime
 from compressor.scores import Metric, interval
-from compressor.session import Graph
+from compressor.session import Backend, Graph
 from compressor.splits import MODEL, Splits, task_of
 from compressor.tokens import Floats, Tokens
 
@@ -60,7 +60,8 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
     metric, shares = task.metrics[recipe.task.metric], list[dict[str, Any]]()
     lengths: dict[str, Lengths] = dict.fromkeys(outcomes) | {name: point.lengths for name, point in points.items()}
     asked = requests(data["checkpoint"].lengths.tolist(), LATENCY_TEXTS, recipe.target.batch)
-    runs, sizes = _runs(recipe, inputs, folder, data, lengths, asked), {n: p.stat().st_size / 1e6 for n, p, _ in _files(inputs, folder)}
+    runs = _runs(recipe, inputs, folder, data, lengths, asked, runtime.backend)
+    sizes = {name: path.stat().st_size / 1e6 for name, path, _ in _files(inputs, folder)}
     if cascade:
         outcomes[cascade], who = runtime.routed_outcomes(examples)
         shares = _shares([member.name for member in runtime.cascade.members], who, outcomes[cascade], metric)
@@ -106,10 +107,14 @@ def _runs(
     data: Mapping[str, Encoded],
     lengths: Mapping[str, Lengths],
     asked: Sequence[Sequence[int]],
+    backend: Backend,
 ) -> dict[str, Run]:
     """Return what answers the same requests for each row of one graph; the teacher reads them with its own tokenizer."""
-    threads, single = recipe.target.threads, {"bundle": is_single(inputs)}
-    graphs = {n: Graph(p, threads, single=single.get(n, False), pad_id=data[k].pad_id) for n, p, k in _files(inputs, folder)}
+    how: dict[str, dict[str, Any]] = {"bundle": {"single": is_single(inputs), "backend": backend}}
+    graphs = {
+        name: Graph(path, recipe.target.threads, pad_id=data[kind].pad_id, **how.get(name, {"single": False}))
+        for name, path, kind in _files(inputs, folder)
+    }
 
     def runner(name: str) -> Run:
         graph, own = graphs.get(name, graphs["bundle"]), data["teacher" if name == TEACHER else "checkpoint"]

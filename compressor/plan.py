@@ -1,6 +1,9 @@
 """What can be said of a recipe before anything runs."""
 
+from importlib.util import find_spec
+
 from compressor import sources
+from compressor.errors import UnfitError
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
 
@@ -27,3 +30,16 @@ def check_sources(recipe: Recipe) -> None:
         for member in recipe.cascade.members:
             if member.bundle is not None:
                 sources.bundle_fingerprint(member.bundle, recipe.root)
+
+
+def check_extras(recipe: Recipe) -> None:
+    """Check that the backends which the recipe names are installed, where an extra brings them.
+
+    Raises:
+        UnfitError: names the extra.
+    """
+    asked = {"quantize": recipe.quantize and recipe.quantize.backend, "target": recipe.target.backend}
+    for section, backend in asked.items():
+        if backend in ("nncf", "openvino") and find_spec(backend) is None:
+            extra = f"pip install 'encoder-compressor[{backend}]'"
+            raise UnfitError(f"{section}.backend {backend} needs the [{backend}] extra: {extra}, or choose onnxruntime")

@@ -26,7 +26,7 @@ from compressor.data import Example
 from compressor.errors import BundleError, RecipeError, UnfitError
 from compressor.exits import Exit
 from compressor.halves import Halves
-from compressor.session import Graph
+from compressor.session import Backend, Graph, check_agreement
 from compressor.tasks import TASKS, ServedTask
 from compressor.tokens import Floats, Tokens
 
@@ -64,14 +64,23 @@ class Runtime:
 
     Raises:
         BundleError: the folder is no bundle, of another format, or not what was built; or a store is given and it has no halves.
-        RecipeError: the store holds another model's outputs.
+        RecipeError: the store holds another model's outputs, or is given together with a backend that reads none.
+        UnfitError: the backend is not installed, or its answers are not those of onnxruntime.
     """
 
-    def __init__(self, bundle: Path | str, threads: int | None = None, store: Path | str | None = None, max_size: float = 20e3) -> None:
-        """Check the bundle and open its graph.
+    def __init__(
+        self,
+        bundle: Path | str,
+        threads: int | None = None,
+        store: Path | str | None = None,
+        max_size: float = 20e3,
+        backend: Backend | None = None,
+    ) -> None:
+        """Check the bundle and open its graph, in the backend that it was built for or another.
 
-        With a `store`, a folder, its first layers run once per text, for all bundles that have the same ones and name the same folder;
-        when it reaches `max_size` megabytes, what was not read for longest goes.
+        A cascade's other graphs, and the two of a bundle with halves, run in onnxruntime always. With a `store`, a folder, its first layers
+        run once per text, for all bundles that have the same ones and name the same folder; when it reaches `max_size` megabytes, what was
+        not read for longest goes.
         """
         folder = Path(bundle)
         self.manifest = verify(folder)
@@ -86,10 +95,15 @@ class Runtime:
         self.max_length: int = self.manifest["max_length"]
         self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
         self._folder, self.threads = folder, threads or self.manifest["target"]["threads"]
+        self.backend: Backend = backend or self.manifest.get("backend", "onnxruntime")
         self._read, self._exits = reader(folder, self.task, self.manifest), dict[Path, Exit]()
         pad_id, single = self.manifest["pad_id"], self.manifest["single"]
         if store is None:
-            self._graph: Graph | Halves = Graph(folder / "model.onnx", self.threads, single=single, pad_id=pad_id)
+            file, chosen = folder / "model.onnx", self.backend
+            self._graph: Graph | Halves = Graph(file, self.threads, single=single, pad_id=pad_id, backend=chosen)
+            check_agreement(self._graph, self.max_length)
+        elif backend == "openvino":
+            raise RecipeError("what lies above a store runs in onnxruntime: leave out the store, or the backend")
         else:
             self._graph = Halves(folder, self.threads, single=single, pad_id=pad_id, store=self._opened(Path(store), max_size))
 

@@ -1,18 +1,29 @@
-"""One ONNX file in onnxruntime: batches by length, bounded memory, threads.
+"""One ONNX file in onnxruntime or OpenVINO: batches by length, bounded memory, threads.
 
 An answer never depends on what else is in its batch: float graphs mask padding, and graphs whose activations are quantized dynamically
 (one scale for a whole batch) are fed one text at a time, several at once when there are threads.
 """
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
 
+from compressor.errors import UnfitError
+from compressor.openvino_session import OpenVINOSession
 from compressor.tokens import Floats, Tokens, in_order
 
+Backend = Literal["onnxruntime", "openvino"]
+"""What runs a graph."""
+Session: TypeAlias = ort.InferenceSession | OpenVINOSession
+AGREEMENT = 0.1
+"""Difference that another backend's logits may have, as a share of onnxruntime's largest: 8 bits and bfloat16 make a third of it."""
+SMALLEST_VOCABULARY, MADE_UP = 25, 12
+"""Ids that are in every vocabulary, and texts of them on which backends must agree."""
 TOKENS_PER_RUN = 8192
 """Padded tokens of one graph run at most: bounds memory whatever is asked."""
 WORTH_A_RUN = 8
@@ -20,27 +31,39 @@ WORTH_A_RUN = 8
 
 
 class Graph:
-    """One ONNX file in onnxruntime; `logits` is all that is asked of it."""
+    """One ONNX file in a backend; `logits` is all that is asked of it."""
 
-    def __init__(self, path: Path | str, threads: int = 1, *, single: bool, pad_id: int = 0, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        threads: int = 1,
+        *,
+        single: bool,
+        pad_id: int = 0,
+        workers: int | None = None,
+        backend: Backend = "onnxruntime",
+    ) -> None:
         """Open the file; `single`: its answers depend on the batch, so feed one text a run.
 
         One run has all threads; of several, `workers` run beside each other, one thread each (default: as many as there are threads),
         which reads more texts than all threads on each run.
         """
         self.path, self.single, self.pad_id = path, single, pad_id
-        self.workers = workers or threads
-        self.session = session(path, threads)
+        self.workers, self.backend = workers or threads, backend
+        self.session = self._opened(threads)
         self._beside = self.session if threads == 1 else None
         self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
         outputs = [o.name for o in self.session.get_outputs()]
         self.output = "logits" if "logits" in outputs else outputs[0]
 
+    def _opened(self, threads: int) -> Session:
+        return OpenVINOSession(self.path, threads) if self.backend == "openvino" else session(self.path, threads)
+
     def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of one padded batch, or the first output of a graph that has none."""
         return self._run(self.session, tokens, lengths)
 
-    def _run(self, opened: ort.InferenceSession, tokens: Tokens, lengths: Sequence[int] | None) -> Floats:
+    def _run(self, opened: Session, tokens: Tokens, lengths: Sequence[int] | None) -> Floats:
         feed = {name: array for name, array in tokens.padded(self.pad_id).items() if name in self.inputs}
         if lengths is not None:
             feed["lengths"] = np.asarray(lengths, dtype=np.int64)
@@ -55,10 +78,42 @@ class Graph:
         batches = list(batches_of(tokens.lengths.tolist(), single=self.single))
         if self.workers == 1 or len(batches) == 1:
             return in_order([self.run(tokens.rows(rows), lengths) for rows in batches], batches, tokens.lengths)
-        beside = self._beside = self._beside or session(self.path, 1)
+        beside = self._beside = self._beside or self._opened(1)
         with ThreadPoolExecutor(self.workers) as pool:
             results = list(pool.map(lambda rows: self._run(beside, tokens.rows(rows), lengths), batches))
         return in_order(results, batches, tokens.lengths)
+
+
+def installed(backend: Backend) -> bool:
+    """Return whether this backend's package is installed."""
+    return importlib.util.find_spec(backend) is not None
+
+
+def check_agreement(graph: Graph, longest: int) -> None:
+    """Check that a graph's answers are those of onnxruntime.
+
+    Raises:
+        UnfitError: they are not.
+    """
+    if complaint := disagreement(graph, longest):
+        raise UnfitError(f"{graph.path}: {complaint}; leave the backend to onnxruntime, or build with quantize.backend: nncf")
+
+
+def disagreement(graph: Graph, longest: int) -> str | None:
+    """Say how a graph's answers differ from onnxruntime's on made-up texts, each longer than the last; None: they do not."""
+    if graph.backend == "onnxruntime":
+        return None
+    usual = Graph(graph.path, single=graph.single, pad_id=graph.pad_id)
+    rng, worst, largest = np.random.default_rng(0), list[float](), 0.0
+    for length in np.unique(np.geomspace(2, longest, MADE_UP).round().astype(int)):
+        ids = rng.integers(0, SMALLEST_VOCABULARY, length, dtype=np.int32)
+        text = Tokens(ids, np.zeros_like(ids, np.int8), np.array([0, length]))
+        found, expected = graph.run(text), usual.run(text)
+        worst.append(float(np.abs(found - expected).max()))
+        largest = max(largest, float(np.abs(expected).max()))
+    if all(difference <= AGREEMENT * largest for difference in worst):  # no number is no agreement either
+        return None
+    return f"{graph.backend} answers this graph otherwise: logits differ by {np.max(worst):.3g}, where the largest is {largest:.3g}"
 
 
 def session(graph: Path | str | bytes, threads: int, profile: Path | None = None) -> ort.InferenceSession:

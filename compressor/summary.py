@@ -65,6 +65,7 @@ def summarize(
         "gates": verdicts,
         "findings": [
             *_findings(inputs, rows, stages),
+            *_backends(manifest),
             *([] if cascade is None else [_paying(cascade, rows.values(), policy), *_going_on(policy)]),
         ],
         "stage_gains": gains([link for link in chain if link[0].split(":")[0] in asked], {s["name"]: s["seconds"] for s in stages}),
@@ -100,6 +101,15 @@ def _paying(cascade: Variant, rows: Iterable[Variant], policy: Mapping[str, Any]
     ratio = rival.mean_ms / cascade.mean_ms
     verdict = f"{'pays' if ratio > 1.05 else 'does not pay here'}: {times(ratio)} the speed of {rival.name}"
     return f"The cascade {verdict}, the fastest row that is as good, and {alone} ({answered}; mean times)."
+
+
+def _backends(manifest: Mapping[str, Any]) -> list[str]:
+    """Say which backend runs the graph and what the others were, where there was a choice."""
+    told, chosen = manifest["backends"], manifest["backend"]
+    refused = [facts["refused"] for facts in told.values() if "refused" in facts]
+    others = [name for name, facts in told.items() if name != chosen and "p50_ms" in facts]
+    slower = [f"{name} takes {times(told[name]['p50_ms'] / told[chosen]['p50_ms'])} the time" for name in others]
+    return [f"The bundle runs in {chosen}: {'; '.join([*slower, *refused])}."] if slower or refused else []
 
 
 def _going_on(policy: Mapping[str, Any]) -> list[str]:

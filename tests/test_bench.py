@@ -25,7 +25,7 @@ def teacher(built: Path) -> Path:
 
 
 def test_every_variant_is_timed_on_every_workload_at_every_number_of_threads(bundle: Path, teacher: Path) -> None:
-    found = bench([teacher, bundle], TEXTS, ["2x8"], [1, 2], ["full", "min"], 2)
+    found = bench([teacher, bundle], TEXTS, ["2x8"], [1, 2], ["full", "min"], [], 2)
     variants = ["teacher.onnx", "tiny full", "tiny min"]
     workloads = ["one by one", "all at once", "2x8"]
     expected = [(v, w, t) for t in (1, 2) for w in workloads for v in variants]
@@ -39,13 +39,13 @@ def test_every_variant_is_timed_on_every_workload_at_every_number_of_threads(bun
 
 
 def test_without_points_a_bundle_is_timed_at_all_of_them(bundle: Path) -> None:
-    rows = bench([bundle], None, ["1x8"], [1], [], 1)["rows"]
+    rows = bench([bundle], None, ["1x8"], [1], [], [], 1)["rows"]
     assert [row["model"] for row in rows] == [f"tiny {name}" for name in Runtime(bundle).points]
 
 
 def test_models_of_one_name_are_told_apart(bundle: Path, built: Path) -> None:
     graphs = [next(built.glob(f"artifacts/{stage}-*/model.onnx")) for stage in ("export", "quantize")]
-    assert [row["model"] for row in bench(graphs, None, ["1x8"], [1], [], 1)["rows"]] == [str(path) for path in graphs]
+    assert [row["model"] for row in bench(graphs, None, ["1x8"], [1], [], [], 1)["rows"]] == [str(path) for path in graphs]
 
 
 def test_a_shape_is_a_batch_of_texts_of_equal_length() -> None:
@@ -73,9 +73,9 @@ def test_what_does_not_fit_is_refused_in_one_line(bundle: Path, teacher: Path, t
     ]
     for paths, texts, shapes, points, message in refused:
         with pytest.raises(RecipeError, match=message):
-            bench(paths, texts, shapes, [1], points, 1)
+            bench(paths, texts, shapes, [1], points, [], 1)
     with pytest.raises(BundleError, match="no operating point 'quick'; this bundle has full, "):
-        bench([bundle], None, ["1x8"], [1], ["quick"], 1)
+        bench([bundle], None, ["1x8"], [1], ["quick"], [], 1)
 
 
 def test_the_command_line_times_lines_of_a_file(bundle: Path, teacher: Path, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class Target(Section):
     """Threads of one inference."""
     batch: Annotated[int, Field(ge=1, le=1024)] = 1
     """Texts of one request; latencies are those of a request, its texts of all lengths."""
+    backend: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
+    """What runs the bundle's graph; auto: the faster of those that are installed and answer as onnxruntime does."""
 
 
 class DropGate(Section):

@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from compressor import machine
+from compressor import backends, machine
 from compressor.artifact import digest_of, files_of, sha256, write_json
 from compressor.cascade import MEMBERS
 from compressor.encoded import pad_id_of
@@ -39,7 +39,7 @@ MEASURED = frozenset({"metrics.json", "gates.json", "report.html", "README.md"})
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write the bundle folder and return its digest, the result table and the verdicts."""
     folder = out / FOLDER
-    manifest = _content(recipe, inputs, folder)
+    manifest = _content(recipe, inputs, folder, log)
     variants, shares = measure(recipe, inputs, folder, log)
     judged = "cascade" if manifest["default_policy"] else manifest["default_point"]
     chosen, teacher, student = (variants[n] for n in (row_name(judged, inputs), TEACHER, STUDENT))
@@ -62,7 +62,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     }
 
 
-def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
+def _content(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict[str, Any]:
     """Write model and tokenizer, and a first manifest that lets `Runtime` open them."""
     splits = Splits.of(inputs["data"])
     model = inputs["checkpoint"].path / MODEL
@@ -89,6 +89,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
         "stride": splits.stride,
         "pad_id": pad_id_of(model),
         "single": is_single(inputs),
+        **backends.choose(recipe, inputs, folder / "model.onnx", log),
         "isa": deployed(inputs).metrics.get("isa"),
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},
         "default_point": default,

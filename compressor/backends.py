@@ -1,0 +1,60 @@
+"""Which backend runs a bundle's graph: the fastest of those whose answers are onnxruntime's, measured on the build machine.
+
+Limits: median times of texts whose length was read before; OpenVINO takes some ten times as long for the first text of a length.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from compressor.errors import UnfitError
+from compressor.latency import interleaved, requests
+from compressor.pipeline import Inputs, is_single
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+from compressor.session import Backend, Graph, disagreement, installed
+from compressor.settings.serving import Target
+from compressor.splits import MODEL, Splits, task_of
+from compressor.tokens import Tokens
+
+REQUESTS = 32
+
+
+def choose(recipe: Recipe, inputs: Inputs, file: Path, log: Progress) -> dict[str, Any]:
+    """Return the backend of a graph on the recipe's target and, where there was a choice, each one's median time, or why it is left out.
+
+    Raises:
+        UnfitError: the backend that the recipe names is not installed, or answers otherwise than onnxruntime.
+    """
+    target = recipe.target
+    if target.backend == "onnxruntime":
+        return {"backend": "onnxruntime", "backends": {}}
+    splits = Splits.of(inputs["data"])
+    data = splits.encoded("validation", task_of(recipe), inputs["checkpoint"].path / MODEL)
+    graphs, found = dict[str, Graph](), dict[str, Any]()
+    for name in _candidates(target, log):
+        graph = Graph(file, target.threads, single=is_single(inputs), pad_id=data.pad_id, backend=name)
+        complaint = disagreement(graph, splits.max_length)
+        if complaint is None:
+            graphs[name] = graph
+        elif target.backend == name:
+            raise UnfitError(f"target.backend: {complaint}; choose onnxruntime, or quantize.backend: nncf")
+        else:
+            found[name] = {"refused": complaint}
+    log.note(f"latencies in {' and '.join(graphs)}, interleaved")
+    asked = requests(data.tokens.lengths.tolist(), REQUESTS, target.batch)
+    found |= _milliseconds(graphs, [data.tokens.rows(rows) for rows in asked])
+    fastest = min(graphs, key=lambda name: found[name]["p50_ms"])
+    return {"backend": fastest if target.backend == "auto" else target.backend, "backends": found}
+
+
+def _candidates(target: Target, log: Progress) -> Sequence[Backend]:
+    if target.backend == "auto" and not installed("openvino"):
+        log.warn("target.backend: auto leaves openvino out: it is not installed (pip install 'encoder-compressor[openvino]')")
+        return ["onnxruntime"]
+    return get_args(Backend)
+
+
+def _milliseconds(graphs: Mapping[str, Graph], texts: Sequence[Tokens]) -> dict[str, Any]:
+    runs = {name: lambda number, g=graph: g.logits(texts[number]) for name, graph in graphs.items()}
+    return {name: {"p50_ms": latency.p50_ms} for name, latency in interleaved(runs, range(len(texts))).items()}

@@ -1,0 +1,121 @@
+"""A bundle in OpenVINO: the same answers, or none."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from compressor import session
+from compressor.bench import bench
+from compressor.errors import RecipeError, UnfitError
+from compressor.loader import load_recipe
+from compressor.plan import check_extras
+from compressor.runtime import Runtime
+from compressor.session import Graph, check_agreement
+from tests.conftest import compress, sentences, write_project
+
+TEXTS = [text for text, _ in sentences(40, 7)]
+
+
+@pytest.fixture(scope="module")
+def floats(built: Path) -> Path:
+    return next(built.glob("artifacts/export-*/model.onnx"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> None:
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="openvino")
+
+
+def _labels(told: str) -> list[str]:
+    return [line.split("\t")[0] for line in told.splitlines()]
+
+
+@pytest.mark.parametrize("lengths", [None, (20, 9), (1, 1)])
+def test_a_float_graph_answers_alike_in_both_whatever_came_before(floats: Path, built: Path, lengths: tuple[int, ...] | None) -> None:
+    """Each text is read once, as it comes: 2026.4 answers the first longer text wrongly when a branch is chosen at run time."""
+    tokens = Runtime(built / "artifacts/dist/tiny").tokens(TEXTS)
+    usual, other = (Graph(floats, 2, single=False, backend=name) for name in ("onnxruntime", "openvino"))
+    found, expected = (np.concatenate([graph.run(text, lengths) for text in tokens]) for graph in (other, usual))
+    np.testing.assert_allclose(found, expected, atol=0.02)  # OpenVINO computes in bfloat16 where the processor does
+    joined = tokens[0].joined(tokens)
+    np.testing.assert_allclose(other.logits(joined, lengths), expected, atol=0.02)
+
+
+def test_a_bundle_answers_alike_in_both(built: Path) -> None:
+    bundle = built / "artifacts/dist/tiny"
+    usual, other = Runtime(bundle), Runtime(bundle, backend="openvino")
+    assert (usual.backend, other.backend) == ("onnxruntime", "openvino")
+    assert [a.label for a in other.predict(TEXTS)] == [a.label for a in usual.predict(TEXTS)]
+    for mine, theirs in zip(other.predict(TEXTS), usual.predict(TEXTS), strict=True):
+        assert mine.score == pytest.approx(theirs.score, abs=0.05)
+
+
+def test_a_graph_that_is_answered_otherwise_is_refused(floats: Path, tmp_path: Path) -> None:
+    """The first branch is taken always, so a graph whose first branch is wrong stands for whatever a backend reads otherwise."""
+    model = onnx.load(floats)
+    bias = next(i for i in model.graph.initializer if i.name.endswith("classifier.bias"))
+    graph = Graph(floats, single=False, backend="openvino")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 5, bias.name))
+    graph.path = tmp_path / "other.onnx"
+    onnx.save(model, graph.path)
+    with pytest.raises(UnfitError, match=r"other.onnx: openvino answers this graph otherwise: logits differ by [45]"):
+        check_agreement(graph, 32)
+
+
+def test_auto_measures_and_keeps_the_faster(built: Path, tmp_path: Path) -> None:
+    project = shutil.copytree(built, tmp_path / "project")
+    for chosen in ("auto", "openvino"):
+        done = compress("run", "tiny.yaml", "--set", f"target.backend={chosen}", cwd=project)
+        assert done.returncode == 0, done.stderr
+        bundle = project / "artifacts/dist/tiny"
+        told = json.loads((bundle / "manifest.json").read_text())
+        times = {name: facts["p50_ms"] for name, facts in told["backends"].items()}
+        assert set(times) == {"onnxruntime", "openvino"}
+        assert told["backend"] == (min(times, key=times.__getitem__) if chosen == "auto" else "openvino")
+        assert Runtime(bundle).backend == told["backend"]
+        findings = json.loads((bundle / "metrics.json").read_text())["findings"]
+        other = ({"onnxruntime", "openvino"} - {told["backend"]}).pop()
+        assert any(line.startswith(f"The bundle runs in {told['backend']}: {other} takes ") for line in findings)
+
+
+def test_bench_tells_backends_apart_and_predict_takes_one(built: Path) -> None:
+    bundle = built / "artifacts/dist/tiny"
+    rows = bench([bundle], None, ["1x8"], [1], ["full"], ["onnxruntime", "openvino"], 1)["rows"]
+    assert [row["model"] for row in rows] == ["tiny onnxruntime full", "tiny openvino full"]
+    (built / "texts.txt").write_text("\n".join(TEXTS[:3]))
+    usual, other = (
+        _labels(compress("predict", str(bundle), "texts.txt", *more, cwd=built).stdout) for more in ((), ("--backend", "openvino"))
+    )
+    assert usual == other != []
+
+
+def test_a_missing_extra_is_told_before_anything_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_project(tmp_path, tiny_model)
+    monkeypatch.setattr("compressor.plan.find_spec", lambda _: None)
+    for section in ("target", "quantize"):
+        backend = {"target": "openvino", "quantize": "nncf"}[section]
+        recipe = load_recipe(tmp_path / "tiny.yaml", [f"{section}.backend={backend}"])
+        with pytest.raises(UnfitError, match=rf"{section}.backend {backend} needs the \[{backend}\] extra: pip install"):
+            check_extras(recipe)
+    check_extras(load_recipe(tmp_path / "tiny.yaml", ["target.backend=auto"]))
+
+
+def test_without_openvino_a_runtime_says_what_to_install(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(UnfitError, match=r"backend openvino needs the \[openvino\] extra: pip install"):
+        Runtime(built / "artifacts/dist/tiny", backend="openvino")
+
+
+def test_a_store_is_read_in_onnxruntime(built: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="leave out the store, or the backend"):
+        Runtime(built / "artifacts/dist/tiny", store=tmp_path, backend="openvino")
+
+
+def test_installed_says_what_is_there() -> None:
+    assert session.installed("onnxruntime")
