@@ -10,7 +10,7 @@ epoch's seconds are those of its optimizer steps: what filling the store takes, 
 import argparse
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +31,36 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--trial", action="store_true", help="a few steps of every row, to see that it works; records nothing")
+    parser.add_argument("--row", action="append", help="only this row, by its name; may be given more than once")
     chosen = parser.parse_args()
-    rows = list(rows_of(chosen))
+    every = planned(chosen)
+    if unknown := set(chosen.row or ()) - set(every):
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {'; '.join(every)}")
+    rows = [_row(name, chosen, *every[name]) for name in chosen.row or every]
     name = f"recycling_{chosen.data.name}_{chosen.model.name}"
     conclude(name, {"epochs": chosen.epochs, "seeds": chosen.seeds, "rows": rows}, chosen.trial)
 
 
-def rows_of(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield full fine-tuning, frozen layers without a store, recycled layers at several depths and types, adapters, and less data."""
+Planned = tuple[Mapping[str, Any], Mapping[str, Any] | None, int]
+"""How a row is fine-tuned, what is recycled for it, and of how many parts of the data it has one."""
+
+
+def planned(chosen: argparse.Namespace) -> dict[str, Planned]:
+    """Return full fine-tuning, frozen layers without a store, recycled layers at several depths and types, adapters, and less data."""
     config = json.loads((chosen.model / "config.json").read_text(encoding="utf-8"))
     layers = config.get("num_hidden_layers", config.get("n_layers"))
-    yield _row("full", chosen, {"method": "full"}, None)
-    yield _row("frozen, 50%", chosen, {"method": "freeze", "frozen_layers": layers // 2}, None)
-    for share in SHARES:
-        yield _row(f"recycled, {share}, float16", chosen, {"method": "full"}, {"layer": share, "dtype": "float16"})
-    for dtype in DTYPES:
-        if dtype != "float16":
-            yield _row(f"recycled, 50%, {dtype}", chosen, {"method": "full"}, {"layer": "50%", "dtype": dtype})
-    adapters, half = {"method": "adapters", "learning_rate": 10 * chosen.learning_rate}, {"layer": "50%", "dtype": "float16"}
-    yield _row("adapters", chosen, adapters, None)
-    yield _row("recycled, 50%, float16, adapters", chosen, adapters, half)
+    full, half = {"method": "full"}, {"layer": "50%", "dtype": "float16"}
+    adapters = {"method": "adapters", "learning_rate": 10 * chosen.learning_rate}
+    rows: dict[str, Planned] = {"full": (full, None, 1), "frozen, 50%": ({"method": "freeze", "frozen_layers": layers // 2}, None, 1)}
+    rows |= {f"recycled, {share}, float16": (full, {**half, "layer": share}, 1) for share in SHARES}
+    rows |= {f"recycled, 50%, {dtype}": (full, {**half, "dtype": dtype}, 1) for dtype in DTYPES}
+    rows |= {"adapters": (adapters, None, 1), "recycled, 50%, float16, adapters": (adapters, half, 1)}
     for part, name in ((2, "half of the data"), (10, "a tenth of the data")):
-        yield _row(f"full, {name}", chosen, {"method": "full"}, None, part)
-        yield _row(f"recycled, 50%, float16, {name}", chosen, {"method": "full"}, half, part)
+        rows |= {f"full, {name}": (full, None, part), f"recycled, 50%, float16, {name}": (full, half, part)}
+    return rows
 
 
-def _row(
-    name: str, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None, part: int = 1
-) -> dict[str, Any]:
+def _row(name: str, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None, part: int) -> dict[str, Any]:
     """Build one row from the first of so many parts of the training texts."""
     splits = ("train", "dev", "test")
     train, dev, test = tuple[dict[str, Any], ...]({"path": str((chosen.data / f"{split}.jsonl.gz").resolve())} for split in splits)
