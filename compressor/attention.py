@@ -6,6 +6,7 @@ Formula:  context = softmax(q·kᵀ / √d)·v; significance of token j = sum ov
 Limits:   the operators have no gradients; they are used while a graph is traced.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -53,8 +54,45 @@ def significance_of(probabilities: Tensor, real: Tensor, kind: Significance) -> 
     return (probabilities * real[:, None, :, None]).sum(2).sum(1)  # onnxruntime is 14x slower on the joint reduction
 
 
-class ExportedAttention(torch.autograd.Function):
-    """Context and significance as one node of the graph, which computes significance only where tokens leave; without, it is empty."""
+def exported_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    real: Tensor,
+    padded: Tensor,
+    leaves: Tensor,
+    bias: Tensor | None,
+    heads: int,
+    size: int,
+    kind: Significance,
+) -> tuple[Tensor, Tensor]:
+    """Return context (batch, queries, hidden) and significance (batch, seq) as one node of the graph.
+
+    It computes significance only where tokens leave; of kind none that is empty.
+    """
+    if not torch.compiler.is_exporting():
+        return _Attention.apply(q, k, v, real, padded, leaves, bias, heads, size, kind)  # type: ignore[no-untyped-call,no-any-return]
+    name, inputs = (f"attention_{kind}", []) if bias is None else (f"biased_attention_{kind}", [bias])
+    settings = {"num_heads": heads, "split": [0, 0, heads, size], "scale": size**-0.5}
+    shapes = (q.shape,) if kind == "none" else (q.shape, k.shape[:2])
+    found = node(name, (q, k, v, real, padded, leaves, *inputs), shapes, (q.dtype,) * len(shapes), settings)
+    return found[0], q.new_zeros(0) if kind == "none" else found[1]
+
+
+def node(
+    name: str,
+    inputs: Sequence[Tensor],
+    shapes: Sequence[Sequence[int | torch.SymInt]],
+    dtypes: Sequence[torch.dtype],
+    settings: Mapping[str, Any] | None = None,
+) -> Sequence[Tensor]:
+    """Return the outputs of one of the graph's own functions, for the dynamo exporter."""
+    operator = f"{DOMAIN}::{name}"
+    return torch.onnx.ops.symbolic_multi_out(operator, inputs, dict(settings or {}), dtypes=dtypes, shapes=shapes, version=1)
+
+
+class _Attention(torch.autograd.Function):
+    """The same for the TorchScript exporter."""
 
     @staticmethod
     def forward(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compressor.attention import DOMAIN
+from compressor.attention import DOMAIN, node
 
 
 class State(NamedTuple):
@@ -31,9 +31,15 @@ def drop(state: State, significance: Tensor, keep: Tensor, leaves: Tensor) -> St
 
     Where no text's tokens leave, `leaves` is false and the graph does nothing, not even reorder.
     """
-    if torch.onnx.is_in_onnx_export():
-        return State(*_Drop.apply(*state, significance, keep, leaves))  # type: ignore[no-untyped-call]
-    return _drop(state, significance, keep)
+    if not torch.onnx.is_in_onnx_export():
+        return _drop(state, significance, keep)
+    inputs = (*state, significance, keep, leaves)
+    if not torch.compiler.is_exporting():
+        return State(*_Drop.apply(*inputs))  # type: ignore[no-untyped-call]
+    left: Any = keep.max().item()  # a symbol
+    torch._check(left >= 1)  # type: ignore[no-untyped-call]
+    batch, _, width = state.hidden.shape
+    return State(*node("drop", inputs, ((batch, left, width), *[(batch, left)] * 3), [x.dtype for x in state]))
 
 
 def _drop(state: State, significance: Tensor, keep: Tensor) -> State:
@@ -92,8 +98,10 @@ def put_back(restored: Tensor, state: State, padded: Tensor, due: Tensor) -> Ten
     if torch.onnx.is_in_onnx_export():
         batch, seq, _ = restored.shape
         starts = torch.arange(batch, device=restored.device)[:, None] * seq  # where each text begins among the tokens of all
-        states: Tensor = _Restore.apply(restored, state.hidden, state.rows, starts, state.real, padded, due)  # type: ignore[no-untyped-call]
-        return states
+        inputs = (restored, state.hidden, state.rows, starts, state.real, padded, due)
+        if not torch.compiler.is_exporting():
+            return _Restore.apply(*inputs)  # type: ignore[no-untyped-call,no-any-return]
+        return node("restore", inputs, [restored.shape], [restored.dtype])[0]
     return _put_back(restored, state.hidden, state.rows, state.real)
 
 

@@ -4,7 +4,6 @@ A client that knows nothing of lengths runs the default operating point: `length
 Graphs carry no times, paths or doc strings, so the same weights give the same bytes.
 """
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +15,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor.errors import RecipeError, StageError
+from compressor.exporters import export
 from compressor.fusion import merge_products
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.operators import expand
 from compressor.session import Graph
+from compressor.settings.deploying import Export
 from compressor.tokens import Floats, Tokens
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
+USUAL = Export()
 
 
 class FullLengthModel(nn.Module):
@@ -47,18 +49,15 @@ def layered(model: PlainModel) -> PlainModel | FullLengthModel:
         return model
 
 
-def export_graph(model: PlainModel | FullLengthModel | LengthAdaptiveModel, path: Path, opset: int, *, portable: bool = False) -> None:
-    """Write the model as ONNX with dynamic batch and length; a length-adaptive one takes `lengths`, by default full.
-
-    A `portable` graph has only operators of ONNX itself.
-    """
+def export_graph(model: PlainModel | FullLengthModel | LengthAdaptiveModel, path: Path, settings: Export = USUAL) -> None:
+    """Write the model as ONNX with dynamic batch and length; a length-adaptive one takes `lengths`, by default full."""
     model = model.to("cpu").eval()
     model.model.config._attn_implementation = "eager"
     arguments, names = texts_to_trace(), list(NAMES)
     if isinstance(model, LengthAdaptiveModel):
         arguments.append(torch.full((model.layers,), model.max_length // 2))
         names.append("lengths")
-    graph = traced(model, path, arguments, names, "logits", opset, portable=portable)
+    graph = traced(model, path, arguments, names, "logits", settings)
     if type(model.model).__name__.endswith("ForQuestionAnswering"):
         _add_start_and_end(graph.graph)
     if isinstance(model, LengthAdaptiveModel):
@@ -73,26 +72,15 @@ def texts_to_trace() -> list[Tensor]:
 
 
 def traced(
-    model: nn.Module, path: Path, arguments: Sequence[Tensor], names: Sequence[str], output: str, opset: int, *, portable: bool
+    model: nn.Module, path: Path, arguments: Sequence[Tensor], names: Sequence[str], output: str, settings: Export
 ) -> onnx.ModelProto:
     """Return a module as a graph of any batch and length, each operator in its fastest form; the file is for the exporter to write in."""
     each, whole = {0: "batch", 1: "tokens"}, {0: "batch"}
     axes = {name: each for name in names if name != "lengths"}
     with torch.no_grad():
         axes[output] = whole if model(*arguments).ndim == 2 else each
-    with warnings.catch_warnings():  # the TorchScript exporter is deprecated, and best supported by what reads its graphs
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            tuple(arguments),
-            str(path),
-            input_names=list(names),
-            output_names=[output],
-            dynamic_axes=axes,
-            opset_version=opset,
-            dynamo=False,
-        )
-    graph = expand(onnx.load(path), opset, portable=portable)
+    exported = export(settings.exporter, model, path, arguments, names, output, axes, settings.opset)
+    graph = expand(exported, settings.opset, portable=settings.portable)
     merge_products(graph)
     for node in graph.graph.node:
         node.doc_string, node.name = "", node.name or node.output[0]  # a product is called by its name where it must stay float

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from compressor.backbones import BACKBONES
 from compressor.errors import RecipeError, StageError
 from compressor.exits import EXIT
-from compressor.graphs import NAMES, texts_to_trace, torch_logits, traced
+from compressor.graphs import NAMES, USUAL, texts_to_trace, torch_logits, traced
 from compressor.halves import BACK, FRONT, STATES, Halves
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.settings.deploying import Export
@@ -62,7 +62,7 @@ def check_family(model: PreTrainedModel, key: str) -> None:
         raise RecipeError(f"{key}: {model.config.model_type} encoders do not run layer by layer, as {known} do; leave it out")
 
 
-def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, portable: bool, key: str = "export.halves") -> None:
+def export_halves(model: PlainModel, layers: int, folder: Path, settings: Export = USUAL, key: str = "export.halves") -> None:
     """Write front.onnx and back.onnx; `key` is where the recipe asks for them.
 
     Raises:
@@ -78,7 +78,7 @@ def export_halves(model: PlainModel, layers: int, folder: Path, opset: int, *, p
         (front, FRONT, arguments, NAMES, STATES),
         (back, BACK, [states, arguments[1]], (STATES, "attention_mask"), "logits"),
     ):
-        onnx.save(traced(module, folder / name, given, names, output, opset, portable=portable), folder / name)
+        onnx.save(traced(module, folder / name, given, names, output, settings), folder / name)
 
 
 def export_exit(student: PlainModel, early: PlainModel, layers: int, folder: Path, settings: Export, texts: Tokens, pad_id: int) -> None:
@@ -90,7 +90,7 @@ def export_exit(student: PlainModel, early: PlainModel, layers: int, folder: Pat
     """
     for model, place, name in ((early, folder / "early", EXIT), (student, folder, BACK)):
         place.mkdir(exist_ok=True)
-        export_halves(model, layers, place, settings.opset, portable=settings.portable, key="early_exit")
+        export_halves(model, layers, place, settings, "early_exit")
         check_parity(model, place, texts, pad_id, settings.tolerance)
         (place / BACK).rename(folder / name)
     shutil.rmtree(folder / "early")

@@ -113,7 +113,7 @@ def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, lo
     log.note(f"teacher.onnx, as fast as it goes{', in 8 bits' if quantized else ''}")
     artifact, splits, task = inputs["teacher"], Splits.of(inputs["data"]), task_of(recipe)
     model, source = PlainModel(checkpoint.load_plain(artifact, splits.labels, task.head)), folder / "float.onnx"
-    export_graph(layered(model), source, recipe.export.opset, portable=recipe.export.portable)
+    export_graph(layered(model), source, recipe.export)
     folder_of_model = artifact.path / MODEL
     some = task.windows(tokenizer_of(folder_of_model), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride)
     parity(model, source, some.tokens, [None], pad_id_of(folder_of_model), recipe.export.tolerance)

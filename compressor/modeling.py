@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from compressor import adapters, bilstm
-from compressor.attention import ExportedAttention, Significance, attention, significance_of
+from compressor.attention import Significance, attention, exported_attention, significance_of
 from compressor.backbones import backbone, reads_tokens
 from compressor.dropping import State, drop, put_back
 from compressor.errors import RecipeError
@@ -207,7 +207,7 @@ class LengthAdaptiveModel(nn.Module):
         if torch.onnx.is_in_onnx_export():
             leaves = torch.zeros((), dtype=torch.bool) if leaves is None else leaves
             sizes = (self.heads, self.head_size)
-            context, significance = ExportedAttention.apply(q, k, v, state.real, padded, leaves, bias, *sizes, kind)  # type: ignore[no-untyped-call]
+            context, significance = exported_attention(q, k, v, state.real, padded, leaves, bias, *sizes, kind)
         else:
             dropout = self.parts.dropout(layer)
             rate = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]

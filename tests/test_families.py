@@ -25,6 +25,7 @@ from compressor.graphs import NAMES, FullLengthModel, export_graph, layered, par
 from compressor.modeling import HEADS, LengthAdaptiveModel, PlainModel
 from compressor.quantizers import Quantizer, count_products, dynamic, static
 from compressor.session import Graph
+from compressor.settings.deploying import Export
 from compressor.students import select_layers
 from compressor.tokens import Tokens
 
@@ -134,7 +135,7 @@ def test_a_prediction_does_not_depend_on_its_batch(kind: str, head: str) -> None
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_the_exported_graph_equals_torch(kind: str, head: str, tmp_path: Path) -> None:
     model = LengthAdaptiveModel(model_of(kind, head), L).eval()
-    export_graph(model, tmp_path / "model.onnx", 17)
+    export_graph(model, tmp_path / "model.onnx")
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
     assert parity(model, tmp_path / "model.onnx", texts, [None, (12, 6, 1), (L,) * 3, (1, 1, 1)], 0, 1e-4) < 1e-4
@@ -145,7 +146,7 @@ def test_the_exported_graph_equals_torch(kind: str, head: str, tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
 def test_a_graph_whose_scores_have_a_bias_equals_torch(kind: str, significance: Significance, portable: bool, tmp_path: Path) -> None:
     model = LengthAdaptiveModel(model_of(kind), L, significance).eval()
-    export_graph(model, tmp_path / "model.onnx", 17, portable=portable)
+    export_graph(model, tmp_path / "model.onnx", Export(portable=portable))
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
     assert parity(model, tmp_path / "model.onnx", texts, [None, (12, 6, 1), (9, 9, 2)], 0, 1e-4) < 1e-4
@@ -155,7 +156,7 @@ def test_a_graph_whose_scores_have_a_bias_equals_torch(kind: str, significance: 
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_the_graph_of_every_family_runs_in_8_bits(kind: str, quantizer: Quantizer, tmp_path: Path) -> None:
     model = LengthAdaptiveModel(model_of(kind), L).eval()
-    export_graph(model, tmp_path / "float.onnx", 17)
+    export_graph(model, tmp_path / "float.onnx")
     feeds = [dict(zip(NAMES, (t.numpy() for t in batch(length)), strict=True)) for length in (16, 9, 3)]
     feeds = [{**feed, "lengths": np.array([L] * 3)} for feed in feeds]
     quantizer(tmp_path / "float.onnx", tmp_path / "int8.onnx", feeds)
@@ -179,7 +180,7 @@ def test_the_graph_of_a_plain_teacher_or_student_equals_torch(kind: str, head: s
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
     for exported in (model, layered(model)):
-        export_graph(exported, tmp_path / "model.onnx", 17)
+        export_graph(exported, tmp_path / "model.onnx")
         assert parity(model, tmp_path / "model.onnx", texts, [None], 0, 1e-4) < 1e-4
     assert isinstance(exported, FullLengthModel) == (kind in BACKBONES)
 

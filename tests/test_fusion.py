@@ -18,6 +18,7 @@ from compressor.fusion import CONTRIB, merge_products
 from compressor.graphs import export_graph, parity
 from compressor.modeling import LengthAdaptiveModel
 from compressor.session import Graph, session
+from compressor.settings.deploying import Export
 from compressor.tokens import Tokens
 from tests.test_graphs import CONFIGURATIONS, TEXTS, tiny, tokens
 
@@ -30,7 +31,7 @@ def test_a_portable_graph_answers_alike_with_operators_of_onnx_alone(
     model, texts = LengthAdaptiveModel(tiny().model, 32, kind).eval(), tokens(tiny_model, *TEXTS)
     paths = {portable: tmp_path / f"{portable}.onnx" for portable in (False, True)}
     for portable, path in paths.items():
-        export_graph(model, path, opset, portable=portable)
+        export_graph(model, path, Export(opset=opset, portable=portable))
         assert parity(model, path, texts, CONFIGURATIONS, 0, 1e-4) < 1e-4
     onnx.checker.check_model(onnx.load(paths[True]), full_check=True)
     assert {o.domain for o in onnx.load(paths[True]).opset_import} == {""}
@@ -47,7 +48,7 @@ def operators(graph: onnx.GraphProto) -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", ["attention", "sampled", "cls"])
 def test_attention_is_fused_wherever_nothing_reads_its_probabilities(tmp_path: Path, kind: Significance) -> None:
-    export_graph(LengthAdaptiveModel(tiny().model, 32, kind).eval(), tmp_path / "model.onnx", 17)
+    export_graph(LengthAdaptiveModel(tiny().model, 32, kind).eval(), tmp_path / "model.onnx")
     found = Counter(operators(onnx.load(tmp_path / "model.onnx").graph))
     assert found["MultiHeadAttention"] == 2 * 3  # in each layer with and without a mask
     assert found["Softmax"] == 2 * 2  # of the two layers that tokens leave
@@ -58,7 +59,7 @@ def test_attention_is_fused_wherever_nothing_reads_its_probabilities(tmp_path: P
 def test_layers_that_no_token_leaves_rank_none(tmp_path: Path, tiny_model: Path, kind: Significance, head: str) -> None:
     """By what onnxruntime says that it ran: at full length nothing is ranked, at others only where tokens leave."""
     model = LengthAdaptiveModel(tiny().model if head == "sentence" else BertForTokenClassification(tiny().model.config), 32, kind)
-    export_graph(model.eval(), tmp_path / "model.onnx", 17)
+    export_graph(model.eval(), tmp_path / "model.onnx")
     text = tokens(tiny_model, TEXTS[-1])
     ran = {
         lengths: Counter(ran_by(tmp_path / "model.onnx", text, lengths)) for lengths in [(32, 32, 32), (32, 9, 9), (9, 9, 9), (20, 10, 9)]
@@ -82,7 +83,7 @@ def test_queries_keys_and_values_are_one_product_where_all_tokens_ask(tmp_path: 
     model = tiny()
     for bias in (p for p in model.parameters() if p.ndim == 1):
         torch.nn.init.normal_(bias)  # the exporter keeps equal weights once
-    export_graph(model, tmp_path / "model.onnx", 17)
+    export_graph(model, tmp_path / "model.onnx")
     assert capfd.readouterr().err == ""
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert [len(n.output) for n in graph.node if n.op_type == "Split"] == [3, 3, 2]  # the last layer's only query is [CLS]
@@ -120,7 +121,7 @@ def test_products_of_one_input_become_one(readers: int, left: int) -> None:
 def test_a_text_that_is_padded_answers_as_it_does_alone(tmp_path: Path, tiny_model: Path) -> None:
     """The graph's two ways, with mask work and without, meet."""
     torch.manual_seed(0)
-    export_graph(LengthAdaptiveModel(tiny().model, 32, "cls").eval(), tmp_path / "model.onnx", 17)
+    export_graph(LengthAdaptiveModel(tiny().model, 32, "cls").eval(), tmp_path / "model.onnx")
     graph, texts = Graph(tmp_path / "model.onnx", single=False), tokens(tiny_model, *TEXTS)
     together = graph.run(texts, (20, 10, 1))
     alone = np.concatenate([graph.run(text, (20, 10, 1)) for text in texts])

@@ -39,19 +39,19 @@ TEXTS = ("film", "the story was very good", "a dull plot and the music is weak a
 @pytest.mark.parametrize("significance", ["attention", "sampled", "cls"])
 def test_the_graph_equals_torch_at_all_lengths_batches_and_paddings(tmp_path: Path, tiny_model: Path, significance: str) -> None:
     model = LengthAdaptiveModel(tiny().model, 32, significance).eval()
-    export_graph(model, tmp_path / "model.onnx", 17)
+    export_graph(model, tmp_path / "model.onnx")
     assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4) < 1e-4
 
 
 def test_a_graph_of_other_weights_fails_the_parity_check(tmp_path: Path, tiny_model: Path) -> None:
-    export_graph(tiny(seed=2), tmp_path / "model.onnx", 17)
+    export_graph(tiny(seed=2), tmp_path / "model.onnx")
     with pytest.raises(StageError, match="differs by"):
         parity(tiny(seed=1), tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4)
 
 
 def test_a_client_that_knows_no_lengths_gets_the_default(tmp_path: Path) -> None:
     model = tiny()
-    export_graph(model, tmp_path / "model.onnx", 17)
+    export_graph(model, tmp_path / "model.onnx")
     assert takes_lengths(tmp_path / "model.onnx")
     session = ort.InferenceSession(str(tmp_path / "model.onnx"))
     feed = {
@@ -68,7 +68,7 @@ def test_a_client_that_knows_no_lengths_gets_the_default(tmp_path: Path) -> None
 def test_a_model_without_lengths_exports_without_the_input(tmp_path: Path, tiny_model: Path) -> None:
     model = PlainModel(tiny().model).eval()
     for exported in (model, layered(model)):
-        export_graph(exported, tmp_path / "model.onnx", 17)
+        export_graph(exported, tmp_path / "model.onnx")
         assert not takes_lengths(tmp_path / "model.onnx")
         assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), [None], 0, 1e-4) < 1e-4
 
@@ -77,7 +77,7 @@ SCRIPT = """
 import sys; from pathlib import Path; sys.path.insert(0, {tests!r})
 from test_graphs import tiny; from compressor.graphs import export_graph
 from onnxruntime.quantization import QuantType, quantize_dynamic
-export_graph(tiny(), Path(sys.argv[1]) / "model.onnx", 17)
+export_graph(tiny(), Path(sys.argv[1]) / "model.onnx")
 quantize_dynamic(Path(sys.argv[1]) / "model.onnx", Path(sys.argv[1]) / "int8.onnx", per_channel=True, weight_type=QuantType.QInt8)
 """
 
@@ -96,7 +96,7 @@ def test_export_and_quantization_are_byte_identical_across_processes(tmp_path: P
 
 
 def test_the_graph_holds_no_paths_and_no_doc_strings(tmp_path: Path) -> None:
-    export_graph(tiny(), tmp_path / "model.onnx", 17)
+    export_graph(tiny(), tmp_path / "model.onnx")
     graph = onnx.load(tmp_path / "model.onnx")
     assert not any(n.doc_string for n in graph.graph.node)
     assert str(tmp_path).encode() not in (tmp_path / "model.onnx").read_bytes()

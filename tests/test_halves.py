@@ -39,7 +39,7 @@ def texts_of(*lengths: int) -> Tokens:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_front_and_back_are_the_whole_model(kind: str, head: str, layers: int, tmp_path: Path) -> None:
     model, texts = PlainModel(model_of(kind, head)), texts_of(16, 9, 3)
-    export_halves(model, layers, tmp_path, 17, portable=False)
+    export_halves(model, layers, tmp_path)
     assert check_parity(model, tmp_path, texts, 0, 1e-4) < 1e-4
     for single in (True, False):  # one by one, and padded in a batch
         found = Halves(tmp_path, 1, single=single, pad_id=0).logits(texts)
@@ -50,8 +50,8 @@ def test_front_and_back_are_the_whole_model(kind: str, head: str, layers: int, t
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_products_that_stay_float_do_so_in_the_back(kind: str, tmp_path: Path) -> None:
     model = PlainModel(model_of(kind))
-    export_halves(model, 2, tmp_path, 17, portable=False)
-    export_graph(layered(model), tmp_path / "model.onnx", 17)
+    export_halves(model, 2, tmp_path)
+    export_graph(layered(model), tmp_path / "model.onnx")
     whole, front, back = (products(tmp_path / name) for name in ("model.onnx", FRONT, BACK))
     assert kept_in_back(whole, front, back, whole) == back
     assert kept_in_back(whole, front, back, [whole[0], whole[-1]]) == back[-1:]
@@ -63,7 +63,7 @@ def test_products_that_stay_float_do_so_in_the_back(kind: str, tmp_path: Path) -
 
 
 def test_halves_that_are_not_the_model_are_refused(tmp_path: Path) -> None:
-    export_halves(PlainModel(model_of("bert")), 1, tmp_path, 17, portable=False)
+    export_halves(PlainModel(model_of("bert")), 1, tmp_path)
     other = PlainModel(model_of("bert"))
     torch.nn.init.normal_(next(other.parameters()))
     with pytest.raises(StageError, match=r"a logit of the two halves differs by .* report the model, or raise the tolerance"):
@@ -72,7 +72,7 @@ def test_halves_that_are_not_the_model_are_refused(tmp_path: Path) -> None:
 
 def test_a_family_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"export.halves: deberta-v2 encoders do not run layer by layer, as bert, .* do; leave it out"):
-        export_halves(PlainModel(model_of("deberta-v2")), 1, tmp_path, 17, portable=False)
+        export_halves(PlainModel(model_of("deberta-v2")), 1, tmp_path)
 
 
 @pytest.fixture(scope="module")

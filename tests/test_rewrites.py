@@ -15,6 +15,7 @@ from compressor.graphs import export_graph
 from compressor.modeling import LengthAdaptiveModel
 from compressor.quantizers import Feed, simulated
 from compressor.rewrites import fused_products, gathered_rows, unsigned_activations
+from compressor.settings.deploying import Export
 from tests.test_graphs import TEXTS, tiny, tokens
 
 PRODUCTS = 4 + 4 + 5
@@ -32,7 +33,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, feeds: list[Feed]) -> on
     path, model = tmp_path_factory.mktemp("float") / "model.onnx", tiny().model
     for bias in (p for p in model.parameters() if p.ndim == 1):
         torch.nn.init.normal_(bias, std=0.1)  # the exporter keeps equal ones once, behind other nodes
-    export_graph(LengthAdaptiveModel(model, 32, "cls").eval(), path, 17)
+    export_graph(LengthAdaptiveModel(model, 32, "cls").eval(), path)
     return simulated(path, feeds)
 
 
@@ -119,7 +120,7 @@ def test_every_product_becomes_one_node_with_its_bias(model: onnx.ModelProto) ->
 def test_products_of_two_activations_stay_float(tmp_path: Path, feeds: list[Feed]) -> None:
     """In a portable graph attention's products are nodes of their own."""
     path = tmp_path / "model.onnx"
-    export_graph(LengthAdaptiveModel(tiny().model, 32, "cls").eval(), path, 17, portable=True)
+    export_graph(LengthAdaptiveModel(tiny().model, 32, "cls").eval(), path, Export(portable=True))
     model = simulated(path, feeds)
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     constants = {i.name for i in model.graph.initializer}
@@ -131,7 +132,7 @@ def test_products_of_two_activations_stay_float(tmp_path: Path, feeds: list[Feed
 
 def test_what_has_another_form_stays(tmp_path: Path) -> None:
     """A float graph has nothing to rewrite."""
-    export_graph(tiny(), tmp_path / "model.onnx", 17)
+    export_graph(tiny(), tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
     before = kinds(model)
     assert (unsigned_activations(model), gathered_rows(model), fused_products(model)) == (0, 0, 0)

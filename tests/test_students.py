@@ -119,7 +119,7 @@ def test_a_bilstm_has_the_encoders_embeddings_and_never_reads_padding(layers: in
 
 def test_a_bilstms_graph_equals_torch(tmp_path: Path) -> None:
     model = PlainModel(bilstm_over(model_of("bert"), BiLSTM(hidden_size=12)))
-    export_graph(model, tmp_path / "model.onnx", 17)
+    export_graph(model, tmp_path / "model.onnx")
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])
     assert parity(model, tmp_path / "model.onnx", texts, [None], 0, 1e-4) < 1e-4

@@ -56,7 +56,7 @@ def references(folder: Path, labels: int) -> Iterator[Model]:
     for name, model in made.items():
         own = folder / name.split()[0]
         model.save_pretrained(own)
-        export_graph(PlainModel(model), own / "model.onnx", 17)
+        export_graph(PlainModel(model), own / "model.onnx")
         yield Model(f"{name}, onnxruntime", "onnxruntime", str(own / "model.onnx"), scored=False)
     yield Model("BERT-base fp32, PyTorch", "pytorch", str(folder / "BERT-base"), scored=False)
 
@@ -65,7 +65,7 @@ def peers(student: Path, labels: Sequence[str], texts: Tokens, folder: Path) -> 
     """Make the student's other forms; where one cannot be made, yield why."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = folder / "plain.onnx"
-    export_graph(PlainModel(load_model(student, labels)), plain, 17)
+    export_graph(PlainModel(load_model(student, labels)), plain)
     yield Model("student fp32, onnxruntime", "onnxruntime", str(plain))
     np.savez(folder / "feeds.npz", **_feeds(texts))
     feeds = [str(plain), str(folder / "feeds.npz"), str(folder)]

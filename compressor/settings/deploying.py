@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor.settings.base import LARGEST, Section, Share
 from compressor.settings.training import Training
@@ -31,15 +31,26 @@ class EarlyExit(Training):
     """Layers of the student, from the first on, that stay as they are; a copy of its last one and of its head answers above them."""
 
 
+Exporter = Literal["torchscript", "dynamo"]
+
+
 class Export(Section):
     opset: Annotated[int, Field(ge=14, le=20)] = 17
     """Version of the ONNX operators."""
+    exporter: Exporter = "torchscript"
+    """Which of torch's exporters writes the graph; dynamo, for opset 18 and later, needs the package onnxscript."""
     portable: bool = False
     """Only operators of ONNX itself, for runtimes other than onnxruntime; slower."""
     halves: bool = False
     """Write the graph in two halves too, cut at recycle.layer: a runtime with a store runs the first once per text, for all tasks."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-3
     """Largest difference between a logit of the graph and of torch, over lengths, batches and paddings."""
+
+    @model_validator(mode="after")
+    def _within_reach(self) -> "Export":
+        if self.exporter == "dynamo" and self.opset < 18:
+            raise ValueError(f"the dynamo exporter writes opset 18 and later, not {self.opset}: set export.opset: 18")
+        return self
 
 
 class Quantize(Section):

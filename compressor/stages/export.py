@@ -3,9 +3,10 @@
 What:     one graph that takes `lengths` (int64, one a layer, default full); parity with torch is proven before it is handed on.
           With `export.halves` it comes in two parts too, cut at the recycled layer (compressor/halving.py).
 Formula:  a text of n real tokens keeps ceil(n · lengths[i] / max_length) after layer i.
-Defaults: opset 17, tolerance 1e-3 on a logit, onnxruntime's own operators where they are faster (compressor/operators.py).
-Limits:   the TorchScript exporter; the last layer of a sentence task computes only [CLS], whatever its length says, where the family runs
-          layer by layer (compressor/backbones.py).
+Defaults: opset 17, the TorchScript exporter (compressor/exporters.py), tolerance 1e-3 on a logit, onnxruntime's own operators where they
+          are faster (compressor/operators.py).
+Limits:   the last layer of a sentence task computes only [CLS], whatever its length says, where the family runs layer by layer
+          (compressor/backbones.py).
 """
 
 from itertools import islice
@@ -36,7 +37,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         model = checkpoint.load_forward(artifact, splits.labels, task.head)
         path, folder = out / f"{name}.onnx", artifact.path / MODEL
         exported = layered(model) if name == "model" and isinstance(model, PlainModel) else model  # the teacher's is what others export
-        export_graph(exported, path, recipe.export.opset, portable=recipe.export.portable)
+        export_graph(exported, path, recipe.export)
         texts = task.windows(tokenizer_of(folder), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride).tokens
         configurations = _configurations(model) if isinstance(model, LengthAdaptiveModel) else [None]
         worst = parity(model, path, texts, configurations, pad_id_of(folder), recipe.export.tolerance)
@@ -45,7 +46,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
             log.note(f"{FRONT} and {BACK}, and their parity with torch")
             assert isinstance(model, PlainModel)
             layers = inputs["activations"].metrics["layer"]
-            export_halves(model, layers, out, recipe.export.opset, portable=recipe.export.portable)
+            export_halves(model, layers, out, recipe.export)
             worst = check_parity(model, out, texts, pad_id_of(folder), recipe.export.tolerance)
             found["halves"] = {"layer": layers, "largest_difference": worst}
     return found
