@@ -223,7 +223,8 @@ def test_latencies_are_those_of_the_target_s_requests(project: Path, backend: st
     assert done.returncode == 0, done.stderr
     assert "latencies, interleaved, 2 threads, batch 4" in done.stderr
     bundle = project / "artifacts/dist/tiny"
-    assert json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["target"] == {"threads": 2, "batch": 4}
+    told = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert told["target"] == {"threads": 2, "batch": 4, "backend": "onnxruntime"}
     assert "Latencies are those of a request of 4 texts on 2 threads" in (bundle / "README.md").read_text(encoding="utf-8")
 
 
