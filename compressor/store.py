@@ -35,8 +35,8 @@ SMALLEST = 2**20
 """Bytes of the smallest file that lmdb can work in."""
 WAITING = 64e6
 """Bytes of what requests filled in that may wait to be written."""
-TOUCHES = 4096
-"""Entries that were read before it is written down when."""
+TOUCHES = 2**16
+"""Entries that were read before it is written down when: few at a time would rewrite a page of a large store for each of them."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Store:
         with self.env.begin(write=True) as txn:
             for key, value in entries:
                 txn.put(key, value, db=self.entries)
-            for key, when in touched.items():
+            for key, when in sorted(touched.items()):  # pages in turn
                 txn.put(key, when.to_bytes(8, "little"), db=self.used)
         with self._touching:  # what was read meanwhile waits for the next time
             self.touched = {key: when for key, when in self.touched.items() if touched.get(key) != when}
