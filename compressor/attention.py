@@ -72,11 +72,16 @@ def exported_attention(
     """
     if not torch.compiler.is_exporting():
         return _Attention.apply(q, k, v, real, padded, leaves, bias, heads, size, kind)  # type: ignore[no-untyped-call,no-any-return]
-    name, inputs = (f"attention_{kind}", []) if bias is None else (f"biased_attention_{kind}", [bias])
-    settings = {"num_heads": heads, "split": [0, 0, heads, size], "scale": size**-0.5}
+    name, inputs, settings = _named(bias, heads, size, kind)
     shapes = (q.shape,) if kind == "none" else (q.shape, k.shape[:2])
     found = node(name, (q, k, v, real, padded, leaves, *inputs), shapes, (q.dtype,) * len(shapes), settings)
     return found[0], q.new_zeros(0) if kind == "none" else found[1]
+
+
+def _named(bias: Any, heads: int, size: int, kind: Significance) -> tuple[str, list[Any], dict[str, Any]]:
+    """Return the node's name, its further inputs and its settings."""
+    name, inputs = (f"attention_{kind}", []) if bias is None else (f"biased_attention_{kind}", [bias])
+    return name, inputs, {"num_heads": heads, "split": [0, 0, heads, size], "scale": size**-0.5}
 
 
 def node(
@@ -95,30 +100,16 @@ class _Attention(torch.autograd.Function):
     """The same for the TorchScript exporter."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        real: Tensor,
-        padded: Tensor,
-        leaves: Tensor,
-        bias: Tensor | None,
-        heads: int,
-        size: int,
-        kind: Significance,
-    ) -> tuple[Tensor, Tensor]:
-        """Return context (batch, queries, hidden) and significance (batch, seq)."""
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        q, k, v, real, _, _, bias, heads, _, kind = given
         context, probabilities = attention(q, k, v, real, bias, heads)
         return context, significance_of(probabilities, real, kind)
 
     @staticmethod
-    def symbolic(
-        g: Any, q: Any, k: Any, v: Any, real: Any, padded: Any, leaves: Any, bias: Any, heads: int, size: int, kind: Significance
-    ) -> Any:
-        """Write the node; what it stands for is a function of the graph."""
-        settings = {"num_heads_i": heads, "split_i": [0, 0, heads, size], "scale_f": size**-0.5}
-        name, inputs = (f"attention_{kind}", []) if bias is None else (f"biased_attention_{kind}", [bias])
+    def symbolic(g: Any, *given: Any) -> Any:
+        q, k, v, real, padded, leaves, bias, heads, size, kind = given
+        name, inputs, told = _named(bias, heads, size, kind)
+        settings = {"num_heads_i": told["num_heads"], "split_i": told["split"], "scale_f": told["scale"]}
         found = g.op(f"{DOMAIN}::{name}", q, k, v, real, padded, leaves, *inputs, **settings, outputs=1 if kind == "none" else 2)
         context, significance = (found, g.op("Constant", value_t=torch.zeros(0))) if kind == "none" else found
         context.setType(q.type())  # the exporter warns of what it cannot infer

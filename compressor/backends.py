@@ -1,6 +1,6 @@
 """Which backend runs a bundle's graph: the fastest of those whose answers are onnxruntime's, measured on the build machine.
 
-Limits: median times of texts whose length was read before; OpenVINO takes some ten times as long for the first text of a length.
+Limits: median times of texts whose length was read before; OpenVINO takes longer for the first text of a length.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from compressor.latency import interleaved, requests
 from compressor.pipeline import Inputs, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from compressor.session import Backend, Graph, disagreement, installed
+from compressor.session import Backend, Graph, check_agreement, installed
 from compressor.settings.serving import Target
 from compressor.splits import MODEL, Splits, task_of
 from compressor.tokens import Tokens
@@ -33,14 +33,14 @@ def choose(recipe: Recipe, inputs: Inputs, file: Path, log: Progress) -> dict[st
     data = splits.encoded("validation", task_of(recipe), inputs["checkpoint"].path / MODEL)
     graphs, found = dict[str, Graph](), dict[str, Any]()
     for name in _candidates(target, log):
-        graph = Graph(file, target.threads, single=is_single(inputs), pad_id=data.pad_id, backend=name)
-        complaint = disagreement(graph, splits.max_length)
-        if complaint is None:
+        try:
+            graph = Graph(file, target.threads, single=is_single(inputs), pad_id=data.pad_id, backend=name)
+            check_agreement(graph, splits.max_length)
             graphs[name] = graph
-        elif target.backend == name:
-            raise UnfitError(f"target.backend: {complaint}; choose onnxruntime, or quantize.backend: nncf")
-        else:
-            found[name] = {"refused": complaint}
+        except UnfitError as error:
+            if target.backend == name:
+                raise
+            found[name] = {"refused": str(error).removeprefix(f"{file}: ")}
     log.note(f"latencies in {' and '.join(graphs)}, interleaved")
     asked = requests(data.tokens.lengths.tolist(), REQUESTS, target.batch)
     found |= _milliseconds(graphs, [data.tokens.rows(rows) for rows in asked])

@@ -182,7 +182,8 @@ def graph_of(model: Model, threads: int) -> Graph:
     single, pad_id = (model.runtime.manifest["single"], model.runtime.manifest["pad_id"]) if model.runtime else (False, 0)
     try:
         graph = Graph(model.file, threads, single=single, pad_id=pad_id, backend=model.backend)
-        check_agreement(graph, model.runtime.max_length if model.runtime else LONGEST_MADE_UP)
+        if model.runtime is None:  # a bundle's runtime has looked already
+            check_agreement(graph, LONGEST_MADE_UP)
         return graph
     except UnfitError:
         raise

@@ -32,21 +32,25 @@ class OpenVINOSession:
         """Read and compile the file.
 
         Raises:
-            UnfitError: OpenVINO is not installed.
+            UnfitError: OpenVINO is not installed, or cannot read the graph.
         """
         try:
             import openvino
         except ImportError:
-            raise UnfitError("backend openvino needs the [openvino] extra: pip install 'encoder-compressor[openvino]'") from None
-        core = openvino.Core()
-        model = core.read_model(str(path))
-        self._default = _free_lengths(model)
-        _take_general_branches(model)
-        model.validate_nodes_and_infer_types()
+            remedy = "pip install 'encoder-compressor[openvino]', or choose backend onnxruntime"
+            raise UnfitError(f"backend openvino needs the [openvino] extra: {remedy}") from None
+        core, options = openvino.Core(), {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        try:
+            model = core.read_model(str(path))
+            self._default = _free_lengths(model)
+            _take_general_branches(model)
+            model.validate_nodes_and_infer_types()
+            self._compiled, self._own = core.compile_model(model, "CPU", options), threading.local()
+        except RuntimeError as error:  # all that OpenVINO raises
+            told = " ".join(str(error).split())[:200]
+            raise UnfitError(f"{path}: openvino cannot read this graph: {told}; choose backend onnxruntime") from None
         names = [x.any_name for x in model.inputs]
         self._inputs, self._outputs = [Named(n) for n in names if n != LENGTHS], [Named(x.any_name) for x in model.outputs]
-        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        self._compiled, self._own = core.compile_model(model, "CPU", options), threading.local()
 
     def get_inputs(self) -> Sequence[Named]:
         """Return what every run is given."""

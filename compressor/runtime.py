@@ -95,7 +95,8 @@ class Runtime:
         self.max_length: int = self.manifest["max_length"]
         self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
         self._folder, self.threads = folder, threads or self.manifest["target"]["threads"]
-        self.backend: Backend = backend or self.manifest.get("backend", "onnxruntime")
+        usual: Backend = self.manifest.get("backend", "onnxruntime") if store is None else "onnxruntime"
+        self.backend: Backend = backend or usual
         self._read, self._exits = reader(folder, self.task, self.manifest), dict[Path, Exit]()
         pad_id, single = self.manifest["pad_id"], self.manifest["single"]
         if store is None:

@@ -21,7 +21,7 @@ Backend = Literal["onnxruntime", "openvino"]
 """What runs a graph."""
 Session: TypeAlias = ort.InferenceSession | OpenVINOSession
 AGREEMENT = 0.1
-"""Difference that another backend's logits may have, as a share of onnxruntime's largest: 8 bits and bfloat16 make a third of it."""
+"""Difference that another backend's logits may have, as a share of onnxruntime's largest; other roundings may drop other tokens."""
 SMALLEST_VOCABULARY, MADE_UP = 25, 12
 """Ids that are in every vocabulary, and texts of them on which backends must agree."""
 TOKENS_PER_RUN = 8192
@@ -90,19 +90,13 @@ def installed(backend: Backend) -> bool:
 
 
 def check_agreement(graph: Graph, longest: int) -> None:
-    """Check that a graph's answers are those of onnxruntime.
+    """Check that a graph's answers are those of onnxruntime, on made-up texts, each longer than the last.
 
     Raises:
         UnfitError: they are not.
     """
-    if complaint := disagreement(graph, longest):
-        raise UnfitError(f"{graph.path}: {complaint}; leave the backend to onnxruntime, or build with quantize.backend: nncf")
-
-
-def disagreement(graph: Graph, longest: int) -> str | None:
-    """Say how a graph's answers differ from onnxruntime's on made-up texts, each longer than the last; None: they do not."""
     if graph.backend == "onnxruntime":
-        return None
+        return
     usual = Graph(graph.path, single=graph.single, pad_id=graph.pad_id)
     rng, worst, largest = np.random.default_rng(0), list[float](), 0.0
     for length in np.unique(np.geomspace(2, longest, MADE_UP).round().astype(int)):
@@ -111,9 +105,9 @@ def disagreement(graph: Graph, longest: int) -> str | None:
         found, expected = graph.run(text), usual.run(text)
         worst.append(float(np.abs(found - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
-    if all(difference <= AGREEMENT * largest for difference in worst):  # no number is no agreement either
-        return None
-    return f"{graph.backend} answers this graph otherwise: logits differ by {np.max(worst):.3g}, where the largest is {largest:.3g}"
+    if not all(difference <= AGREEMENT * largest for difference in worst):  # no number is no agreement either
+        told = f"{graph.backend} answers this graph otherwise: logits differ by {np.max(worst):.3g}, where the largest is {largest:.3g}"
+        raise UnfitError(f"{graph.path}: {told}; choose backend onnxruntime, or build with quantize.backend: nncf")
 
 
 def session(graph: Path | str | bytes, threads: int, profile: Path | None = None) -> ort.InferenceSession:

@@ -112,6 +112,12 @@ def test_without_openvino_a_runtime_says_what_to_install(built: Path, monkeypatc
         Runtime(built / "artifacts/dist/tiny", backend="openvino")
 
 
+def test_a_graph_that_openvino_cannot_read_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UnfitError, match=r"model.onnx: openvino cannot read this graph: .*; choose backend onnxruntime"):
+        Graph(tmp_path / "model.onnx", single=False, backend="openvino")
+
+
 def test_a_store_is_read_in_onnxruntime(built: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="leave out the store, or the backend"):
         Runtime(built / "artifacts/dist/tiny", store=tmp_path, backend="openvino")

@@ -38,7 +38,7 @@ class Export(Section):
     opset: Annotated[int, Field(ge=14, le=20)] = 17
     """Version of the ONNX operators."""
     exporter: Exporter = "torchscript"
-    """Which of torch's exporters writes the graph; dynamo, for opset 18 and later, needs the package onnxscript."""
+    """Which of torch's exporters writes the graph; torchscript, or dynamo for opset 18 and later."""
     portable: bool = False
     """Only operators of ONNX itself, for runtimes other than onnxruntime; slower."""
     halves: bool = False
