@@ -2,15 +2,16 @@
 
     python -m benchmarks.recycling ../shared/data/sci-cite ~/.cache/compressor-models/mpnet-base
 
-The folder holds {train,dev,test}.jsonl.gz with columns text and label. Every row is a build by `compress` as far as fine-tuning, so rows
-that are done come from its cache. Scores are those of the data's own development split, which nothing was chosen on, seed by seed. An
-epoch's seconds are those of its optimizer steps: what filling the store takes, once for all seeds and epochs, is told apart.
+The folder holds {train,dev}.jsonl.gz with columns text and label, {train,dev}.conll.gz with tagged words, or SQuAD's own two files. Every
+row is a build by `compress` as far as fine-tuning, so rows that are done come from its cache. Scores are those of the data's own
+development split, which nothing was chosen on, seed by seed. An epoch's seconds are those of its optimizer steps: what filling the store
+takes, once for all seeds and epochs, is told apart.
 """
 
 import argparse
-import gzip
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,46 @@ SHARES = ("25%", "50%", "75%", "100%")
 DTYPES = ("float32", "float16", "int8")
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a data set lies on disk, and what is learned from it: file names, task, metric, and a text's most tokens."""
+
+    train: str
+    dev: str
+    task: str
+    metric: str
+    max_length: int
+
+
+FORMS = (
+    Form("train.jsonl.gz", "dev.jsonl.gz", "text-classification", "macro_f1", 256),
+    Form("train.conll.gz", "dev.conll.gz", "token-classification", "entity_f1", 128),
+    Form("train-v1.1.json.gz", "dev-v1.1.json.gz", "question-answering", "f1", 256),
+)
+
+
 def main() -> None:
     """Build every row and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with train.jsonl.gz, dev.jsonl.gz and test.jsonl.gz")
+    parser.add_argument("data", type=Path, help="folder of a data set")
     parser.add_argument("model", type=Path, help="folder of an encoder")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--metric", help="by what answers are scored (default: the task's usual one)")
+    parser.add_argument("--limit", type=int, help="only the first so many training and so many development examples")
     parser.add_argument("--trial", action="store_true", help="a few steps of every row, to see that it works; records nothing")
     parser.add_argument("--row", action="append", help="only this row, by its name; may be given more than once")
     chosen = parser.parse_args()
+    form = next((form for form in FORMS if (chosen.data / form.train).exists()), None)
+    if form is None:
+        parser.error(f"{chosen.data} holds none of {', '.join(form.train for form in FORMS)}")
     every = planned(chosen)
     if unknown := set(chosen.row or ()) - set(every):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {'; '.join(every)}")
-    rows = [_row(name, chosen, *every[name]) for name in chosen.row or every]
-    name = f"recycling_{chosen.data.name}_{chosen.model.name}"
-    conclude(name, {"epochs": chosen.epochs, "seeds": chosen.seeds, "rows": rows}, chosen.trial)
+    rows = [_row(name, form, chosen, *every[name]) for name in chosen.row or every]
+    budget = {"epochs": chosen.epochs, "seeds": chosen.seeds, "learning_rate": chosen.learning_rate, "metric": chosen.metric or form.metric}
+    conclude(f"recycling_{chosen.data.name}_{chosen.model.name}", {**budget, "rows": rows}, chosen.trial)
 
 
 Planned = tuple[Mapping[str, Any], Mapping[str, Any] | None, int]
@@ -60,41 +84,48 @@ def planned(chosen: argparse.Namespace) -> dict[str, Planned]:
     return rows
 
 
-def _row(name: str, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None, part: int) -> dict[str, Any]:
+def _row(
+    name: str, form: Form, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None, part: int
+) -> dict[str, Any]:
     """Build one row from the first of so many parts of the training texts."""
-    splits = ("train", "dev", "test")
-    train, dev, test = tuple[dict[str, Any], ...]({"path": str((chosen.data / f"{split}.jsonl.gz").resolve())} for split in splits)
-    budget = {"epochs": chosen.epochs, "batch_size": 32, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
-    budget |= {"max_steps": 3} if chosen.trial else {}
-    if chosen.trial:
-        train["limit"] = dev["limit"] = 96
+    recipe = _recipe(form, chosen, method, recycle)
     if part > 1:
-        train["limit"] = _texts(train) // part
-    recipe = {
-        "version": 1,
-        "name": "recycling",
-        "task": {"metric": "macro_f1"},
-        "data": {"train": train, "validation": dev, "test": test, "max_length": 256},
-        "teacher": {"model": str(chosen.model.expanduser().resolve()), "finetune": budget | method},
-    }
-    recipe |= {"recycle": dict(recycle)} if recycle else {}
-    ARTIFACTS.mkdir(parents=True, exist_ok=True)
-    path = ARTIFACTS / "recycling.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    command = [*COMPRESS, "run", str(path), "--artifacts", str(ARTIFACTS), "--format", "json", "--until"]
-    filled = json.loads(run([*command, "recycle"]).stdout)["metrics"] if recycle else None
-    tuned = json.loads(run([*command, "finetune"]).stdout)["metrics"]
+        recipe["data"]["train"]["limit"] = _build(recipe, "data")["examples"]["train"] // part
+    texts = _build(recipe, "data")["examples"]["train"]
+    filled = _build(recipe, "recycle") if recycle else None
+    tuned = _build(recipe, "finetune")
     seeds = tuned.get("seeds", {"mean": tuned["validation_score"], "standard_deviation": None})
     row = {"name": name, "score": seeds["mean"], "spread": seeds["standard_deviation"], "learning": tuned["learning_parameters"]}
-    row |= {"texts_per_second": tuned["texts_per_second"], "seconds_per_epoch": _texts(train) / tuned["texts_per_second"]}
+    row |= {"texts": texts, "texts_per_second": tuned["texts_per_second"], "seconds_per_epoch": texts / tuned["texts_per_second"]}
     row["store"] = filled and {key: filled[key] for key in ("entries", "megabytes", "train", "validation")}
     print(json.dumps(row), flush=True)
     return row
 
 
-def _texts(split: Mapping[str, Any]) -> int:
-    with gzip.open(split["path"], "rt", encoding="utf-8") as file:
-        return min(sum(1 for _ in file), split.get("limit", 10**9))
+def _recipe(form: Form, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None) -> dict[str, Any]:
+    limit = {"limit": 96 if chosen.trial else chosen.limit}
+    train, dev = ({"path": str((chosen.data / file).resolve()), **limit} for file in (form.train, form.dev))
+    budget = {"epochs": chosen.epochs, "batch_size": 32, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
+    budget |= {"max_steps": 3} if chosen.trial else {}
+    splits = {"train": train, "validation": dev, "holdout": "1%"}  # what is cut from train for splits that nothing reads here
+    recipe = {
+        "version": 1,
+        "name": "recycling",
+        "task": {"type": form.task, "metric": chosen.metric or form.metric},
+        "data": {**splits, "max_length": form.max_length},
+        "teacher": {"model": str(chosen.model.expanduser().resolve()), "finetune": budget | method},
+    }
+    return recipe | ({"recycle": dict(recycle)} if recycle else {})
+
+
+def _build(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Build as far as a stage, and return what it found."""
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    path = ARTIFACTS / "recycling.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    command = [*COMPRESS, "run", str(path), "--artifacts", str(ARTIFACTS), "--format", "json", "--until", stage]
+    found: dict[str, Any] = json.loads(run(command).stdout)["metrics"]
+    return found
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Limits:   a question of more than a quarter of max_length is cut there.
 """
 
 import json
+import math
 import re
 import string
 from collections import Counter
@@ -53,6 +54,10 @@ class Span:
     score: float
     start: int
     end: int
+
+
+NOTHING = Span(math.nan, 0, 0)
+"""What is found where no likely start is followed by a likely end: an answer whose confidence is none."""
 
 
 def squad_rows(path: Path, columns: Columns) -> Iterator[Row]:
@@ -167,17 +172,23 @@ class QuestionAnswering:
             text = str(example.text_pair)[best[0].start : best[0].end]
             lead = len(text) - len(text.lstrip())  # some tokenizers count the space before a word to it
             start = best[0].start + lead
-            answers.append(Answer(text.strip(), start, start + len(text.strip()), probability))
+            answers.append(Answer(text.strip(), start, start + len(text.strip()), 0.0 if math.isnan(probability) else probability))
         return answers
 
     def spans(self, logits: Floats, windows: Windows, examples: Sequence[Example]) -> list[list[Span]]:
-        """Return the best spans of each question, at least one, the best first; an empty one stands for no answer."""
+        """Return the best spans of each question, each once, the best first; an empty one stands for no answer.
+
+        Where no window has a span, the only one is an empty one whose score is no number.
+        """
         places, found = list(windows.spans()), list[list[Span]]()
         for own in windows.of_examples(len(examples)):
             spans = [span for w in own for span in _best_spans(logits[slice(*places[w])], windows.places[slice(*places[w])])]
             if self.no_answer:
                 spans.append(Span(min(float(logits[places[w][0]].sum()) for w in own), 0, 0))
-            found.append(sorted(spans, key=lambda span: -span.score)[:N_BEST] or [Span(0.0, 0, 0)])
+            once: dict[tuple[int, int], Span] = {}  # windows overlap: the same words are found by two of them
+            for span in sorted(spans, key=lambda span: -span.score):
+                once.setdefault((span.start, span.end), span)
+            found.append(list(once.values())[:N_BEST] or [NOTHING])
         return found
 
     def _f1(self, answer: str, right: str) -> float:

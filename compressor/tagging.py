@@ -178,7 +178,7 @@ def iob2(where: str, tags: Sequence[str], scheme: Scheme) -> list[str]:
     return found
 
 
-_PARTS: Mapping[str, str] = {"IOB1": "BI", "IOB2": "BI", "BIOES": "BIES"}
+_PARTS: Mapping[str, tuple[str, ...]] = {"IOB1": ("B", "I"), "IOB2": ("B", "I"), "BIOES": ("B", "I", "E", "S")}
 
 
 def words_of(example: Example) -> list[tuple[str, tuple[int, int]]]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from compressor.answering import QuestionAnswering, exact_match, normalized
+from compressor.confidence import confidences
 from compressor.data import Example, read_examples
 from compressor.encoded import tokenizer_of
 from compressor.errors import RecipeError
@@ -104,6 +105,20 @@ def test_a_long_context_is_read_in_windows_that_overlap(tiny_model: Path) -> Non
         assert answer.score > 0.9
 
 
+def test_an_answer_that_two_windows_find_is_as_sure_as_one_that_one_finds(tiny_model: Path) -> None:
+    context = " ".join([*["the plot is dull and"] * 6, "great film", *["it was weak"] * 6])
+    example = Example("what is good", context, [("great film", context.index("great"))])
+    windows = windows_of(tiny_model, [example], stride=16)
+    targets = TASK.targets(windows, [example], ("start", "end")).tolist()
+    inside = {window: tuple(target) for window, target in enumerate(targets) if target != [0, 0]}
+    assert len(inside) > 1
+    logits = logits_at(windows, inside)
+    best = TASK.spans(logits, windows, [example])[0]
+    assert len({(span.start, span.end) for span in best}) == len(best)
+    assert TASK.decode(logits, windows, [example], ("start", "end"))[0].score > 0.9
+    assert confidences("margin", TASK, logits, windows, [example])[0] > 0.9
+
+
 def test_an_answer_that_a_window_cuts_is_none_of_its_answers(tiny_model: Path) -> None:
     context = " ".join(["film"] * 60)
     example = Example("what", context, [(context[5:284], 5)])  # longer than any window
@@ -148,7 +163,9 @@ def test_a_context_without_tokens_has_no_answer(tiny_model: Path) -> None:
     windows = TASK.windows(tokenizer, [example], 32, 8)
     assert TASK.targets(windows, [example], ("start", "end")).tolist() == [[0, 0]]
     logits = np.zeros((len(windows.tokens.ids), 2), np.float32)
-    assert TASK.decode(logits, windows, [example], ("start", "end"))[0].text == ""
+    answer = TASK.decode(logits, windows, [example], ("start", "end"))[0]
+    assert (answer.text, answer.score) == ("", 0.0)
+    assert np.isnan(confidences("max_softmax", TASK, logits, windows, [example])).all()  # a cascade asks its next member
 
 
 def squad_file(folder: Path, *questions: dict[str, object], context: str = "a great film") -> Path:
