@@ -28,6 +28,10 @@ TEXTS = 64
 """Texts of a stream that are timed: they spread evenly over its lengths."""
 FIRST_ID, IDS = 5, 25
 """Where random token ids lie: in the smallest vocabulary too."""
+LENGTHS = (32, 128, 384)
+"""Tokens of the texts that are timed where nobody says otherwise."""
+UNTOLD = 128
+"""Tokens that any encoder reads, where no bundle says how many."""
 LONGEST_MADE_UP = 64
 """Tokens of the longest text that backends must agree on, where no bundle says what a graph reads."""
 Lengths = tuple[int, ...] | None
@@ -69,6 +73,8 @@ def bench(
 ) -> dict[str, Any]:
     """Return the machine, and a row for each variant, workload and number of threads; speed-ups are over the first variant.
 
+    Without texts and shapes, the usual shapes that all models read are timed.
+
     Raises:
         BundleError: a bundle is damaged, or lacks a point.
         RecipeError: a file is no encoder in ONNX, or a workload does not fit a model.
@@ -76,10 +82,20 @@ def bench(
     """
     models = [model_of(path, points, backend) for path in paths for backend in backends or (None,)]
     chosen = None if lines is None else _chosen(lines, models)
-    read = {model.path: [*_streams(model, models, chosen), *map(batch_of, shapes)] for model in models}
+    asked = shapes or (_usual(models) if lines is None else ())
+    read = {model.path: [*_streams(model, models, chosen), *map(batch_of, asked)] for model in models}
+    for model in models:
+        for workload in read[model.path]:
+            _check_length(model, workload)
     rows = [row for count in threads for row in _rows(models, read, count, rounds)]
     facts = {"machine": machine.describe(), "versions": machine.versions(*PACKAGES), "rounds": rounds}
     return {**facts, "rows": rows, "findings": load_findings()}
+
+
+def _usual(models: Sequence[Model]) -> list[str]:
+    """Return one text of each usual length that all models read; of the longest, where they read less than any."""
+    longest = min((model.runtime.max_length for model in models if model.runtime), default=UNTOLD)
+    return [f"1x{length}" for length in LENGTHS if length <= longest] or [f"1x{longest}"]
 
 
 def batch_of(shape: str) -> Workload:
@@ -111,7 +127,8 @@ def model_of(path: Path, points: Sequence[str], backend: Backend | None = None) 
     if path.suffix != ".onnx":
         runtime = Runtime(path, backend=backend)
         lengths = {name: runtime.point(name).lengths for name in points or runtime.points if name != POLICY}
-        cascade = runtime.cascade is not None if POLICY in points else not points and runtime.manifest.get("cascade") is not None
+        calibrated = runtime.manifest.get("cascade") is not None and runtime.backend == runtime.calibrated_in
+        cascade = runtime.cascade is not None if POLICY in points else not points and calibrated
         return Model(path, path / "model.onnx", lengths, runtime, cascade, runtime.backend)
     if not path.exists():
         raise RecipeError(f"{path}: no such file; name a bundle's folder or an .onnx file")
@@ -193,10 +210,13 @@ def graph_of(model: Model, threads: int) -> Graph:
         ) from None
 
 
-def _check(model: Model, graph: Graph, workload: Workload) -> None:
+def _check_length(model: Model, workload: Workload) -> None:
     longest = max(int(batch.lengths.max()) for batch in workload.batches)
     if model.runtime and longest > model.runtime.max_length:
         raise RecipeError(f"{workload.name}: {model.path} reads {model.runtime.max_length} tokens at most; choose a shorter shape")
+
+
+def _check(model: Model, graph: Graph, workload: Workload) -> None:
     try:
         graph.logits(workload.batches[-1])
     except Exception as error:

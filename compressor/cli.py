@@ -343,7 +343,10 @@ def evaluate(
 def bench(
     models: Models,
     texts: Annotated[Path | None, typer.Option("--texts", envvar="COMPRESS_TEXTS", help="Time these, one a line.")] = None,
-    shape: Annotated[list[str], typer.Option("--shape", envvar="COMPRESS_SHAPE", help="Texts x tokens, as 8x128. Repeatable.")] = [],
+    shape: Annotated[
+        list[str],
+        typer.Option("--shape", envvar="COMPRESS_SHAPE", help="Texts x tokens, as 8x32 (default: 1x32, 1x128, 1x384). Repeatable."),
+    ] = [],
     threads: Annotated[list[int], typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads of a run. Repeatable.")] = [1],
     point: Annotated[
         list[str], typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point, or cascade; absent: all. Repeatable.")
@@ -359,15 +362,16 @@ def bench(
     from compressor.bench import bench as timed
     from compressor.session import Backend
 
-    shapes = shape or ([] if texts else ["1x32", "1x128"])
     backends: list[Backend] = ["onnxruntime", "openvino"] if backend == "both" else [backend] if backend else []
-    show(format, timed(models, list(_lines(texts)) if texts else None, shapes, threads, point, backends, rounds))
+    show(format, timed(models, list(_lines(texts)) if texts else None, shape, threads, point, backends, rounds))
 
 
 @app.command()
 def explain(
     model: Annotated[Path, typer.Argument(help="Folder of a bundle, or an .onnx file.", show_default=False)],
-    tokens: Annotated[int, typer.Option("--tokens", envvar="COMPRESS_TOKENS", min=1, help="Length of the text.")] = 128,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", envvar="COMPRESS_TOKENS", min=1, help="Length of the text (default: 128).")
+    ] = None,
     point: Point = None,
     rounds: Annotated[int, typer.Option("--rounds", envvar="COMPRESS_ROUNDS", min=1, help="Runs that are timed.")] = 30,
     format: OutputFormat = "text",

@@ -40,6 +40,8 @@ CLASS_OF = {operator: name for name, operators in CLASSES.items() for operator i
 BRANCHES = ("If", "Loop", "Scan")
 """Operators whose time is that of the operators in them, which the profile has too."""
 WARM_UP = 3
+TOKENS = 128
+"""Length of the text that is explained, where it is not asked for."""
 NAMED = 4
 """Products left in float that are named."""
 
@@ -61,7 +63,7 @@ class Step:
         return "attention" if kind == FLOAT and not self.weights else kind
 
 
-def explain(path: Path, tokens: int, point: str | None, rounds: int) -> dict[str, Any]:
+def explain(path: Path, tokens: int | None, point: str | None, rounds: int) -> dict[str, Any]:
     """Return a row for each class of operators, how many products stayed in float, the floor, and the gains of the build's stages.
 
     Raises:
@@ -73,6 +75,7 @@ def explain(path: Path, tokens: int, point: str | None, rounds: int) -> dict[str
     if point and not model.runtime:
         raise RecipeError(f"{path} has no operating points; leave out --point, or name a bundle")
     name = point or (model.runtime.default if model.runtime else "")
+    tokens = tokens or min(TOKENS, model.runtime.max_length if model.runtime else TOKENS)
     lengths, (text,) = model.points[name], batch_of(f"1x{tokens}").batches
     if model.runtime and tokens > model.runtime.max_length:
         raise RecipeError(f"{path} reads {model.runtime.max_length} tokens at most; choose --tokens {model.runtime.max_length}")

@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused_in_one_line(bundle: Path, teacher: Path, t
     refused = [
         ([teacher], TEXTS, [], [], "texts need a bundle"),
         ([bundle], [], [], [], "there are no texts to time"),
-        ([bundle], None, ["1x33"], [], "reads 32 tokens at most; choose a shorter shape"),
+        ([bundle], TEXTS, ["1x33"], [], "reads 32 tokens at most; choose a shorter shape"),
         ([teacher], None, ["1x65"], [], "teacher.onnx: onnxruntime cannot run 1x65 in it"),
         ([broken], None, ["1x8"], [], "broken.onnx: onnxruntime cannot open it"),
         ([tmp_path / "absent.onnx"], None, ["1x8"], [], "absent.onnx: no such file"),
@@ -76,6 +76,12 @@ def test_what_does_not_fit_is_refused_in_one_line(bundle: Path, teacher: Path, t
             bench(paths, texts, shapes, [1], points, [], 1)
     with pytest.raises(BundleError, match="no operating point 'quick'; this bundle has full, "):
         bench([bundle], None, ["1x8"], [1], ["quick"], [], 1)
+
+
+def test_without_texts_and_shapes_what_all_models_read_is_timed(bundle: Path, teacher: Path) -> None:
+    assert [row["workload"] for row in bench([bundle], None, [], [1], ["full"], [], 1)["rows"]] == ["1x32"]
+    with pytest.raises(RecipeError, match="onnxruntime cannot run 1x128"):
+        bench([teacher], None, [], [1], [], [], 1)  # this one has 64 positions, and nothing that says so
 
 
 def test_the_command_line_times_lines_of_a_file(bundle: Path, teacher: Path, tmp_path: Path) -> None:

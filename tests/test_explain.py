@@ -92,5 +92,5 @@ def test_the_command_line_explains_a_bundle_for_people_and_for_programs(bundle: 
     told = compress("explain", str(bundle), "--tokens", "16", "--rounds", "2", cwd=tmp_path)
     assert (told.returncode, told.stderr) == (0, "")
     assert "INT8 products" in told.stdout
-    done = compress("explain", str(bundle), "--tokens", "16", "--rounds", "2", "--format", "json", cwd=tmp_path)
-    assert json.loads(done.stdout)["point"] == "fast"
+    done = compress("explain", str(bundle), "--rounds", "2", "--format", "json", cwd=tmp_path)
+    assert (json.loads(done.stdout)["point"], json.loads(done.stdout)["tokens"]) == ("fast", 32)
