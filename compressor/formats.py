@@ -29,6 +29,11 @@ def milliseconds(latency_ms: float) -> str:
     return f"{latency_ms:.2f} ms"
 
 
+def macs(share: float) -> str:
+    """Format multiply-accumulates: 0.55 is `55% of full length's MACs`."""
+    return f"{100 * share:.0f}% of full length's MACs"
+
+
 def times(factor: float) -> str:
     """Format a factor: 6.31 is `6.3×`; below 2 the second decimal matters, 1.08 is `1.08×`."""
     return f"{factor:.2f}×" if factor < 2 else f"{factor:.1f}×"

@@ -1,7 +1,7 @@
 """Lay out the Pareto front, score against latency, as SVG coordinates: axes, dots, line, and names that cover none of them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -139,9 +139,9 @@ def _as_searched(points: Mapping[str, Candidate], searched: Iterable[Candidate])
     return {name: point for name, point in measured.items() if _usable([point])}
 
 
-def _describe(candidate: Candidate) -> str:
+def _describe(candidate: Candidate, write: Callable[[float], str]) -> str:
     lengths = " ".join(map(str, candidate.get("lengths") or ()))
-    return f"{percent(candidate['score'])}, {milliseconds(candidate['latency_ms'])}" + (f", lengths {lengths}" if lengths else "")
+    return f"{percent(candidate['score'])}, {write(candidate['latency_ms'])}" + (f", lengths {lengths}" if lengths else "")
 
 
 def _text_box(x: float, y: float, name: str, anchor: str) -> Box:
@@ -184,8 +184,13 @@ def place_labels(points: Mapping[str, Mark], line: Sequence[Mark] = ()) -> list[
     return placed
 
 
-def front_plot(front: Iterable[Candidate], evaluated: Iterable[Candidate], points: Mapping[str, Candidate]) -> Plot | None:
-    """Lay out score against latency; None when the recipe searched nothing."""
+def front_plot(
+    front: Iterable[Candidate],
+    evaluated: Iterable[Candidate],
+    points: Mapping[str, Candidate],
+    write: Callable[[float], str] = milliseconds,
+) -> Plot | None:
+    """Lay out score against latency, or what a search by MACs has in its place; None when the recipe searched nothing."""
     best = sorted(_usable(front), key=lambda c: c["latency_ms"])
     if not best:
         return None
@@ -196,7 +201,7 @@ def front_plot(front: Iterable[Candidate], evaluated: Iterable[Candidate], point
     y = _axis([100 * c["score"] for c in wanted], [100 * c["score"] for c in cloud], AREA.bottom, AREA.top, side=-1)
 
     def mark(candidate: Candidate) -> Mark:
-        return Mark(x(candidate["latency_ms"]), y(100 * candidate["score"]), _describe(candidate))
+        return Mark(x(candidate["latency_ms"]), y(100 * candidate["score"]), _describe(candidate, write))
 
     dots = [dot for dot in map(mark, cloud) if AREA.holds(dot.x, dot.y)]
     line = [mark(c) for c in best]

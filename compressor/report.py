@@ -15,7 +15,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from ruamel.yaml import YAML
 
-from compressor.formats import count, duration, is_number, megabytes, milliseconds, or_dash, percent, percent_interval, points_change, times
+from compressor.formats import (
+    count,
+    duration,
+    is_number,
+    macs,
+    megabytes,
+    milliseconds,
+    or_dash,
+    percent,
+    percent_interval,
+    points_change,
+    times,
+)
 from compressor.plot import Plot, front_plot
 
 # The parts that code here or a template looks into; every other part may be absent, and the templates then say so.
@@ -29,6 +41,7 @@ EMPTY: Mapping[str, Any] = {
     "front": (),
     "evaluated": (),
     "baselines": (),
+    "searched_by": "measured",
     "cascade": None,
     "points": {},
     "stages": (),
@@ -206,7 +219,7 @@ def render_report(metrics: Mapping[str, Any]) -> str:
         .render(
             m=facts,
             headline=headline(facts),
-            plot=front_plot(facts["front"], facts["evaluated"], facts["points"]),
+            plot=front_plot(facts["front"], facts["evaluated"], facts["points"], macs if facts["searched_by"] == "macs" else milliseconds),
             cascade=_cascade_drawing(facts["cascade"]) if facts["cascade"] else None,
             charts=_length_charts(facts),
             speed_bars=bars([_number(row, "speedup") for row in facts["variants"]]),
