@@ -1,5 +1,6 @@
 """Examples: texts and what is known of them, read from rows, with errors that name the row."""
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -9,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from compressor.choices import Choice
 from compressor.errors import RecipeError
 from compressor.files import Columns, Reader, check_columns, rows, txt_rows
 
@@ -108,6 +110,11 @@ def text_hash(example: Example, salt: str = "") -> int:
     return int.from_bytes(key[:8], "big")
 
 
-def held_out(example: Example, share: float, salt: str) -> bool:
+def seen_hash(example: Example, choice: Choice, salt: str = "") -> int:
+    """Return 64 bits that stand for what was read: the text or the pair of texts; of a question its context, which others are asked on."""
+    return text_hash(dataclasses.replace(example, text="") if choice == "positions" else example, salt)
+
+
+def held_out(example: Example, choice: Choice, share: float, salt: str) -> bool:
     """Say whether a text is of the held-out share: it goes by its own hash, so equal texts stay together and files may be reordered."""
-    return text_hash(example, salt) < share * 2**64
+    return seen_hash(example, choice, salt) < share * 2**64

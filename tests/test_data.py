@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.classification import TextClassification
-from compressor.data import Example, held_out, read_examples
+from compressor.data import Example, held_out, read_examples, seen_hash
 from compressor.errors import RecipeError, UnfitError
 from compressor.files import Columns
 
@@ -346,16 +346,22 @@ def test_hub_failures_name_the_remedy(tmp_path: Path) -> None:
 
 def test_split_is_decided_by_the_text_alone() -> None:
     examples = [Example(f"text {i}", None, str(i % 2)) for i in range(4000)]
-    held = {e.text for e in examples if held_out(e, 0.25, "validation")}
+    held = {e.text for e in examples if held_out(e, "labels", 0.25, "validation")}
     assert 900 < len(held) < 1100
-    assert {e.text for e in examples if held_out(dataclasses.replace(e, label="x"), 0.25, "validation")} == held
-    assert {e.text for e in examples if held_out(e, 0.25, "test")} != held
+    assert {e.text for e in examples if held_out(dataclasses.replace(e, label="x"), "labels", 0.25, "validation")} == held
+    assert {e.text for e in examples if held_out(e, "labels", 0.25, "test")} != held
+
+
+def test_questions_on_one_context_stand_for_the_same_text() -> None:
+    who, when, other = Example("who?", "a context"), Example("when?", "a context"), Example("who?", "another context")
+    assert seen_hash(who, "positions") == seen_hash(when, "positions") != seen_hash(other, "positions")
+    assert seen_hash(who, "labels") != seen_hash(when, "labels")
 
 
 def test_split_of_nothing_and_of_all() -> None:
     examples = [Example(f"text {i}", f"pair {i}") for i in range(50)]
-    assert not any(held_out(e, 0.0, "test") for e in examples)
-    assert all(held_out(e, 1.0, "test") for e in examples)
+    assert not any(held_out(e, "labels", 0.0, "test") for e in examples)
+    assert all(held_out(e, "labels", 1.0, "test") for e in examples)
 
 
 def test_reading_files_imports_nothing_heavy(tmp_path: Path) -> None:

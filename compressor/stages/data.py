@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from compressor.artifact import write_json
-from compressor.data import Example, held_out, read_examples, text_hash
+from compressor.data import Example, held_out, read_examples, seen_hash
 from compressor.errors import RecipeError
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
@@ -44,7 +44,7 @@ class Written:
         for name in self.task.names(example):
             self.first.setdefault(name, self.examples)
         if self.hashed:
-            self.hashes.append(text_hash(example))
+            self.hashes.append(seen_hash(example, self.task.choice))
         self.file.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False) + "\n")
 
 
@@ -81,10 +81,9 @@ def _write(recipe: Recipe, task: Task, splits: Mapping[str, Written], skipped: l
     named = [splits[name] for name in recipe.splits if name != "train" and name not in absent]
     wanted, found = {h for split in named for h in split.hashes}, set[int]()
     for example in _read(recipe, task, "train", skipped):
-        together = dataclasses.replace(example, text="") if task.choice == "positions" else example  # all questions on one context
-        name = next((n for n in absent if held_out(together, recipe.data.holdout, n)), "train")
+        name = next((n for n in absent if held_out(example, task.choice, recipe.data.holdout, n)), "train")
         splits[name].add(example)
-        if name == "train" and (known := text_hash(example)) in wanted:
+        if name == "train" and (known := seen_hash(example, task.choice)) in wanted:
             found.add(known)
     return found
 
@@ -118,7 +117,7 @@ def _write_unlabelled(
         return {}
     measured = {h for name in recipe.splits if name != "train" for h in splits[name].hashes}
     for example in _read(recipe, task, "unlabelled", skipped):
-        if text_hash(example) in measured:
+        if seen_hash(example, task.choice) in measured:
             left_out += 1
         else:
             file.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False) + "\n")
