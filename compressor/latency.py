@@ -55,6 +55,8 @@ def requests(lengths: Sequence[int], count: int, batch: int) -> list[list[int]]:
 
 
 def sample(lengths: Sequence[int], count: int) -> list[int]:
-    """Return the rows of `count` texts that spread evenly over these lengths."""
+    """Return the rows of `count` texts that spread evenly over these lengths; of one alone, the middle one's."""
     ordered = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    if min(count, len(ordered)) == 1:
+        return [ordered[len(ordered) // 2]]
     return [ordered[i] for i in np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)]

@@ -26,7 +26,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from compressor import neural_compressor_script
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import UnfitError
+from compressor.errors import StageError, UnfitError
 from compressor.fusion import CONTRIB
 from compressor.rewrites import fused_products, gathered_rows, unsigned_activations
 from compressor.tokens import Ints
@@ -167,6 +167,16 @@ def products(path: Path) -> list[str]:
     graph = onnx.load(path, load_external_data=False).graph
     weights = {i.name for i in graph.initializer}
     return [node.name for node in graph.node if node.op_type in PRODUCTS and node.input[1] in weights]
+
+
+def check_int8(path: Path, what: str) -> None:
+    """Check that a graph has products in 8 bits.
+
+    Raises:
+        StageError: it has none.
+    """
+    if not count_products(path)["int8"]:
+        raise StageError(f"{what} has no matrix product in 8 bits; this graph's products are not MatMul of constant weights")
 
 
 def count_products(path: Path) -> dict[str, int]:

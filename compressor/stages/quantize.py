@@ -21,17 +21,16 @@ from onnx import numpy_helper
 from compressor import machine
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import StageError
 from compressor.halves import BACK, FRONT, STATES
 from compressor.latency import interleaved, requests, sample
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.quantizers import QUANTIZERS, SINGLE, Feed, count_products, has_nncf, products
+from compressor.quantizers import QUANTIZERS, SINGLE, Feed, check_int8, count_products, has_nncf, products
 from compressor.recipe import Recipe
 from compressor.sensitivity import by_sensitivity, fewest
 from compressor.session import Graph
-from compressor.settings.deploying import Quantize
+from compressor.settings.deploying import LengthAdapt, Quantize
 from compressor.settings.serving import Target
 from compressor.splits import MODEL, Splits, task_of
 
@@ -98,6 +97,7 @@ def _quantize_halves(bench: "Bench", backend: str, out: Path, feeds: Sequence[Fe
     states = [{STATES: front.session.run([STATES], feed)[0], "attention_mask": feed["attention_mask"]} for feed in read]
     for name, given, stay in ((FRONT, read, []), (BACK, states, back)):
         QUANTIZERS[backend](floats / name, out / name, given, stay, reduce_range=bench.isa in machine.SATURATING)
+        check_int8(out / name, f"quantize: {backend}, {name}")
 
 
 class Bench:
@@ -130,8 +130,7 @@ def _quantized(name: str, bench: Bench, file: Path, feeds: Sequence[Feed], log: 
         return bench.score(file, single=name in SINGLE)
 
     all_int8 = score([])
-    if not count_products(file)["int8"]:
-        raise StageError(f"quantize: {name} made no matrix product INT8; this graph's products are not MatMul of constant weights")
+    check_int8(file, f"quantize: {name}")
     if all_int8 >= bench.wanted:
         return Quantized(file, all_int8, [])
     log.note(f"{name} scores {all_int8:.4f}, float {bench.float_score:.4f}: looking for the products that lose it")
@@ -175,7 +174,8 @@ def _feeds(recipe: Recipe, inputs: Inputs, source: Path) -> Iterator[Feed]:
     full = next((numpy_helper.to_array(i) for i in graph.initializer if i.name == "lengths"), np.zeros(0, np.int64))
     half, smallest = (full / 2).astype(np.int64).clip(1), full
     if len(full):
-        smallest = np.array(LengthConfig.smallest(len(full), int(full[0]), 0.2).lengths)
+        bound = recipe.length_adapt.bound if recipe.length_adapt else LengthAdapt.model_fields["bound"].default
+        smallest = np.array(LengthConfig.smallest(len(full), int(full[0]), bound).lengths)
     for number, row in enumerate(sample(tokens.lengths.tolist(), count)):
         feed = {**tokens.of_text(row).padded(0), "lengths": (full, half, smallest)[number % 3]}
         yield {name: array for name, array in feed.items() if name in wanted}
