@@ -116,6 +116,13 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _lengths_fit(self) -> "Recipe":
+        asked = self.length_adapt and self.length_adapt.protect == "question"
+        if asked and self.task.type != "question-answering" and self.data.text_pair is None:
+            raise ValueError("length_adapt.protect question keeps the first text of a pair: name data.text_pair, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _points_exist(self) -> "Recipe":
         if self.search and not self.length_adapt:
             raise ValueError("`search` chooses lengths of a length-adaptive student: add a `length_adapt` section or leave `search` out")

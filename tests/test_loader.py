@@ -198,6 +198,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
     ("changes", "message"),
     [
         (("length_adapt: {}\n", ""), "1:1: recipe: `search` chooses lengths of a length-adaptive student: add a `length_adapt` section"),
+        (("length_adapt: {}", "length_adapt: {protect: question}"), "1:1: recipe: length_adapt.protect question keeps the first text of a"),
         (("metric: accuracy", "metric: macro_f1"), "1:1: recipe: a gate asks for macro_f1, but task.metric is accuracy"),
         (("search: {population: 12}", "default_point: fast"), "1:1: recipe: default_point fast comes from a search: add a `search`"),
         (("end: 0.5", "start: 0.5, end: 0.5"), "12:7: distill.objectives.0: start 0.5 is not before end 0.5"),
