@@ -2,10 +2,10 @@
 
     python -m benchmarks.peers recipes/sst2.yaml --set data.train=…
 
-The recipe is built first, in ./artifacts, where stages that are there already come from the cache. Every model is a process of its own, in
-an environment of its own (made on first use: 3 GB). In each round all of them answer, in another order each time, and only one works at a
-time; before a run is timed it is repeated for a tenth of a second. Texts are read by the student's tokenizer, and padded to the longest of
-their batch.
+The recipe classifies single texts; it is built first, in ./artifacts, where stages that are there already come from the cache. Every peer
+is made in an environment of its own (made on first use: 3 GB) and is a process of its own; ONNX files run in this one's onnxruntime,
+OpenVINO's in theirs. In each round all of them answer, in another order each time, and only one works at a time; before a run is timed it
+is repeated for a tenth of a second. Texts are read by the student's tokenizer, and padded to the longest of their batch.
 """
 
 import json
@@ -127,21 +127,28 @@ def scores(models: Sequence[Answering], data: Encoded, metric: str) -> Iterator[
 
 
 def _megabytes(model: Model) -> float:
-    path = Path(model.path.partition("@")[0])
+    path = Path(model.path.rsplit("@", 2)[0] if model.kind == "bundle" else model.path)
     files = [path / "model.onnx"] if path.is_dir() else [path, *path.parent.glob(f"{path.stem}.bin")]
     return sum(file.stat().st_size for file in files) / 1e6
 
 
 def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Build the bundle and its peers; return scores, times and what could not be made."""
+    """Build the bundle and its peers; return scores, times and what could not be made or does not fit."""
+    if recipe.task.type != "text-classification" or recipe.columns().text_pair:
+        raise SystemExit(
+            f"{recipe.name}: peers are made for single texts with one label each, this is {recipe.task.type}; name another recipe"
+        )
     found = pipeline.run(recipe, ARTIFACTS, Progress())
     inputs: Mapping[str, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in found.manifest["inputs"].items()}
     splits, task, student = Splits.of(inputs["data"]), task_of(recipe), (inputs["checkpoint"].path / MODEL).resolve()
     train = splits.encoded("train", task, student).tokens
     calibration = train.rows(sample(train.lengths.tolist(), CALIBRATION))
     made = [*references(folder, len(splits.labels)), *peers(student, splits.labels, calibration, folder / "student")]
-    models = [one for one in made if isinstance(one, Model)] + [*ours(found.path / "bundle", POINTS)]
-    data, result = splits.encoded("test", task, student), {"left_out": [one for one in made if isinstance(one, str)]}
+    made += ours(found.path / "bundle", POINTS)
+    models = [one for one in made if isinstance(one, Model)]
+    data, left_out = splits.encoded("test", task, student), [one for one in made if isinstance(one, str)]
+    left_out += [f"{b}x{n}: the student reads {splits.max_length} tokens" for b, n in SHAPES if n > splits.max_length]
+    result: dict[str, Any] = {"left_out": left_out}
     with answering(models, 1) as ready:
         result["scores"] = list(scores(ready, data, recipe.task.metric))
         result["times"] = list(rows(ready, data, splits.max_length, 1))

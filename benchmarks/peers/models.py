@@ -1,11 +1,10 @@
 """The models that stand beside a bundle, each made in its own environment from the same student and the same texts."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
@@ -14,6 +13,8 @@ from compressor.environments import NEURAL_COMPRESSOR, Environment
 from compressor.errors import CompressorError
 from compressor.graphs import export_graph
 from compressor.modeling import PlainModel, load_model
+from compressor.runtime import Runtime
+from compressor.session import Backend
 from compressor.tokens import Tokens
 
 HERE = Path(__file__).parent
@@ -101,14 +102,16 @@ def peers(student: Path, labels: Sequence[str], texts: Tokens, folder: Path) -> 
                 yield Model(name, "onnxruntime", str(path), scored="encoder" not in name)
 
 
-def ours(bundle: Path, points: Sequence[str]) -> Iterator[Model]:
-    """Return the bundle at its operating points, and its file in OpenVINO, which reads it at the default point."""
-    known = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["points"]
-    for point in points:
-        if point in known:
-            yield Model(f"{OURS}, {point}", "bundle", f"{bundle}@{point}")
-    if OPENVINO.is_made():
-        yield Model(f"{OURS}, its file in OpenVINO", "openvino", str(bundle / "model.onnx"), OPENVINO.python)
+def ours(bundle: Path, points: Sequence[str]) -> Iterator[Model | str]:
+    """Return the bundle at its operating points in each backend; where one does not answer as the other does, yield why."""
+    for backend in get_args(Backend):
+        try:
+            known = Runtime(bundle, backend=backend).points
+        except CompressorError as error:
+            yield f"{OURS} in {backend}: {error}"
+            continue
+        where = "" if backend == "onnxruntime" else f", {backend}"
+        yield from (Model(f"{OURS}, {point}{where}", "bundle", f"{bundle}@{point}@{backend}") for point in points if point in known)
 
 
 def _feeds(texts: Tokens) -> dict[str, Any]:

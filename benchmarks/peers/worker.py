@@ -3,7 +3,7 @@
     python worker.py onnxruntime MODEL.onnx THREADS
     python worker.py openvino MODEL.xml THREADS
     python worker.py pytorch FOLDER THREADS
-    python worker.py bundle FOLDER@POINT THREADS
+    python worker.py bundle FOLDER@POINT@BACKEND THREADS
 
 Each line of stdin is {"texts": [[id, …], …], "batch": 32, "warm_ms": 100}; texts are sorted by length, cut into batches and padded to the
 longest of each; before they are timed, they are answered again and again for so long.
@@ -83,10 +83,11 @@ def bundle(path: str, threads: int) -> Callable[[list[list[int]], int], Any]:
     from compressor.session import Graph
     from compressor.tokens import Tokens
 
-    folder, _, point = path.partition("@")
-    runtime = Runtime(folder)
+    folder, point, backend = path.rsplit("@", 2)
+    runtime = Runtime(folder, threads, backend=backend)
     single, pad_id = runtime.manifest["single"], runtime.manifest["pad_id"]
-    graph, lengths = Graph(f"{folder}/model.onnx", threads, single=single, pad_id=pad_id), runtime.point(point).lengths
+    graph = Graph(f"{folder}/model.onnx", threads, single=single, pad_id=pad_id, backend=backend)
+    lengths = runtime.point(point).lengths
 
     def answer(texts: list[list[int]], size: int) -> Any:
         starts = np.cumsum([0, *map(len, texts)])
