@@ -13,7 +13,6 @@ from compressor.pipeline import Inputs, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.session import Backend, Graph, check_agreement, installed
-from compressor.settings.serving import Target
 from compressor.splits import MODEL, Splits, task_of
 from compressor.tokens import Tokens
 
@@ -32,7 +31,7 @@ def choose(recipe: Recipe, inputs: Inputs, file: Path, log: Progress) -> dict[st
     splits = Splits.of(inputs["data"])
     data = splits.encoded("validation", task_of(recipe), inputs["checkpoint"].path / MODEL)
     graphs, found = dict[str, Graph](), dict[str, Any]()
-    for name in _candidates(target, log):
+    for name in _candidates(recipe, log):
         try:
             graph = Graph(file, target.threads, single=is_single(inputs), pad_id=data.pad_id, backend=name)
             check_agreement(graph, splits.max_length)
@@ -48,8 +47,11 @@ def choose(recipe: Recipe, inputs: Inputs, file: Path, log: Progress) -> dict[st
     return {"backend": fastest if target.backend == "auto" else target.backend, "backends": found}
 
 
-def _candidates(target: Target, log: Progress) -> Sequence[Backend]:
-    if target.backend == "auto" and not installed("openvino"):
+def _candidates(recipe: Recipe, log: Progress) -> Sequence[Backend]:
+    if recipe.target.backend == "auto" and recipe.cascade is not None:
+        log.warn("target.backend: auto leaves openvino out: the cascade was calibrated in onnxruntime; name openvino to calibrate it there")
+        return ["onnxruntime"]
+    if recipe.target.backend == "auto" and not installed("openvino"):
         log.warn("target.backend: auto leaves openvino out: it is not installed (pip install 'encoder-compressor[openvino]')")
         return ["onnxruntime"]
     return get_args(Backend)

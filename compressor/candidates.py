@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from compressor.artifact import STATE
@@ -15,7 +16,7 @@ from compressor.latency_model import fitted, predicted
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs, deployed, is_single
 from compressor.recipe import Recipe
-from compressor.session import Graph
+from compressor.session import Graph, check_agreement
 from compressor.settings.deploying import Search
 from compressor.splits import ADAPTIVE, MODEL, Splits, task_of
 from compressor.tokens import Floats
@@ -37,7 +38,9 @@ class Results:
                 continue  # the last line of a run that was killed while it wrote
             self._keep(Candidate(**{**row, "lengths": tuple(row["lengths"])}))
         if lines:
-            self.path.write_text("".join(_line(c) for c in self.known.values()), encoding="utf-8")
+            whole = self.path.with_suffix(".whole")  # put in its place at once: a second kill finds one or the other
+            whole.write_text("".join(_line(c) for c in self.known.values()), encoding="utf-8")
+            whole.replace(self.path)
 
     def of(self, genome: Genome, share: float, find: Callable[[], Candidate]) -> Candidate:
         """Return what is known, or find it and write it down."""
@@ -81,8 +84,9 @@ class Bench:
         self.data: Encoded = splits.encoded(split, task, folder)
         self.parts: dict[float, tuple[Encoded, Floats]] = {}  # with full length's logits
         single = is_single(inputs)
-        self.scorer = Graph(graph, 1, single=single, pad_id=self.data.pad_id, workers=recipe.workers)
-        self.timed = Graph(graph, recipe.target.threads, single=single, pad_id=self.data.pad_id)
+        opened = partial(Graph, graph, single=single, pad_id=self.data.pad_id, backend=recipe.target.settled)
+        self.scorer, self.timed = opened(1, workers=recipe.workers), opened(recipe.target.threads)
+        check_agreement(self.timed, self.max_length)
         asked = requests(self.data.tokens.lengths.tolist(), self.settings.texts, recipe.target.batch)
         self.requests = [self.data.tokens.rows(rows) for rows in asked]
         self.tokens = len(self.data.tokens.ids) // len(self.data)

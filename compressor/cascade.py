@@ -9,6 +9,7 @@ Limits:   a text that goes on is read again from its start, but for one that goe
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -122,8 +123,13 @@ class Cascade:
 
 def reader(folder: Path, task: Task, facts: Mapping[str, Any]) -> Callable[[Sequence[Example]], Windows]:
     """Return the function that reads examples with a folder's tokenizer, at its max_length and stride."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return lambda examples: task.windows(tokenizer, examples, facts["max_length"], facts["stride"])
+    tokenizer, alone = Tokenizer.from_file(str(folder / "tokenizer.json")), Lock()
+
+    def read(examples: Sequence[Example]) -> Windows:
+        with alone:  # how it truncates is set before it reads, and other threads' texts may be cut otherwise
+            return task.windows(tokenizer, examples, facts["max_length"], facts["stride"])
+
+    return read
 
 
 def _of(chosen: NDArray[np.bool_], windows: Windows, logits: Floats, task: Task) -> tuple[Windows, Floats]:

@@ -20,13 +20,13 @@ def evaluate(
     """Return score and 95 % interval at an operating point, or of the cascade with the share of examples that each member answers.
 
     Raises:
-        RecipeError: a label that the bundle does not know, or thresholds that do not fit the cascade.
+        RecipeError: a label that the bundle does not know, a point and a policy, or thresholds that do not fit the cascade.
         BundleError: there is no such point, or no cascade.
     """
     task, name = runtime.task, runtime.manifest["metric"]
     check_labels(task, examples, runtime.labels)
     metric, facts = task.metrics[name], dict[str, Any]()
-    policy = runtime.default_policy if point is None and policy is None else policy
+    policy = runtime.policy(point, policy, thresholds)
     if policy is None:
         outcomes, facts["point"] = runtime.outcomes(examples, point), point or runtime.default
     else:

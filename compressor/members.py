@@ -19,14 +19,18 @@ from compressor.halves import BACK, FRONT
 from compressor.halving import export_exit
 from compressor.modeling import PlainModel
 from compressor.pipeline import Inputs, deployed, is_single, lengths_of
+from compressor.plan import check_task
 from compressor.progress import Progress
-from compressor.quantizers import dynamic
+from compressor.quantizers import check_int8, dynamic
 from compressor.recipe import Recipe
 from compressor.runtime import verify
 from compressor.session import Graph
 from compressor.settings.serving import Member as Asked
 from compressor.splits import MODEL, Splits, task_of
 from compressor.windows import Windows
+
+NAMED = 5
+"""Labels of each side that are named where two differ."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def _member(asked: Asked, number: int, recipe: Recipe, inputs: Inputs, out: Path
         folder.mkdir(parents=True)
         facts = _from_teacher(asked, recipe, inputs, folder, log) if asked.teacher else _from_bundle(asked, recipe, inputs, folder)
         facts, graph = {**facts, "folder": f"{MEMBERS}/{number}"}, folder / GRAPH
-    opened = Graph(graph, threads, single=facts["single"], pad_id=facts["pad_id"], workers=recipe.workers)
+    backend = recipe.target.settled if asked.point is not None else "onnxruntime"
+    opened = Graph(graph, threads, single=facts["single"], pad_id=facts["pad_id"], workers=recipe.workers, backend=backend)
     return Member(facts, reader(folder, task, facts), whole(opened.logits, facts["lengths"]))
 
 
@@ -101,7 +106,17 @@ def _from_exit(number: int, recipe: Recipe, inputs: Inputs, out: Path, log: Prog
     facts |= {"max_length": splits.max_length, "stride": splits.stride}
     opened, read = Exit(folder, recipe.target.threads, single=quantized, pad_id=pad_id_of(model)), reader(model, task, facts)
     rest = Member({**facts, "name": "full", "part": GOES_ON}, read, opened.go_on)
+    if not _ships_as_dynamic(inputs):
+        (folder / BACK).unlink()
+        log.note("texts are read again behind the early exit: what ships has products in float, or ranges of its own")
+        return Member({**facts, "name": "exit", "part": STOPS}, read, opened.stop)
     return Member({**facts, "name": "exit", "part": STOPS}, read, opened.stop, continued=rest)
+
+
+def _ships_as_dynamic(inputs: Inputs) -> bool:
+    """Return whether the student's rest, in float or dynamically quantized throughout, answers as the graph that ships does."""
+    told = deployed(inputs).metrics
+    return "int8_graph" not in inputs or (told["backend"] == "onnxruntime" and not told["products_in_float"])
 
 
 def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict[str, Any]:
@@ -130,6 +145,7 @@ def _to_int8(source: Path, target: Path, inputs: Inputs) -> None:
     """Put the graph's 8-bit form in its place, with weights of 7 bits where the bundle is for processors that need it."""
     isa = deployed(inputs).metrics.get("isa") or machine.level()
     dynamic(source, target, [], reduce_range=isa in machine.SATURATING)
+    check_int8(target, f"cascade: {target.name}")
     source.unlink()
 
 
@@ -142,11 +158,11 @@ def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path) -> 
     """
     source = recipe.root / Path(str(asked.bundle)).expanduser()
     manifest, labels = verify(source), Splits.of(inputs["data"]).labels
-    if manifest["task"] != recipe.task.type or manifest["task_settings"] != recipe.task.settings:
-        raise RecipeError(f"cascade: {source} answers {manifest['task']}, this recipe {recipe.task.type}; members must answer the same")
+    check_task(source, manifest, recipe)
     if tuple(manifest["labels"]) != labels:
-        only = sorted({*manifest["labels"]} ^ {*labels}) or list(manifest["labels"])
-        raise RecipeError(f"cascade: {source} has other labels than this recipe ({', '.join(only[:5])}); members must answer the same")
+        sides = {"only there": {*manifest["labels"]} - {*labels}, "only here": {*labels} - {*manifest["labels"]}}
+        told = "; ".join(f"{where}: {', '.join(sorted(own)[:NAMED])}" for where, own in sides.items() if own) or "in another order"
+        raise RecipeError(f"cascade: {source} has other labels than this recipe ({told}); members must answer the same")
     for name, copied in (("model.onnx", GRAPH), ("tokenizer.json", "tokenizer.json")):
         shutil.copyfile(source / name, folder / copied)
     lengths = manifest["points"][manifest["default_point"]]["lengths"]

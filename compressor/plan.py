@@ -1,9 +1,12 @@
 """What can be said of a recipe before anything runs."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from compressor import sources
-from compressor.errors import UnfitError
+from compressor.errors import RecipeError, UnfitError
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
 
@@ -13,7 +16,7 @@ def check_sources(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: names what is missing.
-        BundleError: a member of the cascade is no bundle.
+        BundleError: a member of the cascade is no bundle, or was changed.
     """
     for name in (*SPLITS, "unlabelled"):
         split = getattr(recipe.data, name)
@@ -29,7 +32,27 @@ def check_sources(recipe: Recipe) -> None:
             sources.resolve(recipe.cascade.calibration.path, recipe.root)
         for member in recipe.cascade.members:
             if member.bundle is not None:
-                sources.bundle_fingerprint(member.bundle, recipe.root)
+                _check_member(recipe.root / Path(member.bundle).expanduser(), recipe)
+
+
+def _check_member(bundle: Path, recipe: Recipe) -> None:
+    from compressor.runtime import verify  # brings onnxruntime along
+
+    check_task(bundle, verify(bundle), recipe)
+
+
+def check_task(bundle: Path, manifest: Mapping[str, Any], recipe: Recipe) -> None:
+    """Check that a member of the cascade answers what the recipe does.
+
+    Raises:
+        RecipeError: it has another task, or other settings of it.
+    """
+    theirs = {"type": manifest["task"], **manifest["task_settings"]}
+    ours = {"type": recipe.task.type, **recipe.task.settings}
+    other = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
+    if other:
+        told = "; ".join(f"task.{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in other)
+        raise RecipeError(f"cascade: {bundle} answers something else ({told}); members must answer the same")
 
 
 def check_extras(recipe: Recipe) -> None:

@@ -95,8 +95,7 @@ class Runtime:
         self.max_length: int = self.manifest["max_length"]
         self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
         self._folder, self.threads = folder, threads or self.manifest["target"]["threads"]
-        usual: Backend = self.manifest.get("backend", "onnxruntime") if store is None else "onnxruntime"
-        self.backend: Backend = backend or usual
+        self.backend: Backend = backend or (self.calibrated_in if store is None else "onnxruntime")
         self._read, self._exits = reader(folder, self.task, self.manifest), dict[Path, Exit]()
         pad_id, single = self.manifest["pad_id"], self.manifest["single"]
         if store is None:
@@ -130,11 +129,20 @@ class Runtime:
 
         Raises:
             BundleError: the bundle has none.
+            RecipeError: it was calibrated in another backend than what runs the bundle's graph here.
         """
         told = self.manifest.get("cascade")
         if not told:
             raise BundleError("this bundle has no cascade; add a `cascade` section to its recipe and build it again")
+        if self.backend != self.calibrated_in:
+            raise RecipeError(f"the cascade was calibrated in {self.calibrated_in}: leave out backend {self.backend}, or name a point")
         return Cascade([self._member(facts) for facts in told["members"]], told["thresholds"], told["confidence"])
+
+    @property
+    def calibrated_in(self) -> Backend:
+        """The backend whose confidence the cascade's thresholds are for: the bundle's own."""
+        found: Backend = self.manifest.get("backend", "onnxruntime")
+        return found
 
     def _member(self, facts: Mapping[str, Any]) -> Member:
         name, temperature = facts["name"], facts["temperature"]
@@ -160,7 +168,7 @@ class Runtime:
         What an answer is, the task says: Prediction, LabelSet, Number, Entities or Answer. `thresholds` move the cascade's own.
 
         Raises:
-            RecipeError: a text lacks something, as a question its context; or thresholds do not fit the cascade.
+            RecipeError: a text lacks something, as a question its context; a point and a policy are named; or thresholds do not fit.
             BundleError: the bundle has no such point, or no cascade.
         """
         return list(self.stream(texts, point, policy, thresholds))
@@ -173,7 +181,7 @@ class Runtime:
         thresholds: Sequence[float] | None = None,
     ) -> Iterator[Any]:
         """Yield the answers of any number of texts with flat memory."""
-        policy = self.default_policy if point is None and policy is None else policy
+        policy = self.policy(point, policy, thresholds)
         if policy is not None:
             yield from (routed.answer for routed in self.trace(texts, policy, thresholds))
             return
@@ -182,18 +190,33 @@ class Runtime:
             windows = self._read(chunk)
             yield from self.task.decode(self._graph.logits(windows.tokens, lengths), windows, chunk, self.labels)
 
+    def policy(self, point: str | OperatingPoint | None, policy: str | None, thresholds: Sequence[float] | None) -> str | None:
+        """Return the policy that answers: the one that is named, or the bundle's own where no point is; None: an operating point does.
+
+        Raises:
+            RecipeError: a point and a policy are named, or thresholds where no cascade answers.
+        """
+        if point is not None and policy is not None:
+            raise RecipeError("texts are answered at an operating point or by a policy: name one of them")
+        chosen = self.default_policy if point is None and policy is None else policy
+        if chosen is None and thresholds is not None:
+            raise RecipeError("thresholds move a cascade: name policy cascade too")
+        return chosen
+
     def trace(self, texts: Iterable[Given], policy: str = "cascade", thresholds: Sequence[float] | None = None) -> Iterator[Routed]:
         """Yield the cascade's answers, each with the member that gave it and how sure it was."""
         self._check(policy, thresholds)
         examples = map(self.task.given, texts)
         while chunk := list(islice(examples, CHUNK)):
-            found: dict[int, Routed] = {}
+            found, told = dict[int, Routed](), 0
             for part in self.cascade.route(self.task, chunk, thresholds):
                 rows = part.rows.tolist()
                 answers = self.task.decode(part.logits, part.windows, [chunk[row] for row in rows], self.labels)
                 for row, answer, sure in zip(rows, answers, part.confidences.tolist(), strict=True):
                     found[row] = Routed(answer, part.member, sure)
-            yield from (found[row] for row in range(len(chunk)))
+                while told in found:  # those before the first text that went on need not wait for it
+                    yield found.pop(told)
+                    told += 1
 
     def outcomes(self, examples: Sequence[Example], point: str | OperatingPoint | None = None) -> Floats:
         """Return the outcomes of labelled examples, one row each, of which the task's metrics are computed."""

@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -47,7 +47,12 @@ class Graph:
 
         One run has all threads; of several, `workers` run beside each other, one thread each (default: as many as there are threads),
         which reads more texts than all threads on each run.
+
+        Raises:
+            UnfitError: there is no such backend, it is not installed, or it cannot read the graph.
         """
+        if backend not in get_args(Backend):
+            raise UnfitError(f"no backend {backend!r}; choose {' or '.join(get_args(Backend))}")
         self.path, self.single, self.pad_id = path, single, pad_id
         self.workers, self.backend = workers or threads, backend
         self.session = self._opened(threads)

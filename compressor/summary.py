@@ -59,6 +59,7 @@ def summarize(
         "front": frontier.get("front", []),
         "evaluated": frontier.get("evaluated", []),
         "baselines": _baselines(frontier, stages),
+        "searched_by": recipe.search.latency if recipe.search else None,
         "points": {name: {**p, **found_at(rows[row_name(name, inputs)])} for name, p in manifest["points"].items()},
         "cascade": policy or None,
         "stages": stages,
@@ -66,7 +67,8 @@ def summarize(
         "findings": [
             *_findings(inputs, rows, stages),
             *_backends(manifest),
-            *([] if cascade is None else [_paying(cascade, rows.values(), policy), *_going_on(policy)]),
+            *_elsewhere(manifest),
+            *([] if cascade is None else [_paying(cascade, rows.values(), policy), *_going_on(policy), *_calibrated(recipe)]),
         ],
         "stage_gains": gains([link for link in chain if link[0].split(":")[0] in asked], {s["name"]: s["seconds"] for s in stages}),
     }
@@ -110,6 +112,24 @@ def _backends(manifest: Mapping[str, Any]) -> list[str]:
     others = [name for name, facts in told.items() if name != chosen and "p50_ms" in facts]
     slower = [f"{name} takes {times(told[name]['p50_ms'] / told[chosen]['p50_ms'])} the time" for name in others]
     return [f"The bundle runs in {chosen}: {'; '.join([*slower, *refused])}."] if slower or refused else []
+
+
+def _elsewhere(manifest: Mapping[str, Any]) -> list[str]:
+    """Say where a bundle is for other processors than those that times were measured on."""
+    isa, here = manifest["isa"], machine.level()
+    return [] if isa in (None, here) else [f"Times are those of this machine ({here}); the bundle is for processors with {isa}."]
+
+
+def _calibrated(recipe: Recipe) -> list[str]:
+    """Say where a cascade was calibrated on the texts by which its points were chosen."""
+    assert recipe.cascade is not None
+    points = [m.point for m in recipe.cascade.members if m.point not in (None, "full")]
+    if recipe.search is None or recipe.cascade.calibration is not None or not points:
+        return []
+    return [
+        f"The cascade was calibrated on the search split, by which {', '.join(map(str, points))} {'were' if len(points) > 1 else 'was'} "
+        "chosen too: scores there are a little high. cascade.calibration names texts of its own."
+    ]
 
 
 def _going_on(policy: Mapping[str, Any]) -> list[str]:

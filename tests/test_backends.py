@@ -95,6 +95,11 @@ def test_bench_tells_backends_apart_and_predict_takes_one(built: Path) -> None:
     assert usual == other != []
 
 
+def test_a_backend_that_is_none_is_refused(built: Path) -> None:
+    with pytest.raises(UnfitError, match="no backend 'openvno'; choose onnxruntime or openvino"):
+        Runtime(built / "artifacts/dist/tiny", backend="openvno")  # type: ignore[arg-type]
+
+
 def test_a_missing_extra_is_told_before_anything_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_project(tmp_path, tiny_model)
     monkeypatch.setattr("compressor.plan.find_spec", lambda _: None)

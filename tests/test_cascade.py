@@ -19,7 +19,7 @@ from compressor.classification import MultiLabelClassification, TextClassificati
 from compressor.confidence import Confidence, confidences
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
-from compressor.runtime import Runtime
+from compressor.runtime import Runtime, seal
 from compressor.scores import accuracy
 from compressor.tagging import TokenClassification
 from compressor.tokens import Floats, Tokens
@@ -275,6 +275,18 @@ def test_a_bundle_without_a_cascade_and_one_with_a_changed_member_are_refused(bu
         Runtime(changed)
 
 
+def test_a_cascade_answers_in_the_backend_that_it_was_calibrated_in(project: Path) -> None:
+    with pytest.raises(RecipeError, match="calibrated in onnxruntime: leave out backend openvino, or name a point"):
+        Runtime(bundle_of(project), backend="openvino").predict(["a good film"], policy="cascade")
+
+
+def test_a_point_or_thresholds_that_nothing_would_read_are_refused(built: Path, project: Path) -> None:
+    with pytest.raises(RecipeError, match="at an operating point or by a policy: name one of them"):
+        Runtime(bundle_of(project)).predict(["a good film"], "full", "cascade")
+    with pytest.raises(RecipeError, match="thresholds move a cascade"):
+        Runtime(bundle_of(built)).predict(["a good film"], thresholds=[0.5])
+
+
 def test_a_cascade_may_be_what_a_client_gets_and_what_gates_judge(project: Path) -> None:
     section = "cascade={members: [{point: min}, {teacher: float}], thresholds: [1], default: true}"
     gates = "gates=[{metric: latency, max: 10s}, {metric: size, max: 1kB}]"
@@ -330,12 +342,19 @@ def test_a_cascade_that_cannot_be_is_refused_in_one_line(project: Path, section:
     assert message in " ".join(done.stderr.split())
 
 
+def resealed(bundle: Path, **facts: object) -> None:
+    """Write other facts into a manifest, as a build that found them would."""
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    body = {key: value for key, value in manifest.items() if key != "self"} | facts
+    (bundle / "manifest.json").write_text(json.dumps({**body, "self": seal(body)}), encoding="utf-8")
+
+
 def test_another_bundle_is_a_member_if_it_answers_the_same(built: Path, project: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(bundle_of(built), tmp_path / "other"))
     section = f"{{members: [{{bundle: {other}}}, {{bundle: {other}}}, {{point: full}}], confidence: margin, max_drop: 50%}}"
     done = compress("run", "tiny.yaml", "--set", f"cascade={section}", "--set", "name=two", "--format", "json", cwd=project)
     assert done.returncode == 0, done.stderr
-    shutil.copy(bundle_of(project) / "manifest.json", other / "manifest.json")  # another bundle under the same name is another cascade
+    resealed(other, name="tiny", license="other")  # another bundle under the same name is another cascade
     plan = compress("plan", "tiny.yaml", "--set", f"cascade={section}", "--set", "name=two", "--format", "json", cwd=project)
     assert {row["stage"]: row["cached"] for row in json.loads(plan.stdout)["stages"]}["cascade"] is False
     manifest = json.loads((project / "artifacts/dist/two/manifest.json").read_text(encoding="utf-8"))
@@ -345,14 +364,24 @@ def test_another_bundle_is_a_member_if_it_answers_the_same(built: Path, project:
 
 def test_members_must_know_the_same_labels(project: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(bundle_of(project), tmp_path / "other"))
-    manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
-    from compressor.runtime import seal
+    section = f"cascade={{members: [{{bundle: {other}}}, {{point: full}}]}}"
+    for facts, message in (
+        ({"labels": ["negative", "neutral"]}, "has other labels than this recipe (only there: neutral; only here: positive); members"),
+        ({"task": "text-regression"}, "answers something else (task.type is text-regression there, text-classification here); members"),
+    ):
+        resealed(other, **facts)
+        done = compress("run", "tiny.yaml", "--set", section, cwd=project)
+        assert done.returncode == 3, done.stderr
+        assert message in " ".join(done.stderr.split())
 
-    body = {key: value for key, value in manifest.items() if key != "self"} | {"labels": ["negative", "neutral"]}
-    (other / "manifest.json").write_text(json.dumps({**body, "self": seal(body)}), encoding="utf-8")
-    done = compress("run", "tiny.yaml", "--set", f"cascade={{members: [{{bundle: {other}}}, {{point: full}}]}}", cwd=project)
+
+def test_a_text_that_the_teacher_labelled_calibrates_nothing(project: Path) -> None:
+    (project / "more.csv").write_text("text\na quite new film\n", encoding="utf-8")
+    (project / "same.csv").write_text("text,label\na quite new film,positive\n", encoding="utf-8")
+    section = "cascade={members: [{point: min}, {point: full}], calibration: same.csv}"
+    done = compress("run", "tiny.yaml", "--set", "data.unlabelled=more.csv", "--set", section, cwd=project)
     assert done.returncode == 3, done.stderr
-    assert "has other labels than this recipe (neutral, positive); members must answer the same" in " ".join(done.stderr.split())
+    assert "cascade.calibration (same.csv): 1 of 1 texts are in unlabelled too" in " ".join(done.stderr.split())
 
 
 def test_a_number_cannot_be_cascaded(project: Path) -> None:

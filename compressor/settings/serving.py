@@ -65,6 +65,11 @@ class Target(Section):
     backend: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
     """What runs the bundle's graph; auto: the faster of those that are installed and answer as onnxruntime does."""
 
+    @property
+    def settled(self) -> Literal["onnxruntime", "openvino"]:
+        """What runs the graph while there is no bundle yet, on which to choose."""
+        return "openvino" if self.backend == "openvino" else "onnxruntime"
+
 
 class DropGate(Section):
     metric: Metric

@@ -21,7 +21,7 @@ from compressor.artifact import write_json
 from compressor.calibration import Pass, Setting
 from compressor.cascade import GOES_ON
 from compressor.confidence import confidences
-from compressor.data import Example, read_examples, text_hash
+from compressor.data import Example, read_examples, seen_hash
 from compressor.errors import RecipeError, StageError
 from compressor.evaluation import check_labels
 from compressor.halves import BACK
@@ -56,6 +56,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     for one, (passed, told) in zip(built, found, strict=True):
         alone = one.facts.get("restarted_ms", float(passed.milliseconds.mean()))  # not what is left of it behind an early exit
         facts.append({**one.facts, "score": metric(passed.outcomes), "mean_ms": alone, **told})
+        if told["no_confidence"]:
+            log.warn(f"cascade: {one.facts['name']} has no confidence in {told['no_confidence']} of {len(examples)} answers, which go on")
         log.note("{name}: score {score:.4f}, {mean_ms:.2f} ms a text, temperature {temperature:.2f}".format(**facts[-1]))
     for before, after in pairwise(facts):
         if before["mean_ms"] >= after["mean_ms"]:
@@ -161,9 +163,9 @@ def _examples(recipe: Recipe, splits: Splits, task: Task) -> list[Example]:
         check_labels(task, examples, splits.labels)
     except RecipeError as error:
         raise RecipeError(f"cascade.calibration ({source.path}): {error}; mend the label or leave the row out") from None
-    for name in ("train", "test"):
-        seen = {text_hash(e) for e in splits.examples(name)}
-        shared = sum(text_hash(e) in seen for e in examples)
+    for name in ("train", "unlabelled", "test"):
+        seen = {seen_hash(e, task.choice) for e in splits.examples(name)}
+        shared = sum(seen_hash(e, task.choice) in seen for e in examples)
         if shared:
             told = f"cascade.calibration ({source.path}): {shared} of {len(examples)} texts are in {name} too"
             raise RecipeError(f"{told}: confidence on what was learned or is reported means nothing; name another file, or leave it out")
