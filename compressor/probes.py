@@ -60,7 +60,7 @@ def probe(recipe: Recipe, deepest: Reuse, log: Progress) -> list[Probe]:
             for done in fill(part, deepest, stores):
                 log.steps(done, len(part), layers=str(tried))
         for layers, store in stores.items():
-            recycled = {name: Recycled.of(part, deepest.lower, store) for name, part in parts.items()}
+            recycled = {name: Recycled.of(part, deepest.lower.at(layers), store) for name, part in parts.items()}
             found.append(_trained(recipe, short, deepest, layers, recycled, log))
     return found
 

@@ -60,6 +60,12 @@ class Lower:
         _replace(copied, where.layers, nn.ModuleList(list(copied.get_submodule(where.layers))[:layers]))  # type: ignore[arg-type]
         self.model = PlainModel(copied.requires_grad_(False).eval().to(device))
 
+    def at(self, layers: int) -> "Lower":
+        """Return the same part, shared, as one whose states are those after fewer of its layers."""
+        found = copy.copy(self)
+        found.place = layers
+        return found
+
     def digest(self) -> str:
         """Return the hash of what the states depend on: these layers' weights, and how they compute."""
         config = {key: value for key, value in self.model.model.config.to_dict().items() if key not in _NO_PART}

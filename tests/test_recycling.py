@@ -10,16 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from compressor import probes
 from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, Place, family
+from compressor.loader import load_recipe
 from compressor.losses import label_loss
 from compressor.modeling import PlainModel, load_model
 from compressor.probes import Probe, chosen
 from compressor.progress import Progress
 from compressor.recycling import Lower, Recycled, above, captured_in, learning
+from compressor.reuse import Reuse
 from compressor.scoring import inputs_of
 from compressor.settings.training import Finetune, Recycle, count_layers
 from compressor.store import Identity, Store
@@ -252,6 +255,37 @@ def test_one_pass_stores_what_every_depth_would(tiny_model: Path) -> None:
     for layers in (1, 2, 3):
         for own, alone in zip(together[layers], Lower(model, layers, CPU, FLOAT).states(data.tokens, 0), strict=True):
             torch.testing.assert_close(own, alone, atol=0, rtol=0)
+
+
+def test_what_a_store_of_probes_lost_is_computed_anew_at_its_own_depth(
+    make_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, lower = split(tiny_model, 40), Lower(load_model(tiny_model, LABELS), 3, CPU, FLOAT)
+    expected, seen = lower.states_at([1, 2, 3], data.tokens, 0), list[int]()
+
+    def trained(*given: object) -> Probe:
+        layers, parts = given[3], given[4]
+        assert isinstance(layers, int)
+        assert isinstance(parts, dict)
+        if layers:
+            recycled = parts["train"]
+            with recycled.store.env.begin(write=True, db=recycled.store.entries) as txn:
+                for lost in recycled.keys[::2]:
+                    txn.delete(lost)
+            for _ in range(2):  # computed anew, then as it was kept
+                for own, wanted in zip(recycled.known(np.arange(40)), expected[layers], strict=True):
+                    torch.testing.assert_close(own, wanted, atol=1e-5, rtol=0)
+            seen.append(recycled.store.computed)
+        return Probe(layers, 1.0, 1.0)
+
+    monkeypatch.setattr(probes, "_part", lambda *_: data)
+    monkeypatch.setattr(probes, "_trained", trained)
+    store = store_in(tmp_path / "artifacts" / "store")
+    deepest = Reuse(None, data.task, tiny_model, store.folder, lower, store)  # type: ignore[arg-type]
+    found = probes.probe(load_recipe(make_recipe(), []), deepest, Progress())
+    store.close()
+    assert [probe.layers for probe in found] == [0, 1, 2, 3]
+    assert seen == [20, 20, 20]
 
 
 def test_auto_that_loses_too_much_says_so(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
