@@ -11,11 +11,12 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Lock, RLock
-from typing import Any, Literal
+from threading import Condition, Lock, RLock
+from typing import Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
 import lmdb
@@ -25,6 +26,7 @@ from compressor.behind import WriteBehind
 from compressor.errors import RecipeError
 from compressor.tokens import Floats
 
+T = TypeVar("T")
 DType = Literal["float32", "float16", "int8"]
 CODES: Mapping[DType, int] = {"float32": 0, "float16": 1, "int8": 2}
 _HEADER = struct.Struct("<IBII")
@@ -54,6 +56,32 @@ class Identity:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode() + b"\n" + content).digest()
 
 
+class _Map:
+    """Who looks at the file in memory: any number of threads, or one alone that maps it anew, which ends all transactions."""
+
+    def __init__(self) -> None:
+        self._change, self._looking = Condition(), 0
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Keep the map as it is meanwhile."""
+        with self._change:
+            self._looking += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._looking -= 1
+                self._change.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until nobody looks, and let nobody look meanwhile."""
+        with self._change:
+            self._change.wait_for(lambda: not self._looking)
+            yield
+
+
 class Store:
     """Arrays (rows, width) by key; reading and writing never fail for a full or read-only disk, they only find and keep less.
 
@@ -66,7 +94,7 @@ class Store:
         self.folder, self.identity, self.tell = folder, identity, tell
         self.touched: dict[bytes, int] = {}
         self.behind: WriteBehind | None = None
-        self._writing, self._touching = RLock(), Lock()
+        self._writing, self._touching, self._map = RLock(), Lock(), _Map()
         self.filling, self.evicted = True, 0
         self.found, self.computed = 0, 0
         size = max(SMALLEST, int(largest))
@@ -133,14 +161,39 @@ class Store:
     def read(self, keys: Sequence[bytes]) -> list[Floats | None]:
         """Return what is known of each key, float32 (rows, width); None for a miss."""
         waiting = self.behind.waiting(keys) if self.behind else {}  # first: what is written meanwhile is then in one or the other
-        with self.env.begin(db=self.entries, buffers=True) as txn:
-            found = [_decoded(value) if (value := txn.get(key)) is not None else None for key in keys]
+        misses: list[Floats | None] = [None] * len(keys)
+        found = self._guarded(lambda: self._found(keys), misses)
         self._touch(key for key, values in zip(keys, found, strict=True) if values is not None)
         if len(self.touched) > TOUCHES:
             self._write([])
         if not waiting:
             return found
         return [waiting.get(key) if own is None else own for key, own in zip(keys, found, strict=True)]
+
+    def _found(self, keys: Sequence[bytes]) -> list[Floats | None]:
+        with self.env.begin(db=self.entries, buffers=True) as txn:
+            return [_decoded(value) if (value := txn.get(key)) is not None else None for key in keys]
+
+    def _guarded(self, work: Callable[[], T], otherwise: T) -> T:
+        """Return what work on the file gives; where that fails, say so once, fill no more, and return `otherwise`.
+
+        A process that opened the store with a larger max_size may have made the file larger than it is mapped here. Work must not be
+        guarded within: it would wait for itself.
+        """
+        for again in (True, False):
+            try:
+                if not again:
+                    with self._map.alone():
+                        self.env.set_mapsize(0)  # as large as the file now says
+                with self._map.looked_at():
+                    return work()
+            except lmdb.MapResizedError as error:
+                if not again:
+                    self._stop(f"it grows faster than it can be read ({error})")
+            except lmdb.Error as error:
+                self._stop(f"it cannot be read or written any more ({error})")
+                break
+        return otherwise
 
     def _touch(self, keys: Iterable[bytes]) -> None:
         with self._touching:
@@ -169,7 +222,8 @@ class Store:
 
     def _write(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         with self._writing:
-            self._fit_and_put(entries)
+            if self.filling:
+                self._guarded(lambda: self._fit_and_put(entries), None)
 
     def _fit_and_put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         coming = sum(len(value) for _, value in entries)
@@ -177,7 +231,7 @@ class Store:
             if not self.filling:
                 return
             try:
-                if self.bytes() + coming > self.limit:
+                if self._taken() + coming > self.limit:
                     self._evict(ROOM / FULL * self.limit - coming)
                 self._put(entries)
                 return
@@ -185,9 +239,7 @@ class Store:
                 if not again:
                     self._stop("these outputs are larger than max_size")
                 else:  # what was freed lies in pieces
-                    self._evict(self.bytes() / 2)
-            except lmdb.Error as error:
-                self._stop(f"it cannot be written any more ({error})")
+                    self._evict(self._taken() / 2)
 
     def _put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         with self._touching:
@@ -202,6 +254,9 @@ class Store:
 
     def bytes(self) -> int:
         """Return what the entries take on disk."""
+        return self._guarded(self._taken, 0)
+
+    def _taken(self) -> int:
         with self.env.begin() as txn:
             facts = txn.stat(self.entries)
         return int(facts["psize"] * (facts["leaf_pages"] + facts["branch_pages"] + facts["overflow_pages"]))
@@ -212,7 +267,7 @@ class Store:
             ages = {bytes(key): int.from_bytes(value, "little") for key, value in txn.cursor()} | self.touched
         oldest, gone = sorted(ages, key=lambda key: ages[key]), 0
         at_once = min(256, len(oldest) // 20 + 1)
-        while oldest and self.bytes() > wanted:
+        while oldest and self._taken() > wanted:
             some, oldest = oldest[:at_once], oldest[at_once:]
             with self.env.begin(write=True) as txn, self._touching:
                 gone += sum(txn.delete(key, db=self.entries) for key in some)
@@ -233,6 +288,9 @@ class Store:
     def __len__(self) -> int:
         if self.behind:
             self.behind.flush()
+        return self._guarded(self._count, 0)
+
+    def _count(self) -> int:
         with self.env.begin() as txn:
             return int(txn.stat(self.entries)["entries"])
 
@@ -241,7 +299,8 @@ class Store:
         if self.behind:
             self.behind.close()
         self._write([])
-        self.env.close()
+        with self._map.alone():
+            self.env.close()
         if _OPEN.get(self.folder.resolve()) is self:
             del _OPEN[self.folder.resolve()]
 

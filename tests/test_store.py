@@ -178,7 +178,27 @@ def test_a_store_that_cannot_be_written_any_more_goes_on_without_filling(
         store.write([(key(number), values(number))])
     assert store.read([key(1)])[0] is not None
     assert len(told) == 1
-    assert "cannot be written any more" in told[0]
+    assert "cannot be read or written any more" in told[0]
+    monkeypatch.setattr(store, "env", store_env)
+
+
+def test_a_store_that_cannot_be_read_any_more_answers_only_misses(
+    opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened()
+    store.write([(key(1), values(1))])
+
+    class Broken:
+        def begin(self, **options: object) -> object:
+            raise lmdb.CorruptedError("mdb_get: Located page was wrong type")
+
+    store_env = store.env
+    monkeypatch.setattr(store, "env", Broken())
+    assert store.read([key(1), key(2)]) == [None, None]
+    assert (len(store), store.bytes()) == (0, 0)
+    store.write([(key(2), values(2))])
+    assert len(told) == 1
+    assert "cannot be read or written any more" in told[0]
     monkeypatch.setattr(store, "env", store_env)
 
 
@@ -208,6 +228,37 @@ def test_several_processes_fill_one_store(opened: Callable[..., Store], tmp_path
         for number, found in enumerate(store.read([key(n) for n in range(first, first + 60)]), first):
             assert found is not None
             np.testing.assert_array_equal(found, values(number))
+
+
+def test_a_store_that_another_process_made_larger_is_read_and_filled_on(
+    opened: Callable[..., Store], told: list[str], tmp_path: Path
+) -> None:
+    store, first = opened(largest=2**20), [key(n) for n in range(40)]
+    store.write((key(n), values(n)) for n in range(40))
+    wide = WRITER.replace("(5, 16)", "(50, 16)")
+    writer = subprocess.Popen([sys.executable, "-c", wide, str(tmp_path / "store"), "1000", "600"], stdout=subprocess.DEVNULL)
+    while writer.poll() is None:  # threads that read while one of them maps the file anew
+        with ThreadPoolExecutor(4) as pool:
+            assert all(own is not None for found in pool.map(store.read, [first] * 40) for own in found)
+    assert writer.wait() == 0
+    assert store.env.info()["map_size"] > 2**20
+    assert len(store) == 640
+    assert store.bytes() > 2**20
+    (found,) = store.read([key(1599)])
+    assert found is not None
+    np.testing.assert_array_equal(found, values(1599, rows=50))
+    store.write([(key(-1), values(2))])
+    assert store.read([key(-1)])[0] is not None
+    assert not [line for line in told if "full" not in line]
+
+
+def test_a_write_follows_a_file_that_another_process_made_larger(opened: Callable[..., Store], told: list[str], tmp_path: Path) -> None:
+    store, wide = opened(largest=2**20), WRITER.replace("(5, 16)", "(50, 16)")
+    subprocess.run([sys.executable, "-c", wide, str(tmp_path / "store"), "0", "400"], stdout=subprocess.DEVNULL, check=True)
+    store.write([(key(-1), values(1))])
+    assert store.read([key(-1)])[0] is not None
+    assert store.bytes() < 2**20  # what it may hold at most is this process's own affair
+    assert not [line for line in told if "full" not in line]
 
 
 def test_a_process_that_is_killed_loses_at_most_what_it_was_writing(opened: Callable[..., Store], tmp_path: Path) -> None:
