@@ -101,6 +101,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.env = lmdb.open(str(folder), map_size=size, max_dbs=2, metasync=False)
+            self.env.reader_check()
         except (lmdb.Error, OSError) as error:
             self._stop(f"it cannot be written ({error})")
             self.env = self._readable(folder, size)
@@ -227,19 +228,17 @@ class Store:
 
     def _fit_and_put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         coming = sum(len(value) for _, value in entries)
-        for again in (True, False):
-            if not self.filling:
-                return
+        for in_pieces in (False, True):  # what the first time freed may be, so that there is no room yet
             try:
-                if self._taken() + coming > self.limit:
+                if in_pieces:
+                    self._evict(self._taken() / 2)
+                elif self._taken() + coming > self.limit:
                     self._evict(ROOM / FULL * self.limit - coming)
                 self._put(entries)
                 return
             except lmdb.MapFullError:
-                if not again:
-                    self._stop("these outputs are larger than max_size")
-                else:  # what was freed lies in pieces
-                    self._evict(self._taken() / 2)
+                continue
+        self._stop("these outputs are larger than max_size")
 
     def _put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         with self._touching:
@@ -263,6 +262,7 @@ class Store:
 
     def _evict(self, wanted: float) -> None:
         """Remove what was not read for longest, until the rest takes no more bytes than wanted."""
+        self.env.reader_check()  # a reader that was killed keeps what is removed from being used again
         with self.env.begin(db=self.used) as txn, self._touching:
             ages = {bytes(key): int.from_bytes(value, "little") for key, value in txn.cursor()} | self.touched
         oldest, gone = sorted(ages, key=lambda key: ages[key]), 0
@@ -295,14 +295,20 @@ class Store:
             return int(txn.stat(self.entries)["entries"])
 
     def close(self) -> None:
-        """Write down what waits and what was read when, and let go of the file."""
-        if self.behind:
-            self.behind.close()
-        self._write([])
-        with self._map.alone():
-            self.env.close()
-        if _OPEN.get(self.folder.resolve()) is self:
-            del _OPEN[self.folder.resolve()]
+        """Write down what waits and what was read when, and let go of the file, also where writing fails.
+
+        Raises:
+            Exception: what writing beside the answers raised.
+        """
+        try:
+            if self.behind:
+                self.behind.close()
+            self._write([])
+        finally:
+            with self._map.alone():
+                self.env.close()
+            if _OPEN.get(self.folder.resolve()) is self:
+                del _OPEN[self.folder.resolve()]
 
 
 _OPEN: "WeakValueDictionary[Path, Store]" = WeakValueDictionary()

@@ -130,6 +130,53 @@ def test_what_is_larger_than_the_store_is_not_kept_and_said_once(opened: Callabl
     assert "larger than max_size; going on" in told[0]
 
 
+def test_what_goes_wrong_while_entries_go_is_said_and_no_error(
+    opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, evicted = opened(), list[float]()
+
+    def put(entries: object) -> None:
+        raise lmdb.MapFullError("mdb_put: Environment mapsize limit reached")
+
+    def evict(wanted: float) -> None:
+        evicted.append(wanted)
+        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+
+    monkeypatch.setattr(store, "_put", put)
+    monkeypatch.setattr(store, "_evict", evict)
+    store.write([(key(1), values(1))])
+    assert len(evicted) == len(told) == 1
+    assert "No space left on device" in told[0]
+    assert store.read([key(1)]) == [None]
+
+
+def test_a_store_lets_go_of_its_file_also_where_the_last_write_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.shared(tmp_path / "store", IDENTITY, 2**24, print)
+
+    def write(known: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(store, "write", write)
+    store.through([key(1)], lambda _: [values(1)])
+    with pytest.raises(OSError, match="no space left"):
+        store.close()
+    again = Store.shared(tmp_path / "store", IDENTITY, 2**24, print)
+    assert again is not store
+    again.close()
+
+
+def test_readers_that_were_killed_keep_no_room(opened: Callable[..., Store], tmp_path: Path) -> None:
+    store, entry = opened(largest=2**20), values(0, rows=32, width=256)
+    killed = "import lmdb, os, sys; txn = lmdb.open(sys.argv[1], max_dbs=2).begin(); txn.get(b'about'); os.kill(os.getpid(), 9)"
+    reader = subprocess.Popen([sys.executable, "-c", killed, str(tmp_path / "store")])
+    reader.wait()
+    assert str(reader.pid) in store.env.readers()
+    for number in range(60):  # twice what there is room for
+        store.write([(key(number), entry)])
+    assert str(reader.pid) not in store.env.readers()
+    assert store.filling
+
+
 def test_a_read_only_store_is_read_and_not_filled(
     opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
