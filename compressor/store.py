@@ -90,7 +90,10 @@ class Store:
     """
 
     def __init__(self, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> None:
-        """Open or make a store of at most so many bytes; `tell` hears once what goes wrong."""
+        """Open or make a store of at most so many bytes; `tell` hears once what goes wrong.
+
+        Where none can be made, every key is a miss.
+        """
         self.folder, self.identity, self.tell = folder, identity, tell
         self.touched: dict[bytes, int] = {}
         self.behind: WriteBehind | None = None
@@ -98,31 +101,24 @@ class Store:
         self.filling, self.evicted = True, 0
         self.found, self.computed = 0, 0
         size = max(SMALLEST, int(largest))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.env = lmdb.open(str(folder), map_size=size, max_dbs=2, metasync=False)
-            self.env.reader_check()
-        except (lmdb.Error, OSError) as error:
-            self._stop(f"it cannot be written ({error})")
-            self.env = self._readable(folder, size)
-        try:
-            self.entries, self.used = (self.env.open_db(name, create=self.filling) for name in (b"entries", b"used"))
-        except lmdb.Error:
-            self.env.close()
-            raise RecipeError(f"recycle.store {folder}: holds no store, and none can be made; name a folder that can be written") from None
         self.limit = FULL * size
+        self.readable = self._opened(size, readonly=False) or self._opened(size, readonly=True)
         try:
             self.check(identity)
-        except RecipeError:
-            self.env.close()
+            self.clock = self._guarded(self._latest, 0) + 1
+        except BaseException:
+            self._let_go()
             raise
-        self.clock = self._latest() + 1
 
-    def _readable(self, folder: Path, size: int) -> Any:
+    def _opened(self, size: int, *, readonly: bool) -> bool:
         try:
-            return lmdb.open(str(folder), map_size=size, max_dbs=2, readonly=True, lock=False)
-        except (lmdb.Error, OSError):
-            raise RecipeError(f"recycle.store {folder}: cannot be made or read; name a folder that can be written") from None
+            if not readonly:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self.env, self.entries, self.used = _file(self.folder, size, readonly=readonly)
+        except (lmdb.Error, OSError) as error:
+            self._stop(f"it cannot be written ({error})")
+            return False
+        return True
 
     @classmethod
     def shared(cls, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> "Store":
@@ -145,15 +141,21 @@ class Store:
         Raises:
             RecipeError: they are another model's, layer's, tokenizer's or type's.
         """
-        with self.env.begin() as txn:
-            known = txn.get(b"about")
-        if known is None and self.filling:
-            with self.env.begin(write=True) as txn:
-                txn.put(b"about", json.dumps(asdict(identity)).encode())
-        elif known is not None and (there := json.loads(known)) != (wanted := asdict(identity)):
+        noted = self._guarded(lambda: self._noted(identity), None)
+        there, wanted = noted or asdict(self.identity), asdict(identity)
+        if there != wanted:
             named = [(k, str(there.get(k)), str(v)) for k, v in wanted.items() if there.get(k) != v]
             differing = ", ".join(f"{k} {old[:12]}, not {new[:12]}" for k, old, new in named)
             raise RecipeError(f"recycle.store {self.folder}: made for {differing}; name another folder, or remove this one")
+
+    def _noted(self, identity: Identity) -> dict[str, Any] | None:
+        """Return whose outputs these are, which the first that fills them writes there."""
+        filling = self.filling
+        with self.env.begin(write=filling) as txn:
+            if filling:
+                txn.put(b"about", json.dumps(asdict(identity)).encode(), overwrite=False)
+            about = txn.get(b"about")
+        return None if about is None else dict(json.loads(about))
 
     def _latest(self) -> int:
         with self.env.begin(db=self.used) as txn:
@@ -181,6 +183,8 @@ class Store:
         A process that opened the store with a larger max_size may have made the file larger than it is mapped here. Work must not be
         guarded within: it would wait for itself.
         """
+        if not self.readable:
+            return otherwise
         for again in (True, False):
             try:
                 if not again:
@@ -198,6 +202,8 @@ class Store:
 
     def _touch(self, keys: Iterable[bytes]) -> None:
         with self._touching:
+            if not self.filling:  # nothing will write it down
+                return
             self.clock += 1
             self.touched |= dict.fromkeys(keys, self.clock)
 
@@ -209,7 +215,7 @@ class Store:
         if not missing:
             return [own for own in known if own is not None]
         made = dict(zip(missing, compute(list(missing.values())), strict=True))
-        if self.behind:
+        if self.behind and self.filling:
             self.behind.add(made.items(), self.write)
         else:
             self.write(made.items())
@@ -217,6 +223,8 @@ class Store:
 
     def write(self, known: Iterable[tuple[bytes, Floats]]) -> None:
         """Keep arrays (rows, width), all of them or, where the process is killed, none."""
+        if not self.filling:
+            return
         entries = [(key, _encoded(values, self.identity.dtype)) for key, values in known]
         self._touch(key for key, _ in entries)
         self._write(entries)
@@ -305,14 +313,32 @@ class Store:
                 self.behind.close()
             self._write([])
         finally:
-            with self._map.alone():
-                self.env.close()
+            self._let_go()
             if _OPEN.get(self.folder.resolve()) is self:
                 del _OPEN[self.folder.resolve()]
+
+    def _let_go(self) -> None:
+        with self._map.alone():
+            if self.readable:
+                self.env.close()
+            self.readable = self.filling = False
 
 
 _OPEN: "WeakValueDictionary[Path, Store]" = WeakValueDictionary()
 """Stores that are open in this process, by their folders."""
+
+
+def _file(folder: Path, size: int, *, readonly: bool) -> tuple[Any, Any, Any]:
+    """Return an open store's file, its entries, and when each was read."""
+    options = {"readonly": True, "lock": False} if readonly else {"metasync": False}
+    env = lmdb.open(str(folder), map_size=size, max_dbs=2, **options)
+    try:
+        if not readonly:
+            env.reader_check()
+        return env, env.open_db(b"entries", create=not readonly), env.open_db(b"used", create=not readonly)
+    except lmdb.Error:
+        env.close()
+        raise
 
 
 def _encoded(values: Floats, dtype: DType) -> bytes:

@@ -38,7 +38,7 @@ def opened(tmp_path: Path, told: list[str]) -> Iterator[Callable[..., Store]]:
 
     yield make
     for store in stores:
-        store.env.close()
+        store.close()
 
 
 def values(seed: int, rows: int = 5, width: int = 16) -> Floats:
@@ -177,9 +177,7 @@ def test_readers_that_were_killed_keep_no_room(opened: Callable[..., Store], tmp
     assert store.filling
 
 
-def test_a_read_only_store_is_read_and_not_filled(
-    opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_read_only_store_is_read_and_not_filled(opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may write what is read-only, so the refusal is what a read-only disk answers to all who ask to write."""
     store = opened()
     store.write([(key(1), values(1))])
@@ -198,11 +196,50 @@ def test_a_read_only_store_is_read_and_not_filled(
     assert store.read([key(2)]) == [None]
     assert len(told) == 1
     assert "cannot be written" in told[0]
-    real(str(tmp_path / "bare")).close()
-    with pytest.raises(RecipeError, match="holds no store, and none can be made; name a folder that can be written"):
-        Store(tmp_path / "bare", IDENTITY, 2**20, told.append)
-    with pytest.raises(RecipeError, match="cannot be made or read; name a folder that can be written"):
-        Store(tmp_path / "nowhere", IDENTITY, 2**20, told.append)
+    store.close()
+    with pytest.raises(RecipeError, match="made for layer 6, not 5; name another folder, or remove this one"):
+        opened(replace(IDENTITY, layer=5))
+
+
+def test_a_store_that_cannot_be_made_answers_only_misses_and_says_it_once(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    real, bare, none = lmdb.open, tmp_path / "bare", tmp_path / "file" / "store"
+    real(str(bare)).close()
+
+    def refusing(path: str, **options: object) -> object:
+        if not options.get("readonly"):
+            raise lmdb.Error(f"{path}: Read-only file system")
+        return real(path, **options)
+
+    monkeypatch.setattr(lmdb, "open", refusing)
+    for folder in (bare, none):
+        told.clear()
+        store = Store.shared(folder, IDENTITY, 2**20, told.append)
+        for _ in range(2):
+            (found,) = store.through([key(1)], lambda _: [values(1)])
+            np.testing.assert_array_equal(found, values(1))
+        assert (len(store), store.bytes(), store.computed) == (0, 0, 2)
+        with pytest.raises(RecipeError, match="made for layer 6, not 5"):  # its keys are another model's
+            Store.shared(folder, replace(IDENTITY, layer=5), 2**20, told.append)
+        store.close()
+        store.close()
+        assert len(told) == 1
+        assert "cannot be written" in told[0]
+
+
+def test_what_cannot_be_written_down_is_not_remembered(
+    opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.store.TOUCHES", 3)
+    store, writes = opened(), list[int]()
+    store.write([(key(n), values(n)) for n in range(8)])
+    store._stop("no more")
+    monkeypatch.setattr(store, "_fit_and_put", lambda entries: writes.append(1))
+    for _ in range(3):
+        assert store.read([key(n) for n in range(8)])[7] is not None
+    assert (store.touched, writes) == ({}, [])
 
 
 def test_a_store_that_cannot_be_written_any_more_goes_on_without_filling(
