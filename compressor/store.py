@@ -10,6 +10,7 @@ Limits:   one machine; a process that is killed loses at most the batch that it 
 import hashlib
 import json
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -105,7 +106,6 @@ class Store:
         self.readable = self._opened(size, readonly=False) or self._opened(size, readonly=True)
         try:
             self.check(identity)
-            self.clock = self._guarded(self._latest, 0) + 1
         except BaseException:
             self._let_go()
             raise
@@ -157,10 +157,6 @@ class Store:
             about = txn.get(b"about")
         return None if about is None else dict(json.loads(about))
 
-    def _latest(self) -> int:
-        with self.env.begin(db=self.used) as txn:
-            return max((int.from_bytes(value, "little") for _, value in txn.cursor()), default=0)
-
     def read(self, keys: Sequence[bytes]) -> list[Floats | None]:
         """Return what is known of each key, float32 (rows, width); None for a miss."""
         waiting = self.behind.waiting(keys) if self.behind else {}  # first: what is written meanwhile is then in one or the other
@@ -204,8 +200,7 @@ class Store:
         with self._touching:
             if not self.filling:  # nothing will write it down
                 return
-            self.clock += 1
-            self.touched |= dict.fromkeys(keys, self.clock)
+            self.touched |= dict.fromkeys(keys, time.time_ns())
 
     def through(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[Floats]]) -> list[Floats]:
         """Return the array of each key; those that are missing are computed, each once, from their positions in `keys`, and kept."""
@@ -255,7 +250,8 @@ class Store:
             for key, value in entries:
                 txn.put(key, value, db=self.entries)
             for key, when in sorted(touched.items()):  # pages in turn
-                txn.put(key, when.to_bytes(8, "little"), db=self.used)
+                if when > _when(txn.get(key, db=self.used)):  # another process may have read it since
+                    txn.put(key, when.to_bytes(8, "big"), db=self.used)
         with self._touching:  # what was read meanwhile waits for the next time
             self.touched = {key: when for key, when in self.touched.items() if touched.get(key) != when}
 
@@ -272,7 +268,8 @@ class Store:
         """Remove what was not read for longest, until the rest takes no more bytes than wanted."""
         self.env.reader_check()  # a reader that was killed keeps what is removed from being used again
         with self.env.begin(db=self.used) as txn, self._touching:
-            ages = {bytes(key): int.from_bytes(value, "little") for key, value in txn.cursor()} | self.touched
+            ages = {bytes(key): _when(value) for key, value in txn.cursor()}
+            ages |= {key: max(when, ages.get(key, 0)) for key, when in self.touched.items()}
         oldest, gone = sorted(ages, key=lambda key: ages[key]), 0
         at_once = min(256, len(oldest) // 20 + 1)
         while oldest and self._taken() > wanted:
@@ -339,6 +336,11 @@ def _file(folder: Path, size: int, *, readonly: bool) -> tuple[Any, Any, Any]:
     except lmdb.Error:
         env.close()
         raise
+
+
+def _when(stamp: bytes | None) -> int:
+    """Return when an entry was read for the last time, in nanoseconds by the clock that all processes have; 0 where nobody noted it."""
+    return int.from_bytes(stamp or b"", "big")
 
 
 def _encoded(values: Floats, dtype: DType) -> bytes:

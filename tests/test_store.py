@@ -121,6 +121,29 @@ def test_a_full_store_lets_go_what_was_not_read_for_longest(opened: Callable[...
     assert sum(f.stat().st_size for f in store.folder.iterdir()) < 4.2 * 2**20
 
 
+def test_what_another_process_read_since_stays(opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000]
+    monkeypatch.setattr(time, "time_ns", lambda: now[0])
+    store, entry = opened(largest=2**20), values(0, rows=32, width=256)
+    for number in range(8):
+        store.write([(key(number), entry)])
+    store.close()
+    store = opened(largest=2**20)
+    store.read([key(n) for n in range(8)])  # not written down yet
+    with store.env.begin(write=True, db=store.used) as txn:
+        assert txn.get(key(0)) == (1000).to_bytes(8, "big")
+        txn.put(key(0), (5000).to_bytes(8, "big"))  # as another process does
+    now[0] = 2000
+    for number in range(8, 40):
+        store.write([(key(number), entry)])
+        now[0] += 10
+    found = store.read([key(n) for n in range(40)])
+    assert found[0] is not None
+    assert all(own is None for own in found[1:8])
+    with store.env.begin(db=store.used) as txn:
+        assert txn.get(key(0)) == (5000).to_bytes(8, "big")
+
+
 def test_what_is_larger_than_the_store_is_not_kept_and_said_once(opened: Callable[..., Store], told: list[str]) -> None:
     store = opened(largest=2**20)
     store.write([(key(1), values(1, rows=2000, width=384))])
