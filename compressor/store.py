@@ -1,8 +1,8 @@
 """What frozen layers computed, on disk: found by content, in any batch, by any process.
 
-What:     an lmdb file of ragged rows without padding; each entry has a checksum, and what does not match it is a miss.
+What:     an lmdb file of ragged rows without padding; each entry has a checksum, of its key too, and what does not match it is a miss.
 Papers:   embedding recycling (arXiv:2207.04993).
-Formula:  key = sha256(model, layer, tokenizer, precision, dtype; token and segment ids of one text); int8: x ≈ scale · q, one scale a row.
+Formula:  key = sha256(format, model, layer, tokenizer, precision, dtype; token and segment ids); int8: x ≈ scale · q, one scale a row.
 Defaults: float16; 20 GB, of which entries take four fifths before those that were not read for longest go.
 Limits:   one machine; a process that is killed loses at most the batch that it was writing.
 """
@@ -30,8 +30,11 @@ from compressor.tokens import Floats
 T = TypeVar("T")
 DType = Literal["float32", "float16", "int8"]
 CODES: Mapping[DType, int] = {"float32": 0, "float16": 1, "int8": 2}
-_HEADER = struct.Struct("<IBII")
-"""Checksum, dtype, rows, width."""
+FORMAT = 2
+"""Of entries: stores of another are refused."""
+_CHECKSUM = struct.Struct("<I")
+_SHAPE = struct.Struct("<BII")
+"""Dtype, rows, width."""
 FULL, ROOM = 0.8, 0.6
 """Share of the largest size at which entries go, and that they leave."""
 SMALLEST = 2**20
@@ -52,9 +55,13 @@ class Identity:
     precision: str
     dtype: DType
 
+    def noted(self) -> dict[str, Any]:
+        """Return it as a store notes it, with the format of its entries."""
+        return {"format": FORMAT, **asdict(self)}
+
     def key(self, content: bytes) -> bytes:
         """Return the key of a text, from what tells it from others."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode() + b"\n" + content).digest()
+        return hashlib.sha256(json.dumps(self.noted(), sort_keys=True).encode() + b"\n" + content).digest()
 
 
 class _Map:
@@ -142,7 +149,7 @@ class Store:
             RecipeError: they are another model's, layer's, tokenizer's or type's.
         """
         noted = self._guarded(lambda: self._noted(identity), None)
-        there, wanted = noted or asdict(self.identity), asdict(identity)
+        there, wanted = noted or self.identity.noted(), identity.noted()
         if there != wanted:
             named = [(k, str(there.get(k)), str(v)) for k, v in wanted.items() if there.get(k) != v]
             differing = ", ".join(f"{k} {old[:12]}, not {new[:12]}" for k, old, new in named)
@@ -153,9 +160,9 @@ class Store:
         filling = self.filling
         with self.env.begin(write=filling) as txn:
             if filling:
-                txn.put(b"about", json.dumps(asdict(identity)).encode(), overwrite=False)
+                txn.put(b"about", json.dumps(identity.noted()).encode(), overwrite=False)
             about = txn.get(b"about")
-        return None if about is None else dict(json.loads(about))
+        return None if about is None else {"format": 1, **json.loads(about)}  # which the first did not note
 
     def read(self, keys: Sequence[bytes]) -> list[Floats | None]:
         """Return what is known of each key, float32 (rows, width); None for a miss."""
@@ -171,7 +178,7 @@ class Store:
 
     def _found(self, keys: Sequence[bytes]) -> list[Floats | None]:
         with self.env.begin(db=self.entries, buffers=True) as txn:
-            return [_decoded(value) if (value := txn.get(key)) is not None else None for key in keys]
+            return [_decoded(key, value) if (value := txn.get(key)) is not None else None for key in keys]
 
     def _guarded(self, work: Callable[[], T], otherwise: T) -> T:
         """Return what work on the file gives; where that fails, say so once, fill no more, and return `otherwise`.
@@ -220,7 +227,7 @@ class Store:
         """Keep arrays (rows, width), all of them or, where the process is killed, none."""
         if not self.filling:
             return
-        entries = [(key, _encoded(values, self.identity.dtype)) for key, values in known]
+        entries = [(key, _encoded(key, values, self.identity.dtype)) for key, values in known]
         self._touch(key for key, _ in entries)
         self._write(entries)
 
@@ -343,24 +350,25 @@ def _when(stamp: bytes | None) -> int:
     return int.from_bytes(stamp or b"", "big")
 
 
-def _encoded(values: Floats, dtype: DType) -> bytes:
+def _encoded(key: bytes, values: Floats, dtype: DType) -> bytes:
     rows, width = values.shape
     if dtype == "int8":
         scales = np.maximum(np.abs(values).max(1), 1e-12).astype(np.float32) / 127
         body = scales.tobytes() + np.round(values / scales[:, None]).astype(np.int8).tobytes()
     else:
         body = values.astype(dtype).tobytes()
-    entry: bytes = _HEADER.pack(zlib.crc32(body), CODES[dtype], rows, width) + body
-    return entry
+    shape = _SHAPE.pack(CODES[dtype], rows, width)
+    return b"".join((_CHECKSUM.pack(zlib.crc32(body, zlib.crc32(key + shape))), shape, body))
 
 
-def _decoded(entry: Any) -> Floats | None:
-    """Return an entry's array; None where a byte of it was changed."""
-    if len(entry) < _HEADER.size:
+def _decoded(key: bytes, entry: Any) -> Floats | None:
+    """Return an entry's array; None where a byte of it was changed, or it is another key's."""
+    if len(entry) < _CHECKSUM.size + _SHAPE.size:
         return None
-    (checksum, code, rows, width), body = _HEADER.unpack_from(entry), memoryview(entry)[_HEADER.size :]
+    (checksum,), (code, rows, width) = _CHECKSUM.unpack_from(entry), _SHAPE.unpack_from(entry, _CHECKSUM.size)
+    body = memoryview(entry)[_CHECKSUM.size + _SHAPE.size :]
     sizes = {0: 4 * rows * width, 1: 2 * rows * width, 2: 4 * rows + rows * width}
-    if zlib.crc32(body) != checksum or sizes.get(code) != len(body):
+    if zlib.crc32(body, zlib.crc32(key + _SHAPE.pack(code, rows, width))) != checksum or sizes.get(code) != len(body):
         return None
     if code == CODES["int8"]:
         scales, numbers = np.frombuffer(body[: 4 * rows], np.float32), np.frombuffer(body[4 * rows :], np.int8)

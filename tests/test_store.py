@@ -1,12 +1,13 @@
 """A store of frozen layers' outputs: what it knows is exact, what it does not know it says, whatever happens to its file."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
 
@@ -101,6 +102,25 @@ def test_a_changed_byte_is_a_miss(opened: Callable[..., Store]) -> None:
     assert found[0] is None
     assert found[1] is not None
     assert found[2] is None
+
+
+def test_another_texts_entry_is_a_miss(opened: Callable[..., Store]) -> None:
+    store = opened()
+    store.write([(key(1), values(1)), (key(2), values(2))])
+    with store.env.begin(write=True, db=store.entries) as txn:
+        first, second = txn.get(key(1)), txn.get(key(2))
+        txn.put(key(1), second)
+        txn.put(key(2), first)
+    assert store.read([key(1), key(2)]) == [None, None]
+
+
+def test_an_older_store_is_refused(opened: Callable[..., Store], told: list[str]) -> None:
+    store = opened()
+    with store.env.begin(write=True) as txn:
+        txn.put(b"about", json.dumps(asdict(IDENTITY)).encode())
+    store.close()
+    with pytest.raises(RecipeError, match="made for format 1, not 2; name another folder, or remove this one"):
+        opened()
 
 
 def test_a_full_store_lets_go_what_was_not_read_for_longest(opened: Callable[..., Store], told: list[str]) -> None:
