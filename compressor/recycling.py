@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,6 +55,7 @@ class Lower:
         if not 1 <= layers <= count:
             raise RecipeError(f"{key} {layers}: this encoder can recycle 1 to {count} layers; choose one of these")
         self.place, self.device, self.precision = layers, device, precision
+        self._one = Lock()  # a reader ahead and a validation may ask at once: what is captured, and autocast, are of the model
         upper = list(model.get_submodule(where.layers))[layers:]  # type: ignore[arg-type]
         kept = {id(module): None for module in upper}  # not worth a copy: they are dropped from it
         copied: PreTrainedModel = copy.deepcopy(model, dict(kept))
@@ -84,7 +86,7 @@ class Lower:
         """Return what `states` does after each of some layers, all from one pass."""
         batch = {name: torch.from_numpy(array).to(self.device) for name, array in tokens.padded(pad_id).items()}
         places: dict[int, Place] = {layer: ("hidden", layer) for layer in layers}
-        with captured(self.model.model, places.values()) as seen, self.precision:
+        with self._one, captured(self.model.model, places.values()) as seen, self.precision:
             self.model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         whole, lengths = {layer: seen[place].float().cpu().numpy() for layer, place in places.items()}, tokens.lengths.tolist()
         return {layer: [text[:length] for text, length in zip(found, lengths, strict=True)] for layer, found in whole.items()}

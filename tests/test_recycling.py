@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,18 @@ def test_one_pass_stores_what_every_depth_would(tiny_model: Path) -> None:
     for layers in (1, 2, 3):
         for own, alone in zip(together[layers], Lower(model, layers, CPU, FLOAT).states(data.tokens, 0), strict=True):
             torch.testing.assert_close(own, alone, atol=0, rtol=0)
+
+
+def test_several_threads_ask_one_model_for_the_states_of_their_own_texts(tiny_model: Path) -> None:
+    data, lower = split(tiny_model, 24), Lower(load_model(tiny_model, LABELS), 3, CPU, FLOAT)
+    parts = [data.tokens.rows(np.arange(24)[n::4]) for n in range(4)]
+    asked = [(lower.at(1 + n % 3), parts[n]) for n in range(4)] * 8
+    expected = [part.states(texts, 0) for part, texts in asked]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda own: own[0].states(own[1], 0), asked))
+    for states, wanted in zip(found, expected, strict=True):
+        for one, other in zip(states, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
 def test_what_a_store_of_probes_lost_is_computed_anew_at_its_own_depth(
