@@ -7,18 +7,18 @@ Defaults: float16; 20 GB, of which entries take four fifths before those that we
 Limits:   one machine; a process that is killed loses at most the batch that it was writing.
 """
 
+import atexit
 import hashlib
 import json
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Condition, Lock, RLock
 from typing import Any, Literal, TypeVar
-from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
@@ -131,16 +131,17 @@ class Store:
     def shared(cls, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> "Store":
         """Return this process's store of the folder, which lmdb cannot open twice; whoever comes second must want the same outputs.
 
-        It serves requests, so that what they fill in is written beside their answers.
+        It serves requests, so that what they fill in is written beside their answers. It is closed when the process ends, if not before.
         """
         place = folder.resolve()
-        known = _OPEN.get(place)
-        if known is None:
-            known = _OPEN[place] = cls(folder, identity, largest, tell)
-            known.behind = WriteBehind(WAITING)
-        else:
-            known.check(identity)
-        return known
+        with _OPENING:
+            known = _OPEN.get(place)
+            if known is None:
+                known = _OPEN[place] = cls(folder, identity, largest, tell)
+                known.behind = WriteBehind(WAITING)
+            else:
+                known.check(identity)
+            return known
 
     def check(self, identity: Identity) -> None:
         """Refuse another model's outputs, and note whose these are where nobody did.
@@ -328,8 +329,17 @@ class Store:
             self.readable = self.filling = False
 
 
-_OPEN: "WeakValueDictionary[Path, Store]" = WeakValueDictionary()
-"""Stores that are open in this process, by their folders."""
+_OPEN: dict[Path, Store] = {}
+"""Stores that requests share in this process, by their folders."""
+_OPENING = Lock()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Write down when entries were read, which a process that finds all it asks for does at no other time."""
+    with ExitStack() as stack:
+        for store in list(_OPEN.values()):
+            stack.callback(store.close)
 
 
 def _file(folder: Path, size: int, *, readonly: bool) -> tuple[Any, Any, Any]:

@@ -164,6 +164,36 @@ def test_what_another_process_read_since_stays(opened: Callable[..., Store], tol
         assert txn.get(key(0)) == (5000).to_bytes(8, "big")
 
 
+READER = """
+import sys
+from pathlib import Path
+from compressor.store import Identity, Store
+
+def serve():
+    identity = Identity("a" * 64, 6, "b" * 64, "float32", "float32")
+    store = Store.shared(Path(sys.argv[1]), identity, 2**24, print)
+    assert store.through([identity.key(b"1")], lambda missing: 1 / 0)
+
+serve()
+"""
+
+
+def test_a_process_that_only_reads_notes_when_it_did(opened: Callable[..., Store], tmp_path: Path) -> None:
+    store, started = opened(), time.time_ns()
+    store.write([(key(n), values(n)) for n in range(3)])
+    with store.env.begin(write=True, db=store.used) as txn:
+        for number in range(3):
+            txn.put(key(number), (1).to_bytes(8, "big"))
+    store.close()
+    done = subprocess.run([sys.executable, "-c", READER, str(tmp_path / "store")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    store = opened()
+    with store.env.begin(db=store.used) as txn:
+        found = [int.from_bytes(txn.get(key(n)), "big") for n in range(3)]
+    assert found[0] == found[2] == 1
+    assert found[1] > started
+
+
 def test_what_is_larger_than_the_store_is_not_kept_and_said_once(opened: Callable[..., Store], told: list[str]) -> None:
     store = opened(largest=2**20)
     store.write([(key(1), values(1, rows=2000, width=384))])
