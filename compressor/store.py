@@ -94,7 +94,7 @@ class Store:
     """Arrays (rows, width) by key; reading and writing never fail for a full or read-only disk, they only find and keep less.
 
     Raises:
-        RecipeError: the folder holds outputs of another model, layer, tokenizer or type.
+        RecipeError: the folder holds outputs of another model, layer, tokenizer, type or format.
     """
 
     def __init__(self, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> None:
@@ -147,7 +147,7 @@ class Store:
         """Refuse another model's outputs, and note whose these are where nobody did.
 
         Raises:
-            RecipeError: they are another model's, layer's, tokenizer's or type's.
+            RecipeError: they are another model's, layer's, tokenizer's, type's or format's.
         """
         noted = self._guarded(lambda: self._noted(identity), None)
         there, wanted = noted or self.identity.noted(), identity.noted()
