@@ -9,11 +9,12 @@ Limits:   a word that the tokenizer splits is never swapped; near means cosine o
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,6 +24,8 @@ from compressor.settings.distilling import Augment
 
 NEAREST = 15
 LONGEST = 5
+MARKERS = {"ByteLevel": "Ġ", "Metaspace": "▁"}
+"""What a piece that starts a word begins with, by how a tokenizer splits texts; WordPiece marks the others."""
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Neighbours:
     @classmethod
     def of(cls, model: PreTrainedModel, folder: Path) -> "Neighbours":
         """Return those of a model's own embeddings; pieces of words and special tokens are no words."""
-        words = {token: number for token, number in tokenizer_of(folder).get_vocab().items() if token.isalpha()}
+        words = _words(tokenizer_of(folder))
         table: Tensor = model.get_input_embeddings().weight  # type: ignore[union-attr,assignment]
         return cls(list(words), table.detach()[list(words.values())])
 
@@ -60,22 +63,32 @@ def augmented(examples: Iterable[Example], settings: Augment, near: Neighbours, 
     for number, example in enumerate(examples):
         rng = random.Random(f"{seed}/{number}")
         for _ in range(settings.copies):
-            copy = Example(
-                changed(example.text, settings, near, mask, rng),
-                None if example.text_pair is None else changed(example.text_pair, settings, near, mask, rng),
-            )
+            copy = _copy(example, settings, near, mask, rng)
             if (copy.text, copy.text_pair) != (example.text, example.text_pair):
                 yield copy
 
 
+def _copy(example: Example, settings: Augment, near: Neighbours, mask: str | None, rng: random.Random) -> Example:
+    if example.words is not None:  # they stay words: splitting the changed text again would tear the mask token apart
+        words = changed_words(example.words, settings, near, mask, rng)
+        return Example(" ".join(words), words=words)
+    text = changed(example.text, settings, near, mask, rng)
+    return Example(text, None if example.text_pair is None else changed(example.text_pair, settings, near, mask, rng))
+
+
 def changed(text: str, settings: Augment, near: Neighbours, mask: str | None, rng: random.Random) -> str:
     """Return a text with words masked, swapped and cut."""
-    words = [_word(word, settings, near, mask, rng) for word in text.split()]
+    return " ".join(changed_words(text.split(), settings, near, mask, rng))
+
+
+def changed_words(words: Sequence[str], settings: Augment, near: Neighbours, mask: str | None, rng: random.Random) -> list[str]:
+    """Return words masked, swapped and cut."""
+    found = [_word(word, settings, near, mask, rng) for word in words]
     if rng.random() < settings.ngrams:
-        count = min(rng.randint(1, LONGEST), len(words))
-        begin = rng.randint(0, len(words) - count)
-        words = words[begin : begin + count]
-    return " ".join(words)
+        count = min(rng.randint(1, LONGEST), len(found))
+        begin = rng.randint(0, len(found) - count)
+        found = found[begin : begin + count]
+    return found
 
 
 def _word(word: str, settings: Augment, near: Neighbours, mask: str | None, rng: random.Random) -> str:
@@ -85,3 +98,13 @@ def _word(word: str, settings: Augment, near: Neighbours, mask: str | None, rng:
     if draw < settings.mask + settings.swap:
         return rng.choice(near.of_word(word.lower()) or [word])
     return word
+
+
+def _words(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the pieces that start a word, as texts write them, and their ids."""
+    splits = repr(tokenizer.pre_tokenizer)
+    marker = next((mark for kind, mark in MARKERS.items() if kind in splits), "")
+    # A letter beyond ASCII is several bytes to a byte-level tokenizer, each written as a letter of its own.
+    read = decoders.ByteLevel().decode if marker == "Ġ" else "".join
+    starts = {token.removeprefix(marker): number for token, number in tokenizer.get_vocab().items() if token.startswith(marker)}
+    return {word: number for start, number in starts.items() if (word := read([start])).isalpha()}

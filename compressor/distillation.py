@@ -146,7 +146,8 @@ def _texts(
         if not ours or not theirs or ours == theirs:
             return example
         pair = example.text_pair and example.text_pair.replace(ours, theirs)
-        return dataclasses.replace(example, text=example.text.replace(ours, theirs), text_pair=pair)
+        words = example.words and [word.replace(ours, theirs) for word in example.words]
+        return dataclasses.replace(example, text=example.text.replace(ours, theirs), text_pair=pair, words=words)
 
     texts = splits.encode(examples(), task, folder)
     return texts, texts if folder == guide else splits.encode(map(as_teacher_reads, examples()), task, guide)

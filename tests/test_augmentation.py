@@ -1,13 +1,17 @@
 import random
 from pathlib import Path
 
+import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForSequenceClassification
 
 from compressor.augmentation import Neighbours, augmented, changed
 from compressor.data import Example
-from compressor.encoded import mask_token
+from compressor.encoded import mask_token, tokenizer_of
 from compressor.modeling import load_model
 from compressor.settings.distilling import Augment
+from compressor.tagging import TokenClassification
 from tests.conftest import BAD, GOOD, WORDS
 
 NEAR = Neighbours(["good", "great", "bad"], torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.2]]))
@@ -27,6 +31,33 @@ def test_words_of_a_model_are_whole_words(tiny_model: Path) -> None:
     assert set(near.words) == {*WORDS, *GOOD, *BAD, "unseen"}
     table = near.vectors[near.index["film"]] @ near.vectors.T
     assert near.words[int(table.argsort(descending=True)[1])] == near.of_word("film")[0]
+
+
+PIECES: dict[str, tuple[models.Model, pre_tokenizers.PreTokenizer]] = {
+    "byte-level": (
+        models.BPE({"film": 0, "Ġfilm": 1, "ĠcafÃ©": 2, "Ġ": 3, "ing": 4, "Ġ42": 5, "ĠÃ": 6, "Ġplot": 7}, []),
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel()]),
+    ),
+    "sentencepiece": (
+        models.Unigram([(token, -1.0) for token in ("film", "▁film", "▁café", "▁", "ing", "▁42", ",", "▁plot")], 0),
+        pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace()]),
+    ),
+}
+"""Small vocabularies, with the words film, café and plot under 1, 2 and 7."""
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_words_are_pieces_that_start_one_without_the_tokenizers_marker(kind: str, tmp_path: Path) -> None:
+    model, splits = PIECES[kind]
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = splits  # type: ignore[assignment]
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    encoder = BertForSequenceClassification(BertConfig(vocab_size=8, **sizes))
+    near = Neighbours.of(encoder, tmp_path)
+    assert near.index.keys() == {"film", "café", "plot"}
+    table = torch.nn.functional.normalize(encoder.get_input_embeddings().weight.detach(), dim=-1)  # type: ignore[union-attr,arg-type]
+    torch.testing.assert_close(near.vectors[[near.index[word] for word in ("film", "café", "plot")]], table[[1, 2, 7]])
 
 
 def test_each_change_happens_as_often_as_asked() -> None:
@@ -53,6 +84,18 @@ def test_copies_have_no_label_and_follow_from_the_seed() -> None:
     assert 20 < len(first) <= 60
     assert {e.label for e in first} == {None}
     assert not {(e.text, e.text_pair) for e in first} & {(e.text, e.text_pair) for e in examples}
+
+
+def test_words_of_an_example_stay_words(tiny_model: Path) -> None:
+    words = ["U.S.", "film", "good", "(", "bad", ")"]
+    example = Example(" ".join(words), label=["O"] * 6, words=words)
+    copies = list(augmented([example], Augment(copies=50, mask=0.3), NEAR, "[MASK]", 1))
+    assert {copy.text for copy in copies} == {" ".join(copy.words or ()) for copy in copies}
+    assert {copy.label for copy in copies} == {None}
+    assert {word for copy in copies for word in copy.words or ()} == {*words, "great", "[MASK]"}
+    masked = next(copy for copy in copies if copy.words == ["[MASK]"])
+    windows = TokenClassification().windows(tokenizer_of(tiny_model), [masked], 16, 0)
+    assert windows.tokens.ids.tolist() == [2, 4, 3]  # [CLS] [MASK] [SEP]
 
 
 def test_the_mask_token_is_the_tokenizers_own(tiny_model: Path) -> None:
