@@ -94,10 +94,10 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
         trained = _taught(settings, recipe, untrained, lesson, layers, out / STATE, log)
     counts = inputs["data"].metrics["examples"]
     originals = counts["train"] + counts.get("unlabelled", 0)
-    metrics = {**trained.metrics, "texts": {"original": originals, "augmented": len(train) - originals}}
+    metrics = {**trained.metrics, "texts": {"original": originals, "augmented": train.windows.count - originals}}
     checkpoint.save(trained.model, folder, out)
     if settings.student.vocabulary == "corpus":
-        corpus = train.tokens.first(originals)
+        corpus = train.windows.first(originals)
         metrics |= _prune(trained.model, folder, corpus, lesson.validation, f"{section}.student.vocabulary", out, log)
         covered_by_it = splits.encoded("validation", task, out / MODEL)
         metrics["validation_score"] = score_of(PlainModel(trained.model), covered_by_it, recipe.task.metric)

@@ -37,6 +37,15 @@ class Windows:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def count(self) -> int:
+        """How many examples these windows are of."""
+        return int(self.owners[-1]) + 1
+
+    def first(self, examples: int) -> Tokens:
+        """Return the tokens of all windows of the first so many examples."""
+        return self.tokens.first(int((self.owners < examples).sum()))
+
     def rows(self, chosen: Ints, owners: Ints) -> "Windows":
         """Return the chosen windows, in that order, as those of other owners."""
         places = [self.places[self.tokens.starts[row] : self.tokens.starts[row + 1]] for row in chosen]

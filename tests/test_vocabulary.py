@@ -12,6 +12,7 @@ from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.errors import RecipeError
 from compressor.modeling import PlainModel, load_model
+from compressor.tagging import TokenClassification
 from compressor.tokens import Tokens
 from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
 
@@ -73,6 +74,16 @@ def test_coverage_is_the_share_of_texts_that_lose_no_token(tmp_path: Path) -> No
     source = model_folder(tmp_path, True)
     kept = used(source, encoded(source, "very good films"), "k")
     assert covered(kept, encoded(source, "good film", "bad film", "very", "unbelievable")) == 0.5
+
+
+def test_a_corpus_is_all_windows_of_its_examples_and_none_of_others(tmp_path: Path) -> None:
+    source = model_folder(tmp_path, True)
+    examples = [Example(text, words=text.split()) for text in ("a film a film very good", "a film", "unbelievable")]
+    windows = TokenClassification().windows(tokenizer_of(source), examples, 4, 0)
+    assert windows.owners.tolist() == [0, 0, 0, 1, 2]
+    assert windows.count == 3
+    kept = used(source, windows.first(2), "k")
+    assert covered(kept, encoded(source, "very", "good", "film", "unbelievable")) == 0.75
 
 
 def test_any_text_can_still_be_split_into_characters(tmp_path: Path) -> None:
