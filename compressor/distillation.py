@@ -17,7 +17,7 @@ from compressor.artifact import STATE, STORE
 from compressor.augmentation import Neighbours, augmented
 from compressor.choices import Choice
 from compressor.data import Example
-from compressor.encoded import Encoded, mask_token
+from compressor.encoded import Encoded, mask_token, tokenizer_of
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, Place, shape_of
 from compressor.modeling import PlainModel
@@ -27,6 +27,7 @@ from compressor.objectives import (
     asks_of_tokens,
     asks_teacher,
     check,
+    compares_answers,
     learned_modules,
     looks_below,
     looks_inside,
@@ -85,6 +86,8 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     shapes = Shapes(shape_of(model), shape_of(teacher.model))
     _check(section, settings, task, model, teacher.model, shapes, same_tokens=aligned(train.tokens, teacher_train.tokens, folder, guide))
     room = settings.teacher_store * 1e6 if _epochs_inside(settings) > 1 else 0.0
+    if task.head == "masked-lm":
+        _check_vocabulary(section, settings, (model, folder), (teacher.model, guide))
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", room, log)
     lesson = _Lesson(train, splits.encoded("validation", task, folder), outputs, shapes, task)
     with student_layers(settings, f"{section}.recycled_layers", recipe, model, folder, out.parent, log) as layers:
@@ -174,6 +177,18 @@ def _check(
         raise RecipeError(
             f"{section}.objectives: {asking} compares the answers for each token, but teacher and student tokenize differently; "
             "use labels alone, or a teacher with the student's tokenizer"
+        )
+
+
+def _check_vocabulary(
+    section: str, settings: Distill, student: tuple[PreTrainedModel, Path], teacher: tuple[PreTrainedModel, Path]
+) -> None:
+    """Refuse objectives that compare logits of tokens, one by one, where the two models number them otherwise."""
+    ours, theirs = ((model.config.vocab_size, tokenizer_of(folder).get_vocab()) for model, folder in (student, teacher))
+    if ours != theirs and (comparing := compares_answers(settings.objectives)):
+        raise RecipeError(
+            f"{section}.objectives: {comparing} compares the logits of a whole vocabulary, but teacher and student have different ones; "
+            "use minilm, minilmv2, tinybert, hidden_cosine or labels"
         )
 
 

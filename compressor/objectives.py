@@ -203,6 +203,12 @@ def asks_of_tokens(objectives: Sequence[Objective]) -> str | None:
     return next((str(o.type) for o in objectives if OBJECTIVES[type(o)].teacher), None)
 
 
+def compares_answers(objectives: Sequence[Objective]) -> str | None:
+    """Return the type of an objective that compares the two models' logits, if there is one."""
+    methods = ((o, OBJECTIVES[type(o)]) for o in objectives)
+    return next((str(o.type) for o, method in methods if method.teacher and not method.places), None)
+
+
 def check(section: str, objectives: Sequence[Objective], shapes: Shapes) -> None:
     """Refuse objectives of a recipe's section that do not fit the two encoders.
 

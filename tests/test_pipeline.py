@@ -424,6 +424,24 @@ def test_general_distillation_makes_an_encoder_that_another_recipe_starts_from(m
     ]
 
 
+def test_logits_of_two_vocabularies_are_not_compared(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
+    folder = make_recipe().parent
+    other = shutil.copytree(tiny_model, folder / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    pieces = tokenizer["model"]["vocab"]
+    pieces["film"], pieces["story"] = pieces["story"], pieces["film"]  # the same pieces, under other ids
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (folder / "plain.txt").write_text("\n".join(text for text, _ in sentences(40, 5)), encoding="utf-8")
+    text = GENERAL.format(model=tiny_model).replace("layers: every second, hidden_size: 16", "model: ./other")
+    (folder / "general.yaml").write_text(text, encoding="utf-8")
+    done = compress("general.yaml", cwd=folder)
+    assert done.returncode == 3
+    told = "distill.objectives: soft_labels compares the logits of a whole vocabulary, but teacher and student have different ones; "
+    assert f"error: {told}use minilm, minilmv2, tinybert, hidden_cosine or labels" in done.stderr
+    (folder / "general.yaml").write_text(text.replace(", {type: soft_labels}", ""), encoding="utf-8")
+    assert compress("general.yaml", "--set", "distill.max_steps=2", cwd=folder).returncode == 0
+
+
 LAYERS, BILSTM = "layers: [0, 2]", "bilstm: {}"
 
 
