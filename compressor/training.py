@@ -73,7 +73,7 @@ def fit(
     With `settings.keep` best, `score` is asked after every epoch, and the model ends with the weights that it rated highest.
 
     Raises:
-        StageError: a loss is not finite; the step is named and the last checkpoint kept.
+        StageError: a loss or its gradient is not finite; the step is named, counted from 1, and the weights stay as they were before it.
         Interrupted: a signal came; the state is saved.
     """
     accelerator = Accelerator()
@@ -161,18 +161,22 @@ def _step(
     number: int,
     rows: Ints,
 ) -> float:
-    value, pending = 0.0, iter(losses)
+    values, pending = list[Tensor](), iter(losses)
     while True:
         with precision:
             loss = next(pending, None)
         if loss is None:
             break
-        value += loss.item()
-        if not math.isfinite(value):
-            batch = f"training texts {', '.join(str(row + 1) for row in rows[:3])}{' …' if len(rows) > 3 else ''}"
-            raise StageError(f"step {number} ({batch}): the loss is {value}; lower learning_rate or set precision: float32, then run again")
+        values.append(loss.detach())
         accelerator.backward(loss)
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    found: list[float] = torch.stack([torch.stack(values).sum(), norm]).tolist()  # read together: a GPU is waited for once a step
+    value, size = found
+    if not math.isfinite(value) or not math.isfinite(size):
+        batch = f"training texts {', '.join(str(row + 1) for row in rows[:3])}{' …' if len(rows) > 3 else ''}"
+        wrong = f"the gradient's norm is {size}" if math.isfinite(value) else f"the loss is {value}"
+        told = "lower learning_rate or set precision: float32; the training then starts anew, because its checkpoint is of these settings"
+        raise StageError(f"step {number + 1} ({batch}): {wrong}; {told}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return value

@@ -31,11 +31,20 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Embedding(2 * TEXTS, 4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 2))
 
 
-def train(trained: nn.Module, folder: Path, scores: list[float] | None = None, fail_at: int | None = None, **settings: object) -> Fitted:
+def train(
+    trained: nn.Module,
+    folder: Path,
+    scores: list[float] | None = None,
+    fail_at: int | None = None,
+    steep_at: int | None = None,
+    **settings: object,
+) -> Fitted:
     """Fit; the scores of the epochs are given, not measured."""
 
     def losses(batch: dict[str, Tensor], step: Step) -> list[Tensor]:
         loss = nn.functional.cross_entropy(trained(batch["input_ids"]), batch["labels"])
+        if step.number == steep_at:
+            loss = loss + (loss * 0.0).sqrt()  # a root at zero is finite, its slope is not
         return [loss * float("nan") if step.number == fail_at else loss]
 
     left = list(scores or [])
@@ -72,9 +81,16 @@ def test_patience_ends_the_training_early(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"step 7 \(training texts \d+, \d+, \d+ …\): the loss is nan; lower learning_rate"):
+    with pytest.raises(StageError, match=r"step 8 \(training texts \d+, \d+, \d+ …\): the loss is nan; lower learning_rate"):
         train(model(), tmp_path, fail_at=7, checkpoint_every=5)
     assert torch.load(tmp_path / "fit.pt", weights_only=True)["progress"][0] == 5
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight(tmp_path: Path) -> None:
+    trained = model()
+    with pytest.raises(StageError, match=r"step 4 \(training texts .*\): the gradient's norm is nan; lower learning_rate or set precision"):
+        train(trained, tmp_path / "a", steep_at=3)
+    assert weights(trained).isfinite().all()
 
 
 def test_a_training_that_goes_on_keeps_the_best_of_all_epochs(tmp_path: Path) -> None:
