@@ -125,7 +125,8 @@ def _taught(
                 return score_of(forward, validation, recipe.task.metric)
 
             losses = losses_of(settings, forward, learned, lesson.shapes, lesson.outputs, lesson.task.choice)
-            fitted = fit(nn.ModuleList([forward, learned]), losses, train, settings, seed, state, log, score)
+            both = nn.ModuleList([forward, learned])
+            fitted = fit(both, losses, train, settings, seed, state, log, score, settings.answers_from)
             return Trained(student, {**dataclasses.asdict(fitted), "validation_score": score()})
 
     trained = train_seeds(settings, recipe.seed, state, log, once)

@@ -67,16 +67,21 @@ class Recipe(Section):
         for section in ("length_adapt", "early_exit", "quantize", "search", "cascade", "default_point", "gates"):
             if getattr(self, section):
                 raise ValueError(f"a masked-lm recipe ends with an encoder that answers no task yet: leave `{section}` out")
-        if any(section.student.bilstm or section.student.vocabulary == "corpus" for section in self._students):
+        if any(section.student.bilstm or section.student.vocabulary == "corpus" for section in self._students.values()):
             raise ValueError("a masked-lm recipe makes a whole encoder: name a student by `model` or `layers`, with vocabulary: full")
         if self.data.unlabelled:
             raise ValueError("a masked-lm recipe needs no labels: name all texts in data.train, and leave data.unlabelled out")
-        if self.recycle or any(section.recycled_layers for section in self._students):
+        if self.recycle or any(section.recycled_layers for section in self._students.values()):
             raise ValueError("a masked-lm recipe hides other tokens each time, so that no text runs once: recycle no layers")
         return self
 
     @model_validator(mode="after")
     def _student_fits(self) -> "Recipe":
+        for name, section in self._students.items():
+            student = section.student
+            if self.deployed and student.layers is None and not any(o.answers for o in section.objectives):
+                told = "the head of a student by `model` or `bilstm` is new, and would answer by chance"
+                raise ValueError(f"{name}.objectives: none of them reaches the logits: {told}; add soft_labels, logits or labels")
         if self.data.unlabelled and not self.distill:
             raise ValueError("data.unlabelled holds texts for a student to learn from its teacher: add a `distill` section or leave it out")
         if not (self.distill and self.distill.student.bilstm):
@@ -148,8 +153,9 @@ class Recipe(Section):
         return self
 
     @property
-    def _students(self) -> list[Distill]:
-        return [section for section in (self.assistant, self.distill) if section]
+    def _students(self) -> dict[str, Distill]:
+        named = {"assistant": self.assistant, "distill": self.distill}
+        return {name: section for name, section in named.items() if section}
 
     @property
     def deployed(self) -> bool:

@@ -67,10 +67,12 @@ def fit(
     state: Path,
     log: Progress,
     score: Callable[[], float] | None = None,
+    rated_from: float = 0.0,
 ) -> Fitted:
     """Train the model in place and return what was done; go on from `state` when it holds a checkpoint.
 
-    With `settings.keep` best, `score` is asked after every epoch, and the model ends with the weights that it rated highest.
+    With `settings.keep` best, `score` is asked after every epoch, and the model ends with the weights that it rated highest; what was
+    learned before the share `rated_from` of the steps is not rated, and patience begins there.
 
     Raises:
         StageError: a loss or its gradient is not finite; the step is named, counted from 1, and the weights stay as they were before it.
@@ -82,6 +84,7 @@ def fit(
         cheapen(model)
     model.to(accelerator.device).train()
     steps, per_epoch = count_steps(len(train), settings), math.ceil(len(train) / settings.batch_size)
+    unrated = math.ceil(rated_from * steps)
     optimizer = torch.optim.AdamW(_decayed(model, settings.weight_decay), lr=settings.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps, settings.warmup))
     torch.manual_seed(seed)
@@ -92,7 +95,7 @@ def fit(
     try:
         for step, rows, arrays in _read_ahead(train, batches(train.tokens.lengths, settings, seed, run.done, steps), steps):
             batch = on(accelerator.device, arrays)
-            if settings.patience is not None and run.done - run.best_step >= settings.patience * per_epoch:
+            if settings.patience is not None and run.done - max(run.best_step, unrated) >= settings.patience * per_epoch:
                 log.note(f"stopped after step {run.done} of {steps}: no better score in {settings.patience} epochs")
                 break
             with held_back():
@@ -100,7 +103,7 @@ def fit(
                 scheduler.step()
                 run.count(loss)
                 texts += len(rows)
-                if score and settings.keep == "best" and (run.done % per_epoch == 0 or run.done == steps):
+                if score and settings.keep == "best" and run.done > unrated and (run.done % per_epoch == 0 or run.done == steps):
                     run.rate(score)
                 if run.done % settings.checkpoint_every == 0 and run.done < steps:
                     run.save()

@@ -214,6 +214,10 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
         (("layers: [0, 2]", "model: ./small, hidden_size: 16"), "10:3: distill.student: hidden_size cuts `layers` of the teacher"),
         (("layers: [0, 2]", "bilstm: {}"), "1:1: recipe: a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out"),
         (
+            ("layers: [0, 2]", "model: ./small", "{type: soft_labels, start: 0.5}", "{type: hidden_cosine, start: 0.5}"),
+            "1:1: recipe: distill.objectives: none of them reaches the logits: the head of a student by `model` or `bilstm` is new",
+        ),
+        (
             ("  student:", "  augment: {mask: 0, swap: 0, ngrams: 0}\n  student:"),
             "10:3: distill.augment: mask and swap add up to at most 1",
         ),

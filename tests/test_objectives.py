@@ -10,7 +10,7 @@ from compressor.errors import RecipeError
 from compressor.families import PROJECTIONS, Place, Shape
 from compressor.losses import label_loss, logit_loss, relation_loss, soft_label_loss
 from compressor.objectives import OBJECTIVES, Places, Shapes, Views, check, layer_map, learned_modules, looks_inside, places_of, total
-from compressor.settings.distilling import HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, TinyBERT
+from compressor.settings.distilling import Distill, HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, Student, TinyBERT
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
 TEACHER, STUDENT = Shape(4, 24, 4), Shape(2, 12, 4)
@@ -192,6 +192,23 @@ def test_weights_multiply_and_losses_add() -> None:
     soft, hard = SoftLabels(type="soft_labels", weight=0.25), Labels(type="labels", weight=2.0)
     parts = 0.25 * loss(SETTINGS[SoftLabels], views) + 2 * loss(SETTINGS[Labels], views)
     torch.testing.assert_close(total((soft, hard), views), parts)
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_an_objective_reaches_the_logits_or_looks_inside(kind: type[Objective]) -> None:
+    views = random_views()
+    views.student_logits.requires_grad_()
+    for inner in views.student.values():
+        inner.requires_grad_()
+    loss(SETTINGS[kind], views).backward()
+    assert kind.answers == (views.student_logits.grad is not None) == (looks_inside((SETTINGS[kind],)) is None)
+
+
+def test_scores_count_from_where_an_objective_reaches_the_logits() -> None:
+    minilm, soft, labels = MiniLMv2(type="minilmv2"), SoftLabels(type="soft_labels", start=0.3), Labels(type="labels", start=0.6)
+    student = Student(layers="first 1")
+    assert Distill(student=student, objectives=(minilm, labels, soft)).answers_from == 0.3
+    assert Distill(student=student, objectives=(minilm,)).answers_from == 0.0
 
 
 def test_a_schedule_decides_which_objectives_count() -> None:

@@ -37,6 +37,7 @@ def train(
     scores: list[float] | None = None,
     fail_at: int | None = None,
     steep_at: int | None = None,
+    rated_from: float = 0.0,
     **settings: object,
 ) -> Fitted:
     """Fit; the scores of the epochs are given, not measured."""
@@ -49,7 +50,8 @@ def train(
 
     left = list(scores or [])
     score = (lambda: left.pop(0)) if scores else None
-    return fit(trained, losses, texts(), Training.model_validate(SETTINGS | settings), 17, folder, Progress(quiet=True), score)
+    asked = Training.model_validate(SETTINGS | settings)
+    return fit(trained, losses, texts(), asked, 17, folder, Progress(quiet=True), score, rated_from)
 
 
 def weights(trained: nn.Module) -> Tensor:
@@ -78,6 +80,14 @@ def test_the_last_weights_are_kept_unless_asked(tmp_path: Path) -> None:
 def test_patience_ends_the_training_early(tmp_path: Path) -> None:
     fitted = train(model(), tmp_path, [0.5, 0.9, 0.8, 0.9], keep="best", patience=1)
     assert (fitted.steps, fitted.kept_step) == (9, 6)
+
+
+def test_what_is_learned_before_answers_are_is_neither_rated_nor_waited_for(tmp_path: Path) -> None:
+    fitted = train(model(), tmp_path / "a", [0.5, 0.4], rated_from=0.5, keep="best", patience=1)  # epochs end after 3, 6, 9 and 12 steps
+    assert (fitted.steps, fitted.kept_step) == (12, 9)
+    waited = train(model(), tmp_path / "b", [0.5, 0.4, 0.4, 0.4], rated_from=0.6, epochs=6, keep="best", patience=2)
+    assert (waited.steps, waited.kept_step) == (18, 12)
+    assert train(model(), tmp_path / "c", [0.5], rated_from=0.99, keep="best").kept_step == 12  # nothing was rated: the last weights
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a student starts as, and what it learns from its teacher."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -53,6 +53,8 @@ class Student(Section):
 
 
 class Objective(Section):
+    answers: ClassVar[bool] = False
+    """Whether it reaches the logits, and so trains the head; the others look inside the models."""
     type: str
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Factor of this loss in the sum."""
@@ -99,11 +101,13 @@ class HiddenCosine(Objective):
 
 
 class Logits(Objective):
+    answers = True
     type: Literal["logits"]
     """Squared distance of the logits (arXiv:1903.12136)."""
 
 
 class SoftLabels(Objective):
+    answers = True
     type: Literal["soft_labels"]
     """The teacher's class probabilities (arXiv:1503.02531)."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
@@ -111,6 +115,7 @@ class SoftLabels(Objective):
 
 
 class Labels(Objective):
+    answers = True
     type: Literal["labels"]
     """The labels of the data."""
 
@@ -147,6 +152,11 @@ class Distill(Training):
     """Largest disk store of the teacher's insides, which are then computed once a text; what does not fit is computed at each step."""
     objectives: Annotated[tuple[AnyObjective, ...], Field(min_length=1, strict=False)]
     """Losses that are added; `start` and `end` put them one after another."""
+
+    @property
+    def answers_from(self) -> float:
+        """Share of the training after which scores tell something: an objective reaches the logits then, if any ever does."""
+        return min((o.start for o in self.objectives if o.answers), default=0.0)
 
     @model_validator(mode="after")
     def _covered(self) -> "Distill":

@@ -27,7 +27,8 @@ class Training(Section):
     checkpoint_every: Annotated[int, Field(ge=1, le=LARGEST)] = 100
     """Steps between two checkpoints that an interrupted build goes on from."""
     keep: Literal["last", "best"] = "last"
-    """best: end with the weights of the epoch that scored highest on the validation split."""
+    """best: end with the weights of the epoch that scored highest on the validation split; of a student, since an objective
+    reaches the logits."""
     patience: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Stop early after so many epochs without a better score on the validation split; needs keep: best."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
