@@ -161,6 +161,9 @@ def _check_minilmv2(settings: MiniLMv2, shapes: Shapes) -> str:
 
 
 def _check_tinybert(settings: TinyBERT, shapes: Shapes) -> str:
+    if settings.layers is None and shapes.student.layers > shapes.teacher.layers:
+        told = f"{shapes.student.layers} layers, but the teacher has {shapes.teacher.layers}"
+        return f"tinybert maps equal blocks of teacher layers, and the student has {told}; name the teacher's layer for each in `layers`"
     layers = layer_map(settings.layers, shapes.student.layers, shapes.teacher.layers)
     if len(layers) != shapes.student.layers:
         return f"tinybert maps {len(layers)} layers, but the student has {shapes.student.layers}; name one for each"

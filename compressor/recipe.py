@@ -76,24 +76,39 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _student_fits(self) -> "Recipe":
-        for name, section in self._students.items():
-            student = section.student
-            if self.deployed and student.layers is None and not any(o.answers for o in section.objectives):
-                told = "the head of a student by `model` or `bilstm` is new, and would answer by chance"
-                raise ValueError(f"{name}.objectives: none of them reaches the logits: {told}; add soft_labels, logits or labels")
+    def _students_learn(self) -> "Recipe":
         if self.data.unlabelled and not self.distill:
             raise ValueError("data.unlabelled holds texts for a student to learn from its teacher: add a `distill` section or leave it out")
-        if not (self.distill and self.distill.student.bilstm):
-            return self
-        if self.length_adapt:
-            raise ValueError("a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out")
-        if self.early_exit:
-            raise ValueError("a bilstm student has no layers to stop after: leave `early_exit` out")
-        if self.distill.recycled_layers:
-            raise ValueError("a bilstm student has no layers to recycle: leave distill.recycled_layers out")
-        if self.task.type in WINDOWED:
-            raise ValueError(f"a bilstm student answers for whole texts, not for {self.task.type}: name a student by `model` or `layers`")
+        for name, section in self._students.items():
+            if self.data.unlabelled and section.labels_alone:
+                told = f"data.unlabelled holds texts that only the teacher answers, and {name}.objectives are labels alone"
+                raise ValueError(f"{told}: add soft_labels, logits or another objective, or leave data.unlabelled out")
+            if self.deployed and section.student.layers is None and not any(o.answers for o in section.objectives):
+                told = "the head of a student by `model` or `bilstm` is new, and would answer by chance"
+                raise ValueError(f"{name}.objectives: none of them reaches the logits: {told}; add soft_labels, logits or labels")
+        return self
+
+    @model_validator(mode="after")
+    def _bilstm_fits(self) -> "Recipe":
+        if self.distill and self.distill.student.bilstm:
+            if self.length_adapt:
+                raise ValueError("a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out")
+            if self.early_exit:
+                raise ValueError("a bilstm student has no layers to stop after: leave `early_exit` out")
+        for name, section in self._students.items():
+            teacher = self.assistant if name == "distill" else None
+            inside = next((o.type for o in section.objectives if not o.answers), None)
+            if section.student.bilstm and section.recycled_layers:
+                raise ValueError(f"a bilstm student has no layers to recycle: leave {name}.recycled_layers out")
+            if section.student.bilstm and self.task.type in WINDOWED:
+                raise ValueError(
+                    f"a bilstm student answers for whole texts, not for {self.task.type}: name a student by `model` or `layers`"
+                )
+            if inside and (section.student.bilstm or (teacher and teacher.student.bilstm)):
+                told = f"{inside} looks inside self-attention, which a bilstm has not"
+                raise ValueError(f"{name}.objectives: {told}; use soft_labels, logits and labels")
+            if section.student.layers is not None and teacher and teacher.student.bilstm:
+                raise ValueError("a bilstm assistant has no layers to take: name the student of `distill` by `model` or `bilstm`")
         return self
 
     @model_validator(mode="after")

@@ -44,6 +44,10 @@ gates:
 """
 
 
+ASSISTANT = "assistant: {student: {bilstm: {}}, objectives: [{type: soft_labels}], "
+"""An assistant that is a BiLSTM, with its last key and the bracket left open."""
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
@@ -216,6 +220,42 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
         (
             ("layers: [0, 2]", "model: ./small", "{type: soft_labels, start: 0.5}", "{type: hidden_cosine, start: 0.5}"),
             "1:1: recipe: distill.objectives: none of them reaches the logits: the head of a student by `model` or `bilstm` is new",
+        ),
+        (
+            ("layers: [0, 2]", "bilstm: {}", "length_adapt: {}\n", "", "search: {population: 12}\n", ""),
+            "1:1: recipe: distill.objectives: minilmv2 looks inside self-attention, which a bilstm has not; use soft_labels, logits and",
+        ),
+        (
+            ("distill:", f"{ASSISTANT}recycled_layers: 1}}\ndistill:"),
+            "1:1: recipe: a bilstm student has no layers to recycle: leave assistant.recycled_layers out",
+        ),
+        (
+            (
+                "distill:",
+                f"{ASSISTANT}epochs: 1}}\ndistill:",
+                "version: 1",
+                "version: 1\ntask: {type: token-classification, metric: entity_f1}",
+            ),
+            "1:1: recipe: a bilstm student answers for whole texts, not for token-classification",
+        ),
+        (
+            ("distill:", f"{ASSISTANT}epochs: 1}}\ndistill:"),
+            "1:1: recipe: distill.objectives: minilmv2 looks inside self-attention, which a bilstm",
+        ),
+        (
+            ("distill:", f"{ASSISTANT}epochs: 1}}\ndistill:", "{type: minilmv2, end: 0.5}", "{type: logits}"),
+            "1:1: recipe: a bilstm assistant has no layers to take: name the student of `distill` by `model` or `bilstm`",
+        ),
+        (
+            (
+                "{type: minilmv2, end: 0.5}",
+                "{type: labels}",
+                "{type: soft_labels, start: 0.5}",
+                "{type: labels}",
+                "train: train.csv",
+                "train: train.csv\n  unlabelled: more.txt",
+            ),
+            "1:1: recipe: data.unlabelled holds texts that only the teacher answers, and distill.objectives are labels alone: add",
         ),
         (
             ("  student:", "  augment: {mask: 0, swap: 0, ngrams: 0}\n  student:"),

@@ -279,6 +279,7 @@ def test_a_batch_in_which_nothing_counts_costs_nothing() -> None:
         (MiniLMv2(type="minilmv2", relation_heads=8), STUDENT, "relation_heads 8 does not divide the student's hidden size 12"),
         (TinyBERT(type="tinybert", layers=(1,)), STUDENT, "tinybert maps 1 layers, but the student has 2; name one for each"),
         (TinyBERT(type="tinybert", layers=(1, 9)), STUDENT, "teacher layer 9 is out of range"),
+        (TinyBERT(type="tinybert"), Shape(6, 24, 4), "the student has 6 layers, but the teacher has 4; name the teacher's layer for each"),
         (TinyBERT(type="tinybert"), Shape(2, 12, 3), "tinybert with attention needs equal head counts"),
     ],
 )

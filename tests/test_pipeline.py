@@ -379,12 +379,6 @@ def test_a_bilstm_learns_from_unlabelled_and_augmented_texts_and_ships_with_a_pr
     assert products["int8"] >= 2
 
 
-LENGTHS = """\
-length_adapt: {epochs: 1, batch_size: 16, learning_rate: 5e-4, precision: float32, checkpoint_every: 5, layer_drop: 0.1}
-quantize: {}
-search: {evaluations: 8, population: 4, texts: 8, latency: macs}
-default_point: fast
-"""
 GENERAL = """\
 version: 1
 name: general
@@ -442,13 +436,12 @@ def test_logits_of_two_vocabularies_are_not_compared(make_recipe: Callable[..., 
     assert compress("general.yaml", "--set", "distill.max_steps=2", cwd=folder).returncode == 0
 
 
-LAYERS, BILSTM = "layers: [0, 2]", "bilstm: {}"
+LAYERS = "layers: [0, 2]"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({LAYERS: BILSTM, LENGTHS: ""}, "distill.objectives: minilmv2 looks inside self-attention, which is not known of a bilstm student"),
         ({LAYERS: "layers: [0, 3]"}, "distill.student.layers: 3 is out of range; the teacher has layers 0 to 2"),
         ({LAYERS: "layers: last 4"}, "distill.student.layers: last 4 is out of range; the teacher has 3 layers"),
         ({LAYERS: "layers: [0], hidden_size: 30"}, "distill.student.hidden_size: 30 does not fit this teacher; choose a multiple of 8"),

@@ -154,6 +154,11 @@ class Distill(Training):
     """Losses that are added; `start` and `end` put them one after another."""
 
     @property
+    def labels_alone(self) -> bool:
+        """Whether nothing is asked of the teacher."""
+        return all(isinstance(o, Labels) for o in self.objectives)
+
+    @property
     def answers_from(self) -> float:
         """Share of the training after which scores tell something: an objective reaches the logits then, if any ever does."""
         return min((o.start for o in self.objectives if o.answers), default=0.0)
@@ -164,7 +169,7 @@ class Distill(Training):
         for share in edges:
             if not any(o.start <= share < o.end for o in self.objectives):
                 raise ValueError(f"no objective is active at {share:.0%} of the training")
-        if all(isinstance(o, Labels) for o in self.objectives) and self.augment:
+        if self.labels_alone and self.augment:
             raise ValueError(
                 "augment makes texts that only the teacher answers: add soft_labels, logits or another objective beside labels"
             )
