@@ -19,7 +19,7 @@ from compressor.choices import Choice
 from compressor.data import Example
 from compressor.encoded import Encoded, mask_token, tokenizer_of
 from compressor.errors import RecipeError
-from compressor.families import FAMILIES, Place, shape_of
+from compressor.families import FAMILIES, Place, score_bias, shape_of
 from compressor.modeling import PlainModel
 from compressor.objectives import (
     Shapes,
@@ -210,16 +210,18 @@ def losses_of(
     settings: Distill, student: PlainModel | Upper, learned: nn.ModuleDict, shapes: Shapes, outputs: TeacherOutputs, choice: Choice
 ) -> Losses:
     """Return the losses of a batch: the objectives that are active at a step, added."""
+    plain = student.plain if isinstance(student, Upper) else student
 
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         places = places_of(settings.objectives, shapes, step.share)
         with ExitStack() as stack:
             ours = stack.enter_context(captured_in(student, places.student)) if places else {}
             logits = student(*inputs_of(batch))
-        goal, theirs = logits.detach(), dict[Place, Tensor]()
+        goal, theirs, mask = logits.detach(), dict[Place, Tensor](), batch["attention_mask"].bool()
         if asks_teacher(settings.objectives, step.share):
             goal, theirs = outputs.of(batch["rows"], places.teacher, logits.device, step.draw)
-        views = Views(shapes, batch["attention_mask"].bool(), batch["labels"], choice, logits, goal, ours, theirs)
+        biases = (score_bias(plain.model, mask), outputs.bias(mask)) if places else (None, None)
+        views = Views(shapes, mask, batch["labels"], choice, logits, goal, ours, theirs, *biases)
         yield total(settings.objectives, views, step.share, learned)
 
     return losses

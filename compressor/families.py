@@ -5,7 +5,7 @@ To add a family: one entry in FAMILIES; to make it a length-adaptive student too
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class Family:
     key: str
     value: str
     output: str
+    own_scores: bool = field(default=False, kw_only=True)
+    """Whether attention scores are more than q·kᵀ / √head_dim and what `score_bias` returns."""
 
 
 def _bert_like(
@@ -34,9 +36,10 @@ def _bert_like(
     block: str = "attention.self",
     parts: tuple[str, str, str] = ("query", "key", "value"),
     output: str = "attention.output.dense",
+    own_scores: bool = False,
 ) -> Family:
     query, key, value = (f"{block}.{part}" for part in parts)
-    return Family(f"{name}.embeddings", f"{name}.encoder.layer", query, key, value, output)
+    return Family(f"{name}.embeddings", f"{name}.encoder.layer", query, key, value, output, own_scores=own_scores)
 
 
 FAMILIES = {
@@ -44,8 +47,8 @@ FAMILIES = {
     "roberta": _bert_like("roberta"),
     "electra": _bert_like("electra"),
     "mpnet": _bert_like("mpnet", "attention.attn", ("q", "k", "v"), "attention.attn.o"),
-    "deberta-v2": _bert_like("deberta", parts=("query_proj", "key_proj", "value_proj")),
-    "modernbert": Family("model.embeddings", "model.layers", *("attn.Wqkv",) * 3, "attn.Wo"),
+    "deberta-v2": _bert_like("deberta", parts=("query_proj", "key_proj", "value_proj"), own_scores=True),
+    "modernbert": Family("model.embeddings", "model.layers", *("attn.Wqkv",) * 3, "attn.Wo", own_scores=True),
     "distilbert": Family(
         "distilbert.embeddings", "distilbert.transformer.layer", *(f"attention.{part}_lin" for part in ("q", "k", "v", "out"))
     ),
@@ -66,11 +69,12 @@ def family(model: PreTrainedModel) -> Family:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What decides whether an objective fits an encoder: layers, hidden size, attention heads."""
+    """What decides whether an objective fits an encoder: layers, hidden size, attention heads, and whether scores are the family's own."""
 
     layers: int
     width: int
     heads: int
+    own_scores: bool = False
 
 
 Part = Literal["hidden", "queries", "keys", "values"]
@@ -120,4 +124,13 @@ def _module_at(model: PreTrainedModel, place: Place) -> tuple[nn.Module, int | N
 def shape_of(model: PreTrainedModel) -> Shape:
     """Return what decides whether an objective fits this model."""
     config = model.config
-    return Shape(config.num_hidden_layers, config.hidden_size, getattr(config, "num_attention_heads", 0))
+    own_scores = config.model_type in FAMILIES and FAMILIES[config.model_type].own_scores
+    return Shape(config.num_hidden_layers, config.hidden_size, getattr(config, "num_attention_heads", 0), own_scores)
+
+
+def score_bias(model: PreTrainedModel, mask: Tensor) -> Tensor | None:
+    """Return what is added to attention scores (1, heads, seq, seq), in all layers alike, of a batch with this mask (batch, seq)."""
+    if model.config.model_type != "mpnet":
+        return None
+    bias: Tensor = model.base_model.encoder.compute_position_bias(mask[:1].to(model.device))
+    return bias.to(mask.device)

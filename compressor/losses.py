@@ -4,6 +4,8 @@ Logits are (batch, classes), or (batch, seq, classes) where tokens have labels (
 outputs) where each output chooses a position (extractive question answering); a Choice says what a softmax goes over.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,32 +72,43 @@ def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, relation_heads
 
     student and teacher are the queries, keys or values of a layer, (batch, seq, width); widths may differ.
     """
-    return attention_loss((student, student), (teacher, teacher), mask, relation_heads, relation_heads)
+    return attention_loss(Attention(student, student, relation_heads), Attention(teacher, teacher, relation_heads), mask)
 
 
-def attention_loss(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask: Tensor, student_heads: int, teacher_heads: int
-) -> Tensor:
-    """KL(teacher ‖ student) of the attention distributions of (queries, keys), a mean over heads and real queries."""
-    ours, theirs = _log_attention(*student, mask, student_heads), _log_attention(*teacher, mask, teacher_heads)
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What attention is made of: queries and keys (batch, seq, width), heads, and what is added to scores (1, heads, seq, seq)."""
+
+    queries: Tensor
+    keys: Tensor
+    heads: int
+    bias: Tensor | None = None
+
+    def scores(self) -> Tensor:
+        """Return Q·Kᵀ / √head_dim, and the bias, (batch, heads, seq, seq), in float32."""
+        with torch.autocast(self.queries.device.type, enabled=False):  # it would round the products to bfloat16 again
+            q, k = (x.float().view(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (self.queries, self.keys))
+            scores: Tensor = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # q, k: (batch, heads, seq, head_dim)
+        return scores if self.bias is None else scores + self.bias.float()
+
+    def log_probabilities(self, mask: Tensor) -> Tensor:
+        """Return the logarithm of each query's distribution over real keys, (batch, heads, seq, seq)."""
+        scores = self.scores()
+        return scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)
+
+
+def attention_loss(student: Attention, teacher: Attention, mask: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of the attention distributions, a mean over heads and real queries."""
+    ours, theirs = student.log_probabilities(mask), teacher.log_probabilities(mask)
     kl = F.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1)
     return kl.transpose(1, 2)[mask].mean()  # padding queries do not count
 
 
-def attention_score_loss(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask: Tensor, student_heads: int, teacher_heads: int
-) -> Tensor:
-    """Squared distance of the attention scores of (queries, keys), before the softmax, over pairs of real tokens."""
-    ours, theirs = attention_scores(*student, student_heads), attention_scores(*teacher, teacher_heads)
+def attention_score_loss(student: Attention, teacher: Attention, mask: Tensor) -> Tensor:
+    """Squared distance of the attention scores, before the softmax, over pairs of real tokens."""
+    ours, theirs = student.scores(), teacher.scores()
     real = (mask[:, None, :, None] & mask[:, None, None, :]).expand_as(ours)
     return F.mse_loss(ours[real], theirs[real])
-
-
-def attention_scores(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """Return Q·Kᵀ / √head_dim, (batch, heads, seq, seq)."""
-    q, k = (x.float().view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys))  # (batch, heads, seq, head_dim)
-    scores: Tensor = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    return scores
 
 
 def token_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -106,9 +119,3 @@ def token_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 def token_cosine(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """One minus the cosine of two states (batch, seq, width), a mean over real tokens (DistilBERT, arXiv:1910.01108)."""
     return 1 - F.cosine_similarity(student.float()[mask], teacher.float()[mask], dim=-1).mean()
-
-
-def _log_attention(queries: Tensor, keys: Tensor, mask: Tensor, heads: int) -> Tensor:
-    scores = attention_scores(queries, keys, heads)
-    logs: Tensor = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min).log_softmax(-1)
-    return logs

@@ -6,7 +6,8 @@ Papers:   minilm (arXiv:2002.10957) · minilmv2 (arXiv:2012.15828) · tinybert (
 Formula:  beside each function; a loss is a mean over real tokens or over texts, so that weights compare between tasks.
 Defaults: relation_heads 12, teacher_layer -1, temperature 2; tinybert maps student layers to the last of equal blocks of teacher layers.
 Limits:   what looks inside needs a student that splits texts into the teacher's tokens; minilm and tinybert's attention need equal
-          head counts. Labels of unlabelled texts count nowhere; every other objective learns from them too.
+          head counts, and scores that are q·kᵀ / √d and MPNet's bias, which those of DeBERTa and ModernBERT are not. Labels of
+          unlabelled texts count nowhere; every other objective learns from them too.
 To add:   its settings in settings/distilling.py; the function and one entry here.
 """
 
@@ -21,6 +22,7 @@ from compressor.choices import UNLABELLED, Choice
 from compressor.errors import RecipeError
 from compressor.families import PROJECTIONS, Inner, Part, Place, Shape
 from compressor.losses import (
+    Attention,
     attention_loss,
     attention_score_loss,
     label_loss,
@@ -69,11 +71,19 @@ class Views:
     teacher_logits: Tensor
     student: Inner = field(default_factory=dict)
     teacher: Inner = field(default_factory=dict)
+    student_bias: Tensor | None = None  # (1, heads, seq, seq), added to attention scores
+    teacher_bias: Tensor | None = None
 
     @property
     def counted(self) -> Tensor:
         """Which tokens' answers count (batch, seq): those with a label where tokens have labels, else the real ones."""
         return self.labels != UNLABELLED if self.choice == "labels" and self.student_logits.ndim == 3 else self.mask
+
+    def attention(self, student: int, teacher: int) -> tuple[Attention, Attention]:
+        """Return the attention of a layer of each."""
+        s, t, shapes = self.student, self.teacher, self.shapes
+        ours = Attention(s["queries", student], s["keys", student], shapes.student.heads, self.student_bias)
+        return ours, Attention(t["queries", teacher], t["keys", teacher], shapes.teacher.heads, self.teacher_bias)
 
 
 def layer_map(layers: Sequence[int] | None, student: int, teacher: int) -> Sequence[int]:
@@ -83,13 +93,9 @@ def layer_map(layers: Sequence[int] | None, student: int, teacher: int) -> Seque
 
 def minilm(settings: MiniLM, views: Views) -> Tensor:
     """KL of the attention distributions plus KL of the value relations (MiniLM, arXiv:2002.10957)."""
-    (s, ours), (t, theirs), layer = (
-        (views.student, views.shapes.student.heads),
-        (views.teacher, views.shapes.teacher.heads),
-        settings.teacher_layer,
-    )
-    attention = attention_loss((s["queries", -1], s["keys", -1]), (t["queries", layer], t["keys", layer]), views.mask, ours, theirs)
-    return attention + relation_loss(s["values", -1], t["values", layer], views.mask, ours)
+    values = views.student["values", -1], views.teacher["values", settings.teacher_layer]
+    attention = attention_loss(*views.attention(-1, settings.teacher_layer), views.mask)
+    return attention + relation_loss(*values, views.mask, views.shapes.student.heads)
 
 
 def minilmv2(settings: MiniLMv2, views: Views) -> Tensor:
@@ -109,8 +115,7 @@ def tinybert(settings: TinyBERT, views: Views, projection: nn.Module) -> Tensor:
     states = [(0, 0), *((ours + 1, theirs + 1) for ours, theirs in layers)]
     losses = [token_mse(projection(s["hidden", ours].float()), t["hidden", theirs], mask) for ours, theirs in states]
     for ours, theirs in layers if settings.attention else ():
-        pairs = (s["queries", ours], s["keys", ours]), (t["queries", theirs], t["keys", theirs])
-        losses.append(attention_score_loss(*pairs, mask, shapes.student.heads, shapes.teacher.heads))
+        losses.append(attention_score_loss(*views.attention(ours, theirs), mask))
     return torch.stack(losses).sum()
 
 
@@ -137,7 +142,10 @@ def _projection_if_needed(shapes: Shapes) -> nn.Module:
     return nn.Identity() if shapes.student.width == shapes.teacher.width else _projection(shapes)
 
 
-def _unequal_heads(what: str, shapes: Shapes) -> str:
+def _unlike_attention(what: str, shapes: Shapes) -> str:
+    if own := [who for who, shape in (("student", shapes.student), ("teacher", shapes.teacher)) if shape.own_scores]:
+        told = f"{what} compares attention scores, which the family of this {own[0]} computes in a way of its own"
+        return f"{told}; use minilmv2, or tinybert with attention: false"
     if shapes.student.heads == shapes.teacher.heads:
         return ""
     return f"{what} needs equal head counts, but the student has {shapes.student.heads}, the teacher {shapes.teacher.heads}"
@@ -150,7 +158,7 @@ def _no_layer(layer: int, teacher: Shape) -> str:
 
 
 def _check_minilm(settings: MiniLM, shapes: Shapes) -> str:
-    return _no_layer(settings.teacher_layer, shapes.teacher) or _unequal_heads("minilm", shapes)
+    return _no_layer(settings.teacher_layer, shapes.teacher) or _unlike_attention("minilm", shapes)
 
 
 def _check_minilmv2(settings: MiniLMv2, shapes: Shapes) -> str:
@@ -167,8 +175,8 @@ def _check_tinybert(settings: TinyBERT, shapes: Shapes) -> str:
     layers = layer_map(settings.layers, shapes.student.layers, shapes.teacher.layers)
     if len(layers) != shapes.student.layers:
         return f"tinybert maps {len(layers)} layers, but the student has {shapes.student.layers}; name one for each"
-    heads = _unequal_heads("tinybert with attention", shapes) if settings.attention else ""
-    return next(filter(None, (_no_layer(layer, shapes.teacher) for layer in layers)), heads)
+    unlike = _unlike_attention("tinybert with attention", shapes) if settings.attention else ""
+    return next(filter(None, (_no_layer(layer, shapes.teacher) for layer in layers)), unlike)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.encoded import Encoded
-from compressor.families import Place, captured, shape_of
+from compressor.families import Place, captured, score_bias, shape_of
 from compressor.modeling import PlainModel
 from compressor.progress import Progress
 from compressor.tokens import Ints
@@ -95,6 +95,11 @@ class TeacherOutputs:
         logits = torch.from_numpy(self.logits.read(texts)).to(device)
         found = {p: fresh[p] if (store := self.insides[p]) is None else torch.from_numpy(store.read(texts)).to(device) for p in wanted}
         return logits if self.per_token else logits[:, 0], found
+
+    @torch.no_grad()
+    def bias(self, mask: Tensor) -> Tensor | None:
+        """Return what the teacher adds to attention scores, as `score_bias` does."""
+        return score_bias(self.teacher.model, mask)
 
     def _computed(self, texts: Ints, wanted: list[Place], device: torch.device) -> dict[Place, Tensor]:
         assert self.logits is not None

@@ -20,8 +20,9 @@ from compressor.attention import Significance
 from compressor.backbones import BACKBONES
 from compressor.dropping import State
 from compressor.errors import RecipeError
-from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, shape_of
+from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, score_bias, shape_of
 from compressor.graphs import NAMES, FullLengthModel, export_graph, layered, parity
+from compressor.losses import Attention
 from compressor.modeling import HEADS, LengthAdaptiveModel, PlainModel
 from compressor.quantizers import Quantizer, count_products, dynamic, static
 from compressor.session import Graph
@@ -72,7 +73,7 @@ def test_what_is_captured_is_what_the_layers_computed(kind: str) -> None:
         PlainModel(model)(*batch(16, 9))
         states = model.base_model(input_ids=batch(16, 9)[0], attention_mask=batch(16, 9)[1], output_hidden_states=True).hidden_states
     where = FAMILIES[kind]
-    assert shape_of(model) == Shape(3, 32, 4)
+    assert shape_of(model) == Shape(3, 32, 4, own_scores=kind in ("deberta-v2", "modernbert"))
     for layer in range(3):
         torch.testing.assert_close(seen["hidden", layer], states[layer])
     assert seen["hidden", -1] is seen["hidden", 3]
@@ -83,6 +84,22 @@ def test_what_is_captured_is_what_the_layers_computed(kind: str) -> None:
             outputs = list(outputs[0].chunk(3, -1))
         for part, expected in zip(PROJECTIONS, outputs, strict=True):
             torch.testing.assert_close(seen[part, layer], expected)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if not FAMILIES[kind].own_scores])
+@torch.no_grad()
+def test_attention_of_what_is_captured_is_what_the_model_computed(kind: str) -> None:
+    torch.manual_seed(1)
+    model = HEADS["sequence-classification"].from_config(CONFIGS[kind], attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        parameter.mul_(5)  # so that distributions are far from even
+    ids, mask, _ = batch(16, 9)
+    with captured(model, [(part, layer) for part in PROJECTIONS for layer in range(3)]) as seen:
+        expected = model.base_model(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+    for layer in range(3):
+        attention = Attention(seen["queries", layer], seen["keys", layer], 4, score_bias(model, mask))
+        found, real = attention.log_probabilities(mask.bool()).exp(), mask.bool()
+        torch.testing.assert_close(found.transpose(1, 2)[real], expected[layer].transpose(1, 2)[real], atol=1e-5, rtol=1e-4)
 
 
 def test_hooks_are_gone_afterwards() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compressor.errors import RecipeError
 from compressor.families import PROJECTIONS, Place, Shape
-from compressor.losses import label_loss, logit_loss, relation_loss, soft_label_loss
+from compressor.losses import Attention, label_loss, logit_loss, relation_loss, soft_label_loss
 from compressor.objectives import OBJECTIVES, Places, Shapes, Views, check, layer_map, learned_modules, looks_inside, places_of, total
 from compressor.settings.distilling import Distill, HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, Student, TinyBERT
 
@@ -107,6 +107,24 @@ def test_minilm_is_attention_and_value_relations_of_one_layer() -> None:
     attention_kl = naive_kl((s["queries", -1], s["keys", -1]), (t["queries", 2], t["keys", 2]))
     expected = attention_kl + naive_kl((s["values", -1],) * 2, (t["values", 2],) * 2)
     torch.testing.assert_close(loss(MiniLM(type="minilm", teacher_layer=2), views), expected)
+
+
+def test_attention_has_what_each_model_adds_to_its_scores() -> None:
+    plain, settings = random_views(), TinyBERT(type="tinybert")
+    added = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    ours, theirs = replace(plain, student_bias=added), replace(plain, teacher_bias=added)
+    both = replace(ours, teacher_bias=added)
+    assert len({loss(MiniLM(type="minilm"), views).item() for views in (plain, ours, theirs, both)}) == 4
+    torch.testing.assert_close(loss(settings, both), loss(settings, plain))  # scores differ by as much as before
+    assert not torch.isclose(loss(settings, theirs), loss(settings, plain))
+
+
+def test_scores_are_float32_products_under_autocast_too() -> None:
+    views = random_views()
+    attention = Attention(views.student["queries", 0], views.student["keys", 0], 4)
+    expected = attention.scores()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(attention.scores(), expected, rtol=0, atol=0)
 
 
 def test_minilmv2_sums_query_key_and_value_relations() -> None:
@@ -279,6 +297,8 @@ def test_a_batch_in_which_nothing_counts_costs_nothing() -> None:
         (MiniLMv2(type="minilmv2", relation_heads=8), STUDENT, "relation_heads 8 does not divide the student's hidden size 12"),
         (TinyBERT(type="tinybert", layers=(1,)), STUDENT, "tinybert maps 1 layers, but the student has 2; name one for each"),
         (TinyBERT(type="tinybert", layers=(1, 9)), STUDENT, "teacher layer 9 is out of range"),
+        (MiniLM(type="minilm"), Shape(2, 12, 4, True), "minilm compares attention scores, which the family of this student computes in"),
+        (TinyBERT(type="tinybert"), Shape(2, 12, 4, True), "use minilmv2, or tinybert with attention: false"),
         (TinyBERT(type="tinybert"), Shape(6, 24, 4), "the student has 6 layers, but the teacher has 4; name the teacher's layer for each"),
         (TinyBERT(type="tinybert"), Shape(2, 12, 3), "tinybert with attention needs equal head counts"),
     ],
@@ -290,4 +310,6 @@ def test_an_objective_that_does_not_fit_is_refused(objective: Objective, student
 
 def test_objectives_that_fit_pass() -> None:
     check("distill", list(SETTINGS.values()), Shapes(STUDENT, TEACHER))
-    check("distill", (TinyBERT(type="tinybert", attention=False),), Shapes(Shape(2, 12, 3), TEACHER))
+    own = Shape(2, 12, 3, own_scores=True)
+    for objective in (TinyBERT(type="tinybert", attention=False), MiniLMv2(type="minilmv2"), HiddenCosine(type="hidden_cosine")):
+        check("distill", (objective,), Shapes(own, replace(TEACHER, own_scores=True)))

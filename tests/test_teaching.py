@@ -7,12 +7,16 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.classification import TextClassification
+from compressor.distillation import losses_of
 from compressor.encoded import Encoded
-from compressor.families import Place, captured
+from compressor.families import Place, captured, shape_of
 from compressor.modeling import PlainModel
+from compressor.objectives import Shapes, learned_modules
 from compressor.progress import Progress
+from compressor.settings.distilling import Distill, MiniLM, Student
 from compressor.teaching import Ragged, TeacherOutputs
 from compressor.tokens import Tokens
+from compressor.training import Step
 from compressor.windows import Windows
 from tests.test_families import model_of
 
@@ -97,6 +101,30 @@ def test_what_does_not_fit_is_computed_at_each_step_and_said(tmp_path: Path, cap
 def test_a_store_takes_its_room_at_once(tmp_path: Path) -> None:
     Ragged(tmp_path / "x.bin", np.array([1000, 3000]), 64, "float16")
     assert (tmp_path / "x.bin").stat().st_blocks * 512 >= 4000 * 64 * 2
+
+
+def test_a_students_attention_is_compared_with_the_bias_of_both(tmp_path: Path) -> None:
+    """Two MPNets that differ in their table of biases alone have other attention, and only the student's table learns."""
+    teacher, student = PlainModel(model_of("mpnet")), PlainModel(model_of("mpnet"))
+    table = student.model.base_model.encoder.relative_attention_bias.weight
+    settings = Distill(student=Student(layers="first 3"), objectives=(MiniLM(type="minilm"),))
+    shapes, batch = Shapes(shape_of(student.model), shape_of(teacher.model)), encoded().batch(np.array([0, 2]))
+    store = TeacherOutputs(teacher, encoded(), False, tmp_path, 0.0, Progress(quiet=True))
+    losses = losses_of(settings, student, learned_modules(settings.objectives, shapes), shapes, store, "labels")
+
+    def loss() -> torch.Tensor:
+        (found,) = losses({name: torch.from_numpy(array) for name, array in batch.items()}, Step(0, 0.0))
+        return found
+
+    assert loss().abs() < 1e-6
+    with torch.no_grad():
+        table.normal_(generator=torch.Generator().manual_seed(0))
+    found = loss()
+    found.backward()
+    assert found > 0.01
+    assert table.grad is not None
+    assert table.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in store.teacher.parameters())
 
 
 def test_padding_is_not_stored(tmp_path: Path) -> None:
