@@ -4,8 +4,8 @@ What:     a student made of some of the teacher's layers, or another encoder, le
 Papers:   see compressor/objectives.py.
 Formula:  sum over active objectives of weight · loss; see compressor/objectives.py.
 Defaults: relations first (`end`), then soft labels and labels (`start`).
-Limits:   what looks inside needs a student that reads the teacher's token ids, and computes the teacher's insides at every step;
-          the teacher's logits are computed once.
+Limits:   what looks inside needs a student that splits texts into the teacher's tokens. The teacher's logits are computed once a text, its
+          insides too as far as `teacher_store` has room, else at every step; see compressor/teaching.py.
 """
 
 from pathlib import Path
