@@ -1,4 +1,6 @@
+import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from compressor.augmentation import Neighbours, augmented, changed
 from compressor.data import Example
+from compressor.distillation import _texts
 from compressor.encoded import mask_token, tokenizer_of
 from compressor.modeling import load_model
-from compressor.settings.distilling import Augment
+from compressor.settings.distilling import Augment, Distill, SoftLabels, Student
+from compressor.splits import Splits
 from compressor.tagging import TokenClassification
 from tests.conftest import BAD, GOOD, WORDS
 
@@ -96,6 +100,24 @@ def test_words_of_an_example_stay_words(tiny_model: Path) -> None:
     masked = next(copy for copy in copies if copy.words == ["[MASK]"])
     windows = TokenClassification().windows(tokenizer_of(tiny_model), [masked], 16, 0)
     assert windows.tokens.ids.tolist() == [2, 4, 3]  # [CLS] [MASK] [SEP]
+
+
+def test_a_teacher_reads_masked_words_with_its_own_mask_token(tiny_model: Path, tmp_path: Path) -> None:
+    teacher = Path(shutil.copytree(tiny_model, tmp_path / "teacher"))
+    described = (teacher / "tokenizer.json").read_text(encoding="utf-8")
+    (teacher / "tokenizer.json").write_text(described.replace("[MASK]", "<mask>"), encoding="utf-8")
+    row = {"text": "good film", "words": ["good", "film"], "label": ["O", "O"]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (tmp_path / "unlabelled.jsonl").touch()
+    settings = Distill(
+        student=Student(layers="first 1"),
+        objectives=(SoftLabels(type="soft_labels"),),
+        augment=Augment(mask=1.0, swap=0.0, ngrams=0.0),
+    )
+    splits, student = Splits(tmp_path, ("O",), 16, 0), load_model(tiny_model, ("O", "B-x"), "token-classification")
+    read = _texts(settings, splits, TokenClassification(), student, tiny_model, teacher, 1)
+    for texts in read:
+        assert texts.tokens.of_text(1).ids.tolist() == [2, 4, 4, 3]  # [CLS] [MASK] [MASK] [SEP]
 
 
 def test_the_mask_token_is_the_tokenizers_own(tiny_model: Path) -> None:
