@@ -10,6 +10,7 @@ Limits:   one machine; a process that is killed loses at most the batch that it 
 import atexit
 import hashlib
 import json
+import os
 import struct
 import time
 import zlib
@@ -101,6 +102,9 @@ class Store:
         """Open or make a store of at most so many bytes; `tell` hears once what goes wrong.
 
         Where none can be made, every key is a miss.
+
+        Raises:
+            RecipeError: the folder is a file, or holds another model's outputs.
         """
         self.folder, self.identity, self.tell = folder, identity, tell
         self.touched: dict[bytes, int] = {}
@@ -109,7 +113,9 @@ class Store:
         self.filling, self.evicted = True, 0
         self.found, self.computed = 0, 0
         size = max(SMALLEST, int(largest))
-        self.limit = FULL * size
+        self.limit, self._process = FULL * size, os.getpid()
+        if folder.exists() and not folder.is_dir():
+            raise RecipeError(f"recycle.store {folder}: this is a file; name a folder")
         self.readable = self._opened(size, readonly=False) or self._opened(size, readonly=True)
         try:
             self.check(identity)
@@ -126,6 +132,11 @@ class Store:
             self._stop(f"it cannot be written ({error})")
             return False
         return True
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether this process opened it: what was forked from that one must leave the file alone."""
+        return self._process == os.getpid()
 
     @classmethod
     def shared(cls, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> "Store":
@@ -339,7 +350,8 @@ def _close_all() -> None:
     """Write down when entries were read, which a process that finds all it asks for does at no other time."""
     with ExitStack() as stack:
         for store in list(_OPEN.values()):
-            stack.callback(store.close)
+            if store.is_of_this_process:
+                stack.callback(store.close)
 
 
 def _file(folder: Path, size: int, *, readonly: bool) -> tuple[Any, Any, Any]:

@@ -495,3 +495,9 @@ def test_many_threads_fill_a_shared_store_and_all_of_it_lasts(tmp_path: Path) ->
     for key, found in zip(keys, again.read(keys), strict=True):
         np.testing.assert_array_equal(found, rows[key])
     again.close()
+
+
+def test_a_file_is_no_store(opened: Callable[..., Store], tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    with pytest.raises(RecipeError, match="this is a file; name a folder"):
+        opened()
