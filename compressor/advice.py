@@ -1,10 +1,13 @@
 """Which methods suit a recipe, from what can be seen in under a second: its sections, its data's size and lengths, the models' sizes."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from compressor import sources
 from compressor.data import Example, read_examples
@@ -18,6 +21,8 @@ from compressor.words import Told, told_by_words
 FEW, MANY_WORDS, FEW_WORDS = 2000, 90, 45
 LOOK, SEEN = 2000, 20_000
 """Examples that are counted for their lengths, and that are read."""
+NAMED = 3
+"""Other recipes that are named."""
 COUNTED = (".csv", ".tsv", ".jsonl", ".txt")
 
 
@@ -32,6 +37,8 @@ class Facts:
     student: tuple[int, int] | None
     by_words: Told | None
     """What words alone tell of the labels."""
+    sharing: Sequence[str] = ()
+    """Recipes beside this one that start from the same encoder."""
 
 
 def advise(recipe: Recipe) -> list[str]:
@@ -43,6 +50,9 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     tuned = recipe.teacher.finetune
     if facts.examples is not None and facts.examples < FEW and tuned and tuned.method == "full":
         yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method bitfit, adapters or lora overfits less"
+    if facts.sharing and tuned and recipe.recycle is None and recipe.deployed:
+        others = ", ".join(facts.sharing[:NAMED]) + ", …" * (len(facts.sharing) > NAMED)
+        yield f"this encoder is that of {others} too: where they read the same texts, recycle runs its first layers once for all of them"
     if recipe.distill is None and facts.teacher and facts.teacher[0] >= 6:
         yield f"no distill section: a student of {facts.teacher[0] // 2} of the {facts.teacher[0]} layers halves the time, before all else"
     if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
@@ -86,7 +96,23 @@ def facts_of(recipe: Recipe) -> Facts:
     by_words = told_by_words([_text(e) for e in some], [e.label for e in some]) if recipe.task.type == "text-classification" else None
     teacher = _size(recipe.teacher.model, recipe.root)
     student = _student_size(recipe.distill.student, teacher, recipe.root) if recipe.distill else None
-    return Facts(examples, words, teacher, student, by_words)
+    return Facts(examples, words, teacher, student, by_words, _sharing(recipe))
+
+
+def _sharing(recipe: Recipe) -> list[str]:
+    """Return the recipes of this folder, but for this one, whose teacher is the same encoder; what is no recipe is passed over."""
+    found = list[str]()
+    for path in sorted(recipe.root.glob("*.yaml")):
+        try:
+            text = path.read_text(encoding="utf-8")
+            if recipe.teacher.model not in text:  # parsing takes a hundred times as long
+                continue
+            read = YAML(typ="safe", pure=True).load(text)
+            if read["name"] != recipe.name and read["teacher"]["model"] == recipe.teacher.model:
+                found.append(str(read["name"]))
+        except (YAMLError, OSError, ValueError, LookupError, TypeError):
+            continue
+    return found
 
 
 def _count(path: Path, limit: int | None) -> int | None:

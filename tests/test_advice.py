@@ -50,6 +50,15 @@ def test_long_texts_are_ranked_by_a_sample_of_their_tokens(make_recipe: Callable
     assert "sampled" not in advice(recipe)
 
 
+def test_recipes_that_start_from_one_encoder_may_recycle_its_layers(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    assert "recycle" not in advice(recipe)
+    text = recipe.read_text()
+    (recipe.parent / "other.yaml").write_text(text.replace("name: tiny", "name: other"))
+    (recipe.parent / "odd.yaml").write_text("- [")
+    assert "this encoder is that of other too: where they read the same texts, recycle runs its first layers once" in advice(recipe)
+
+
 def test_a_much_smaller_student_calls_for_an_assistant(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     recipe = make_recipe(**{"student: {layers: [0, 2]}": "student: {model: ./small}"})
     (tmp_path / "small").mkdir()
