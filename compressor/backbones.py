@@ -196,7 +196,8 @@ class ModernBertBackbone:
 
     def project(self, layer: Any, queries: Tensor, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q and k, turned by where each token stood in its text, and v."""
-        width, weight, bias = states.shape[-1], layer.attn.Wqkv.weight, layer.attn.Wqkv.bias
+        # Of a width that is no tensor's size the exporters make constants, and only constant weights become INT8.
+        width, weight, bias = layer.attn.Wqkv.in_features, layer.attn.Wqkv.weight, layer.attn.Wqkv.bias
         normed = layer.attn_norm(states)
         q = F.linear(normed[:, : queries.shape[1]], weight[:width], None if bias is None else bias[:width])
         k, v = F.linear(normed, weight[width:], None if bias is None else bias[width:]).chunk(2, -1)

@@ -121,9 +121,11 @@ def _also_taken_apart(names: Collection[str]) -> list[str]:
 
 def _biases(graph: onnx.GraphProto) -> list[str]:
     """Return the names of look-ups of attention's biases, a number a head: 8 bits save nothing, and onnxruntime 1.31 aborts on them."""
-    widths = {i.name: i.dims[1] for i in graph.initializer if len(i.dims) == 2}
-    lookups = {node.name: widths[node.input[0]] for node in graph.node if node.op_type == "Gather" and node.input[0] in widths}
-    return [name for name, width in lookups.items() if width < max(lookups.values())]  # those of embeddings are as wide as a word's
+    tables = {i.name for i in graph.initializer if len(i.dims) == 2}
+    turned = {
+        name for node in graph.node if node.op_type == "Transpose" for name in node.input
+    }  # heads come first, which no embedding's do
+    return [node.name for node in graph.node if node.op_type == "Gather" and node.input[0] in tables and node.output[0] in turned]
 
 
 def _products_of_activations(graph: onnx.GraphProto) -> list[str]:
