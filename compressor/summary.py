@@ -169,6 +169,8 @@ def told(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{count(metrics['learning_parameters'])} of {count(metrics['parameters'])} weights learned")
     if metrics.get("products_in_float"):
         parts.append(f"in float, because 8 bits cost too much there: {', '.join(metrics['products_in_float'])}")
+    if "entries" in metrics:
+        parts.append(f"layer {metrics['layer']} of {count(metrics['entries'])} distinct texts takes {count(metrics['megabytes'])} MB")
     if "probes" in metrics:
         tried = ", ".join(f"{p['layers']}: {p['score']:.4f} at {p['texts_per_second']:.0f} texts/s" for p in metrics["probes"])
         parts.append(f"{metrics['layer']} layers recycled, by short trainings above so many: {tried}")

@@ -206,3 +206,4 @@ def test_a_stage_tells_seeds_weights_that_learned_and_vocabulary() -> None:
         "13,487 of 30,522 tokens, which cover 62.5% of the validation texts"
     )
     assert told({"validation_score": 0.5, "parameters": 10, "learning_parameters": 10}) == "score 0.5000 on validation"
+    assert told({"entries": 8236, "layer": 6, "megabytes": 641.2}) == "layer 6 of 8,236 distinct texts takes 641 MB"

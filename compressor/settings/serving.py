@@ -33,7 +33,7 @@ class Cascade(Section):
     confidence: Literal["max_softmax", "margin", "entropy"] = "max_softmax"
     """How sure a member is: its largest probability, that less the second, or how little its probabilities spread."""
     calibration: PathOrSplit | None = None
-    """What temperatures and thresholds are found on, never a text of train or test; absent: the search split."""
+    """What temperatures and thresholds are found on, never a text of train, unlabelled or test; absent: the search split."""
     thresholds: Annotated[tuple[Share, ...], Field(strict=False)] | None = None
     """Confidence from which each member but the last answers; or one of the following."""
     max_drop: Percent | None = None
