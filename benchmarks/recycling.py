@@ -29,15 +29,16 @@ class Form:
 
     train: str
     dev: str
+    test: str | None
     task: str
     metric: str
     max_length: int
 
 
 FORMS = (
-    Form("train.jsonl.gz", "dev.jsonl.gz", "text-classification", "macro_f1", 256),
-    Form("train.conll.gz", "dev.conll.gz", "token-classification", "entity_f1", 128),
-    Form("train-v1.1.json.gz", "dev-v1.1.json.gz", "question-answering", "f1", 256),
+    Form("train.jsonl.gz", "dev.jsonl.gz", "test.jsonl.gz", "text-classification", "macro_f1", 256),
+    Form("train.conll.gz", "dev.conll.gz", "test.conll.gz", "token-classification", "entity_f1", 128),
+    Form("train-v1.1.json.gz", "dev-v1.1.json.gz", None, "question-answering", "f1", 256),
 )
 
 
@@ -103,11 +104,12 @@ def _row(
 
 
 def _recipe(form: Form, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None) -> dict[str, Any]:
-    limit = {"limit": 96 if chosen.trial else chosen.limit}
-    train, dev = ({"path": str((chosen.data / file).resolve()), **limit} for file in (form.train, form.dev))
+    train, dev = ({"path": str((chosen.data / file).resolve()), "limit": chosen.limit} for file in (form.train, form.dev))
+    dev |= {"limit": 96} if chosen.trial else {}  # train stays whole: the first of its texts may lack a label
     budget = {"epochs": chosen.epochs, "batch_size": 32, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
     budget |= {"max_steps": 3} if chosen.trial else {}
-    splits = {"train": train, "validation": dev, "holdout": "1%"}  # what is cut from train for splits that nothing reads here
+    splits: dict[str, Any] = {"train": train, "validation": dev}  # a search split, which nothing reads here, is cut from train
+    splits |= {"test": str((chosen.data / form.test).resolve())} if form.test else {}
     recipe = {
         "version": 1,
         "name": "recycling",

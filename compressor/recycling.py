@@ -132,9 +132,11 @@ class Recycled(Encoded):
         return self.store.through(keys, lambda missing: self.lower.states(self.tokens.rows(rows[missing]), self.pad_id))
 
     def fill(self) -> Iterator[int]:
-        """Compute what the store lacks, texts of like length together; yield how many texts are done."""
+        """Compute what the store lacks, texts of like length together, as long as it keeps them; yield how many texts are done."""
         done = 0
         for rows in length_batches(self.tokens.lengths, FILLED_AT_ONCE):
+            if not self.store.filling:  # a batch then computes its own
+                return
             self.known(rows)
             done += len(rows)
             yield done

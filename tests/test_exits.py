@@ -197,6 +197,18 @@ def test_an_exit_that_cannot_be_is_refused(project: Path, change: str, message: 
     assert message in " ".join(done.stderr.split())
 
 
+def test_texts_are_read_again_where_the_rest_would_not_answer_as_what_ships(project: Path) -> None:
+    pytest.importorskip("nncf")
+    changes = ("--set", "quantize={backend: nncf}", "--set", "gates=[]")
+    done = compress("run", "tiny.yaml", *SETS, *changes, "--until", "cascade", "--format", "json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "texts are read again behind the early exit" in " ".join(done.stderr.split())
+    made = Path(project / json.loads(done.stdout)["artifact"])
+    assert sorted(path.name for path in (made / "members/0").iterdir()) == ["exit.onnx", "front.onnx"]
+    members = json.loads((made / "policy.json").read_text(encoding="utf-8"))["members"]
+    assert [(m["name"], m["folder"]) for m in members[:2]] == [("exit", "members/0"), ("full", None)]
+
+
 def test_what_goes_on_is_left_out_where_nobody_does_and_weights_have_7_bits_where_they_must(project: Path) -> None:
     changes = ("--set", "cascade={members: [{early_exit: true}, {teacher: int8}]}", "--set", "quantize={isa: avx2}", "--set", "gates=[]")
     done = compress("run", "tiny.yaml", *SETS, *changes, "--until", "cascade", cwd=project)
