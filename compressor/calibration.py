@@ -1,6 +1,6 @@
 """Calibrate a cascade: temperatures, and thresholds for all budgets from one pass of every member over a split.
 
-What:     the whole curve of score against time comes from stored answers; nothing runs again for another threshold.
+What:     the whole curve of score against time comes from answers that are kept on disk; nothing runs again for another threshold.
 Papers:   temperature scaling (arXiv:1706.04599); TangoBERT (arXiv:2204.06271).
 Formula:  a text costs the milliseconds of all members that read it; expected calibration error: the mean over ten bins of
           |right - confidence|, weighed by the bins' shares.
@@ -9,7 +9,9 @@ Limits:   thresholds are tried at quantiles of the confidences: 200 of two membe
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,22 @@ class Pass:
     right: NDArray[np.bool_]
     confidences: Floats
     milliseconds: Floats
+
+
+def save(passes: Sequence[Pass], folder: Path) -> None:
+    """Write the passes, a file each."""
+    for number, one in enumerate(passes):
+        np.savez(folder / f"pass-{number}.npz", **asdict(one))
+
+
+def load(folder: Path) -> list[Pass]:
+    """Return the passes that `save` wrote, in their order."""
+    found = list[Pass]()
+    while (path := folder / f"pass-{len(found)}.npz").exists():
+        with np.load(path) as arrays:
+            kept: dict[str, Any] = {**arrays, "name": str(arrays["name"])}
+        found.append(Pass(**kept))
+    return found
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from compressor.imports import source_hashes
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 
-Kind = Literal["data", "activations", "teacher", "guide", "checkpoint", "exit", "float_graph", "int8_graph", "frontier", "policy", "bundle"]
+Kind = Literal[
+    "data", "activations", "teacher", "guide", "checkpoint", "exit", "float_graph", "int8_graph", "frontier", "members", "policy", "bundle"
+]
 Inputs = Mapping[Kind, Artifact]
 
 
@@ -55,7 +57,7 @@ class Stage:
     reads: tuple[Kind, ...]
     writes: tuple[Kind, ...]
     settings: tuple[str, ...]
-    """Recipe sections that its result depends on."""
+    """Recipe sections, or single keys of them, that its result depends on."""
     packages: tuple[str, ...] = ()
     """Packages whose versions are part of the cache key."""
     section: str | None = None
@@ -70,7 +72,9 @@ _TORCH = ("torch", "transformers", "tokenizers")
 _ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
 _FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
 _GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
-_BUNDLE = ("name", "recycle", "task", "target", "default_point", "gates", "seed")
+_BUNDLE = ("name", "recycle", "cascade.default", "task", "target", "default_point", "gates", "seed")
+_ANSWERS = ("cascade.members", "cascade.confidence", "cascade.calibration", "export", "target", "task")
+_GOALS = ("cascade.thresholds", "cascade.max_drop", "cascade.speedup", "cascade.latency_ms", "task")
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", (), ("data",), ("data", "task")),
@@ -84,15 +88,16 @@ STAGES: tuple[Stage, ...] = (
     Stage("quantize", _FLOAT, ("int8_graph",), ("quantize", "target", "task", "seed"), (*_ORT, "nncf"), "quantize", times=True),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
     Stage(
-        "cascade",
+        "members",
         (*_GRAPHS, "teacher", "exit", "frontier"),
-        ("policy",),
-        ("cascade", "export", "target", "task"),
+        ("members",),
+        _ANSWERS,
         (*_TORCH, *_ORT, "scipy"),
         "cascade",
         times=True,
     ),
-    Stage("bundle", (*_GRAPHS, "teacher", "frontier", "policy"), ("bundle",), _BUNDLE, _ORT, times=True, deploys=True),
+    Stage("cascade", ("members",), ("policy",), _GOALS, ("numpy",), "cascade"),
+    Stage("bundle", (*_GRAPHS, "teacher", "frontier", "members", "policy"), ("bundle",), _BUNDLE, _ORT, times=True, deploys=True),
     Stage("encoder", ("data", "checkpoint"), ("bundle",), ("name",), deploys=False),
 )
 

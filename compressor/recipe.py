@@ -224,13 +224,17 @@ class Recipe(Section):
             changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8, "proposals": 2})
         return self.model_copy(update=changed)
 
-    def key_settings(self, sections: Iterable[str]) -> dict[str, Any]:
-        """Return what a stage's result depends on: the sections' values, with every named file replaced by a hash of its content."""
-        values = {name: _key_value(getattr(self, name), self.root) for name in sections}
+    def key_settings(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return what a result depends on: sections or single keys (`section.key`), every named file replaced by a hash of its content."""
+        values = {name: self._key_setting(*name.split(".")) for name in names}
         if "data" in values:  # a usual name that is written out is no change
             columns = self.columns()
             values["data"] |= {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label, "stride": self.stride}
         return values
+
+    def _key_setting(self, section: str, key: str | None = None) -> Any:
+        found = _key_value(getattr(self, section), self.root)
+        return found if key is None or found is None else found[key]
 
 
 def _key_value(value: Any, root: Path) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from compressor import machine
 from compressor.artifact import Artifact
 from compressor.encoded import tokenizer_of
-from compressor.formats import count, duration, percent, points_change, times
+from compressor.formats import count, duration, milliseconds, percent, points_change, times
 from compressor.gates import Variant, gains
 from compressor.measure import RECYCLED, STUDENT, row_name
 from compressor.pipeline import Inputs
@@ -41,7 +41,9 @@ def summarize(
     full, default = rows[row_name("full", inputs)], rows[row_name(manifest["default_point"], inputs)]
     chain = [("finetune", teacher), ("distill", student), ("quantize", full), (f"search: {manifest['default_point']}", default)]
     chain += [("cascade", cascade)] if cascade else []
-    asked, policy = {s["name"] for s in stages}, _cascade(inputs, shares) or {}
+    seconds, policy = {s["name"]: s["seconds"] for s in stages}, _cascade(inputs, shares) or {}
+    if "members" in seconds:
+        seconds["cascade"] += seconds["members"]
     return {
         "name": recipe.name,
         "task": recipe.task.type,
@@ -70,7 +72,7 @@ def summarize(
             *_elsewhere(manifest),
             *([] if cascade is None else [_paying(cascade, rows.values(), policy), *_going_on(policy), *_calibrated(recipe)]),
         ],
-        "stage_gains": gains([link for link in chain if link[0].split(":")[0] in asked], {s["name"]: s["seconds"] for s in stages}),
+        "stage_gains": gains([link for link in chain if link[0].split(":")[0] in seconds], seconds),
     }
 
 
@@ -174,6 +176,9 @@ def told(metrics: Mapping[str, Any]) -> str:
     if "probes" in metrics:
         tried = ", ".join(f"{p['layers']}: {p['score']:.4f} at {p['texts_per_second']:.0f} texts/s" for p in metrics["probes"])
         parts.append(f"{metrics['layer']} layers recycled, by short trainings above so many: {tried}")
+    if "calibrated_on" in metrics:
+        answered = ", ".join(f"{name}: {own['score']:.4f} in {milliseconds(own['mean_ms'])}" for name, own in metrics["members"].items())
+        parts.append(f"of {count(metrics['calibrated_on'])} texts, {answered} each")
     if "vocabulary" in metrics:
         kept = metrics["vocabulary"]
         sizes = f"{count(kept['after'])} of {count(kept['before'])} tokens"

@@ -301,11 +301,24 @@ def test_a_cascade_may_be_what_a_client_gets_and_what_gates_judge(project: Path)
     assert '<tr class="pick"><th scope="row" class="nb">INT8 cascade</th>' in report
 
 
+def test_another_goal_lets_no_member_answer_again(project: Path) -> None:
+    section = "cascade={members: [{point: min}, {point: full}, {teacher: int8}], max_drop: 10%}"
+    plan = compress("plan", "tiny.yaml", "--set", section, "--format", "json", cwd=project)
+    cached = {row["stage"]: row["cached"] for row in json.loads(plan.stdout)["stages"]}
+    assert (cached["members"], cached["cascade"]) == (True, False)
+    done = compress("run", "tiny.yaml", "--set", section, "--until", "cascade", "--format", "json", cwd=project)
+    assert done.returncode == 0, done.stderr
+    chosen = json.loads(done.stdout)["metrics"]
+    policy = json.loads((project / json.loads(done.stdout)["artifact"] / "policy.json").read_text(encoding="utf-8"))
+    assert chosen["score"] >= policy["members"][-1]["score"] - 0.1
+    assert policy["thresholds"] != [0.97, 0.97]
+
+
 def test_a_calibration_split_of_its_own_may_have_more_texts_than_are_timed(project: Path) -> None:
     rows = "".join(f"{text},{label}\n" for text, label in sentences(120, 9))
     (project / "more.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
     section = "cascade={members: [{point: min}, {point: full}], calibration: more.csv}"
-    done = compress("run", "tiny.yaml", "--set", section, "--until", "cascade", "--format", "json", cwd=project)
+    done = compress("run", "tiny.yaml", "--set", section, "--until", "members", "--format", "json", cwd=project)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["metrics"]["calibrated_on"] == 120
 
@@ -356,7 +369,7 @@ def test_another_bundle_is_a_member_if_it_answers_the_same(built: Path, project:
     assert done.returncode == 0, done.stderr
     resealed(other, name="tiny", license="other")  # another bundle under the same name is another cascade
     plan = compress("plan", "tiny.yaml", "--set", f"cascade={section}", "--set", "name=two", "--format", "json", cwd=project)
-    assert {row["stage"]: row["cached"] for row in json.loads(plan.stdout)["stages"]}["cascade"] is False
+    assert {row["stage"]: row["cached"] for row in json.loads(plan.stdout)["stages"]}["members"] is False
     manifest = json.loads((project / "artifacts/dist/two/manifest.json").read_text(encoding="utf-8"))
     assert [m["name"] for m in manifest["cascade"]["members"]] == ["tiny", "tiny#2", "full"]
     assert Runtime(project / "artifacts/dist/two").predict(["a good film"], policy="cascade")[0].label == "positive"

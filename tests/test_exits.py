@@ -28,7 +28,7 @@ from compressor.modeling import PlainModel
 from compressor.progress import Progress
 from compressor.runtime import Runtime
 from compressor.settings.deploying import Export
-from compressor.stages.cascade import _fastest
+from compressor.stages.members import _fastest
 from compressor.students import select_layers
 from compressor.tokens import Floats, Tokens
 from compressor.windows import Windows
@@ -111,7 +111,7 @@ def test_what_is_slower_of_going_on_and_reading_again_is_left_out(pays: bool, tm
     def rest(tokens: Tokens, states: States) -> tuple[Floats, States]:
         return answer(tokens, states)
 
-    monkeypatch.setattr("compressor.stages.cascade.timed", timed)
+    monkeypatch.setattr("compressor.stages.members.timed", timed)
     (tmp_path / "members/0").mkdir(parents=True)
     (tmp_path / "members/0" / BACK).write_bytes(b"")
     facts = {"folder": "members/0"}
@@ -200,20 +200,20 @@ def test_an_exit_that_cannot_be_is_refused(project: Path, change: str, message: 
 def test_texts_are_read_again_where_the_rest_would_not_answer_as_what_ships(project: Path) -> None:
     pytest.importorskip("nncf")
     changes = ("--set", "quantize={backend: nncf}", "--set", "gates=[]")
-    done = compress("run", "tiny.yaml", *SETS, *changes, "--until", "cascade", "--format", "json", cwd=project)
+    done = compress("run", "tiny.yaml", *SETS, *changes, "--until", "members", "--format", "json", cwd=project)
     assert done.returncode == 0, done.stderr
     assert "texts are read again behind the early exit" in " ".join(done.stderr.split())
     made = Path(project / json.loads(done.stdout)["artifact"])
     assert sorted(path.name for path in (made / "members/0").iterdir()) == ["exit.onnx", "front.onnx"]
-    members = json.loads((made / "policy.json").read_text(encoding="utf-8"))["members"]
+    members = json.loads((made / "members.json").read_text(encoding="utf-8"))
     assert [(m["name"], m["folder"]) for m in members[:2]] == [("exit", "members/0"), ("full", None)]
 
 
 def test_what_goes_on_is_left_out_where_nobody_does_and_weights_have_7_bits_where_they_must(project: Path) -> None:
     changes = ("--set", "cascade={members: [{early_exit: true}, {teacher: int8}]}", "--set", "quantize={isa: avx2}", "--set", "gates=[]")
-    done = compress("run", "tiny.yaml", *SETS, *changes, "--until", "cascade", cwd=project)
+    done = compress("run", "tiny.yaml", *SETS, *changes, "--until", "members", cwd=project)
     assert done.returncode == 0, done.stderr
-    (folder,) = [path for path in project.glob("artifacts/cascade-*/members") if (path / "1").exists()]
+    (folder,) = [path for path in project.glob("artifacts/members-*/members") if (path / "1").exists()]
     assert sorted(path.name for path in (folder / "0").iterdir()) == ["exit.onnx", "front.onnx"]
     for path in (folder / "0/front.onnx", folder / "1/member.onnx"):
         weights = [numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer if one.data_type == onnx.TensorProto.INT8]

@@ -76,8 +76,8 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dic
         set_default_lengths(graph, lengths)
     onnx.save(graph, folder / "model.onnx")
     halves = _halves(recipe, inputs, folder) if recipe.export.halves else None
-    if "policy" in inputs and (inputs["policy"].path / MEMBERS).exists():
-        shutil.copytree(inputs["policy"].path / MEMBERS, folder / MEMBERS)
+    if "members" in inputs and (inputs["members"].path / MEMBERS).exists():
+        shutil.copytree(inputs["members"].path / MEMBERS, folder / MEMBERS)
     manifest = {
         "format": FORMAT,
         "name": recipe.name,
