@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from deap import base, tools
 
-from compressor.lengths import LengthConfig
+from compressor.lengths import LOSSES, LengthConfig
 
 Genome = tuple[int, ...]
 
@@ -155,7 +155,7 @@ def operating_points(candidates: Sequence[Candidate], full: Candidate) -> dict[s
     """Name the points of a front: the cheapest that lose at most 0, 0.5 and 1 points against full length, the knee, the cheapest."""
     front = pareto_front([*candidates, full])
     named = {"full": full}
-    for name, allowed in (("accurate", 0.0), ("balanced", 0.005), ("fast", 0.010)):
+    for name, allowed in LOSSES.items():
         named[name] = next((c for c in front if c.score >= full.score - allowed - 1e-9), full)
     return named | {"knee": knee(front), "min": front[0]}
 

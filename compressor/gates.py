@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,8 @@ class Variant:
     lengths: tuple[int, ...] | None = None
     routed: bool = False
     """Whether a cascade answers: its median tells nothing of the texts that go on, so that it is judged by its mean."""
+    changes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % interval of its score less another row's, by that row's name: paired, because both answer the same texts."""
 
     @property
     def time_ms(self) -> float:
@@ -64,10 +66,12 @@ def _unmeasured(verdict: Verdict) -> Verdict:
 def _judge(gate: AnyGate, chosen: Variant, references: Mapping[str, Variant], points: Sequence[Variant]) -> Verdict:
     match gate:
         case DropGate():
-            drop = references[gate.against].score - chosen.score
-            return Verdict(
-                f"{gate.metric} drop against {gate.against}", f"{drop:.2%}", f"≤ {gate.max_drop:.2%}", drop <= gate.max_drop + 1e-9
-            )
+            reference = references[gate.against]
+            drop = reference.score - chosen.score
+            high, low = (-bound for bound in chosen.changes.get(reference.name, (-drop, -drop)))
+            judged, limit = (high, f"≤ {gate.max_drop:.2%}, certainly") if gate.certain else (drop, f"≤ {gate.max_drop:.2%}")
+            told = f"{drop:.2%} ({low:.2%} to {high:.2%})"
+            return Verdict(f"{gate.metric} drop against {gate.against}", told, limit, judged <= gate.max_drop + 1e-9)
         case SpeedGate():
             ratio = chosen.faster_than(references[gate.against])
             return Verdict(f"speed-up over {gate.against} (fp32)", f"{ratio:.2f}x", f"≥ {gate.min:g}x", ratio >= gate.min)

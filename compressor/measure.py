@@ -17,7 +17,7 @@ from compressor.pipeline import Inputs, Kind, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Runtime
-from compressor.scores import Metric, interval
+from compressor.scores import Metric, bounds, resampled
 from compressor.session import Backend, Graph
 from compressor.splits import MODEL, Splits, task_of
 from compressor.tokens import Floats, Tokens
@@ -77,10 +77,23 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
             sizes |= dict.fromkeys((new, known), sum((folder / half).stat().st_size for half in (FRONT, BACK)) / 1e6)
         log.note(f"latencies, interleaved, {threads} thread{'s' * (threads > 1)}, batch {recipe.target.batch}")
         times = interleaved(runs, range(len(asked)))
-    found = {n: (metric(o), interval(metric, o), times[n], sizes.get(n, sizes["bundle"]), lengths.get(n)) for n, o in outcomes.items()}
+    resamples = {name: resampled(metric, own) for name, own in outcomes.items()}
+    references = {name: resamples[name] for name in (TEACHER, STUDENT, row_name("full", inputs))}
     rows = {
-        name: Variant(name, score, sure, took.p50_ms, took.p90_ms, size, took.mean_ms, own, routed=name == cascade)
-        for name, (score, sure, took, size, own) in found.items()
+        name: Variant(
+            name,
+            metric(own),
+            bounds(resamples[name]),
+            took.p50_ms,
+            took.p90_ms,
+            sizes.get(name, sizes["bundle"]),
+            took.mean_ms,
+            lengths.get(name),
+            routed=name == cascade,
+            changes={other: bounds(resamples[name] - scores) for other, scores in references.items()},
+        )
+        for name, own in outcomes.items()
+        for took in [times[name]]
     }
     return Measured(rows, shares)
 

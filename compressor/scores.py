@@ -48,10 +48,20 @@ def spearman(outcomes: Floats) -> float:
     return float(np.mean((answered - answered.mean()) * (right - right.mean())) / spread) if spread else 0.0
 
 
-def interval(metric: Metric, outcomes: Floats, resamples: int = 500) -> tuple[float, float]:
+def interval(metric: Metric, outcomes: Floats) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of a score (percentiles over resampled examples)."""
+    return bounds(resampled(metric, outcomes))
+
+
+def resampled(metric: Metric, outcomes: Floats, resamples: int = 500) -> Floats:
+    """Return the scores of resampled examples; for as many examples they are the same ones, so that two models' scores can be paired."""
     rng, count = np.random.default_rng(0), len(outcomes)
-    low, high = np.percentile([metric(outcomes[rng.integers(0, count, count)]) for _ in range(resamples)], [2.5, 97.5])
+    return np.array([metric(outcomes[rng.integers(0, count, count)]) for _ in range(resamples)])
+
+
+def bounds(scores: Floats) -> tuple[float, float]:
+    """Return between which two numbers 95 % of resampled scores, or of differences of paired ones, lie."""
+    low, high = np.percentile(scores, [2.5, 97.5])
     return float(low), float(high)
 
 

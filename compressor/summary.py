@@ -13,6 +13,7 @@ from compressor.artifact import Artifact
 from compressor.encoded import tokenizer_of
 from compressor.formats import count, duration, milliseconds, percent, points_change, times
 from compressor.gates import Variant, gains
+from compressor.lengths import LOSSES
 from compressor.measure import RECYCLED, STUDENT, row_name
 from compressor.pipeline import Inputs
 from compressor.recipe import Recipe
@@ -205,17 +206,18 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
     if "frontier" in inputs:
         for point in ("balanced", "fast"):
             row = rows[row_name(point, inputs)]
-            ratio, change = full.p50_ms / row.p50_ms, points_change(row.score - full.score)
+            ratio = full.p50_ms / row.p50_ms
             verdict = "pays little here" if ratio < 1.15 else "pays"
-            found.append(f"Length adaptation {verdict}: {point} is {times(ratio)} full length at {change} points on the test split.")
+            lost = f"Length adaptation {verdict}: {point} is {times(ratio)} full length at {_change(row, full)} on the test split"
+            found.append(f"{lost}{_more_than_promised(row, full, LOSSES[point])}.")
     if "int8_graph" in inputs:
-        ratio, change = student.p50_ms / full.p50_ms, points_change(full.score - student.score)
-        found.append(f"INT8 is {times(ratio)} fp32 at {change} points{'' if ratio > 1 else ': it does not pay here'}.")
+        ratio = student.p50_ms / full.p50_ms
+        found.append(f"INT8 is {times(ratio)} fp32 at {_change(full, student)}{'' if ratio > 1 else ': it does not pay here'}.")
     new, known = (rows.get(row_name(name, inputs)) for name in RECYCLED)
     if new and known:
-        ratio, change = full.p50_ms / known.p50_ms, points_change(known.score - full.score)
+        ratio = full.p50_ms / known.p50_ms
         verdict = "pays" if ratio > 1.05 else "does not pay here"
-        told = f"a text that the store knows is {times(ratio)} the speed of the whole graph, at {change} points"
+        told = f"a text that the store knows is {times(ratio)} the speed of the whole graph, at {_change(known, full)}"
         found.append(f"Recycling {verdict}: {told}; one that it does not know takes {times(new.p50_ms / full.p50_ms)} as long.")
     for stage in stages:
         found += stage["metrics"].get("against_baselines", ())
@@ -225,5 +227,20 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
             gained = f"full length by {whole} points and the smallest sub-model by {smallest}"
             found.append(f"LengthDrop training moved {gained} (validation split), for {duration(stage['seconds'])}.")
     low, high = full.score_interval
-    found.append(f"A score on this test split is uncertain by about ±{(high - low) * 50:.1f} points; smaller differences may be chance.")
+    found.append(
+        f"A score on this test split is uncertain by about ±{(high - low) * 50:.1f} points; "
+        "differences of rows, which answer the same texts, by the intervals beside them."
+    )
     return found
+
+
+def _change(row: Variant, other: Variant) -> str:
+    """Return the change of a score in points, with its paired interval."""
+    low, high = row.changes[other.name]
+    return f"{points_change(row.score - other.score)} points ({points_change(low)} to {points_change(high)})"
+
+
+def _more_than_promised(row: Variant, full: Variant, allowed: float) -> str:
+    """Say whether a point certainly loses more on the test split than what it was chosen by."""
+    told = f": more than the {100 * allowed:g} that it was chosen for, on the search split"
+    return told if row.changes[full.name][1] < -allowed else ""

@@ -16,6 +16,7 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from compressor import summary
 from compressor.artifact import Artifact, commit
 from compressor.gates import Variant, judge
 from compressor.pipeline import _unfit
@@ -242,6 +243,23 @@ def test_gates_judge_the_arithmetic() -> None:
     ]
     verdicts = judge(gates, chosen, {"teacher": teacher, "student": student}, [chosen])
     assert [v.passed for v in verdicts] == [True, False, True, True, False, True, False]
+
+
+def test_a_drop_may_have_to_be_certain() -> None:
+    teacher = Variant("t", 0.9, (0.8, 1), 10, 12, 400, 11)
+    chosen = Variant("c", 0.89, (0.8, 1), 2, 3, 20, 2, changes={"t": (-0.018, -0.004)})
+    gates = [DropGate(metric="accuracy", max_drop=drop, certain=certain) for drop, certain in (("1%", False), ("1%", True), ("2%", True))]
+    verdicts = judge(gates, chosen, {"teacher": teacher}, [])
+    assert [v.passed for v in verdicts] == [True, False, True]
+    assert (verdicts[1].value, verdicts[1].limit) == ("1.00% (0.40% to 1.80%)", "≤ 1.00%, certainly")
+
+
+def test_a_point_that_certainly_loses_more_than_it_was_chosen_for_is_told_of() -> None:
+    full = Variant("INT8 full", 0.9, (0.8, 1), 2, 3, 20, 2)
+    for low, high, told in ((-0.03, -0.011, True), (-0.03, -0.009, False)):
+        row = Variant("INT8 fast", 0.88, (0.8, 1), 1, 2, 20, 1, changes={"INT8 full": (low, high)})
+        assert summary._change(row, full) == f"−2.0 points (−3.0 to −{-100 * high:.1f})"
+        assert bool(summary._more_than_promised(row, full, 0.01)) == told
 
 
 def test_a_cascade_is_judged_by_its_mean_time() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from compressor.scores import accuracy, interval, label_macro_f1, label_micro_f1, macro_f1, spearman
+from compressor.scores import accuracy, bounds, interval, label_macro_f1, label_micro_f1, macro_f1, resampled, spearman
 from compressor.settings.data import USUAL
 from compressor.tasks import TRAINED
 
@@ -53,3 +53,16 @@ def test_an_interval_holds_the_score_and_narrows_with_examples() -> None:
         assert low < accuracy(outcomes) < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 5
+
+
+def test_a_difference_on_the_same_examples_is_surer_than_either_score() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 4, 1000)
+    answered = np.where(rng.random(1000) < 0.8, right, (right + 1) % 4)
+    other = np.where(np.arange(1000) < 20, (right + 2) % 4, answered)  # differs in 20 answers only
+    ours, theirs = (np.stack([some, right], 1).astype(float) for some in (answered, other))
+    low, high = bounds(resampled(accuracy, ours) - resampled(accuracy, theirs))
+    whole = interval(accuracy, ours)
+    assert low < accuracy(ours) - accuracy(theirs) < high
+    assert 0 < high - low < (whole[1] - whole[0]) / 2
+    assert bounds(resampled(accuracy, ours) - resampled(accuracy, ours)) == (0, 0)

@@ -78,6 +78,8 @@ class DropGate(Section):
     """Float model that the default operating point is held against."""
     max_drop: Percent
     """Score that the default operating point may lose, in points."""
+    certain: bool = False
+    """Whether the upper end of the drop's 95 % interval must hold too, which takes many texts."""
 
 
 MeasuredOn = Literal["target", "other"]
