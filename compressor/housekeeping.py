@@ -11,10 +11,13 @@ from compressor.artifact import STORE, Artifact
 from compressor.errors import UnfitError
 from compressor.pipeline import LAST, STAGES
 
+NAMED = "named by a recipe"
+"""Status of a store that does not lie in the cache."""
+
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the cache: an artifact, or what an interrupted build left."""
+    """A folder of the cache: an artifact, what an interrupted build left, or a store of recycled layers, here or where a recipe put it."""
 
     path: Path
     stage: str
@@ -23,15 +26,22 @@ class Entry:
 
     def row(self) -> Mapping[str, Any]:
         """Return what a listing shows."""
-        return {"artifact": self.path.name, "stage": self.stage, "megabytes": round(self.megabytes, 1), "status": self.status}
+        return {
+            "artifact": str(self.path) if self.status == NAMED else self.path.name,
+            "stage": self.stage,
+            "megabytes": round(self.megabytes, 1),
+            "status": self.status,
+        }
 
 
 def entries(artifacts: Path) -> list[Entry]:
-    """Return every artifact: `in use` (a newest bundle was made from it), `old`, `damaged`, or `unfinished`."""
+    """Return every artifact: `in use` (a newest bundle was made from it), `old`, `damaged`, or `unfinished`; and what recipes named."""
     names = {STORE, *(s.name for s in STAGES)}
+    named, used = _named_stores(artifacts), _used(artifacts)
     folders = sorted(f for f in artifacts.glob("*") if f.is_dir() and f.name.lstrip(".").rpartition("-")[0] in names)
-    used = _used(artifacts)
-    return [Entry(f, f.name.lstrip(".").rpartition("-")[0], _megabytes(f), _status(f, used)) for f in folders]
+    folders = [f for f in folders if f.resolve() not in named]
+    found = [Entry(f, f.name.lstrip(".").rpartition("-")[0], _megabytes(f), _status(f, used)) for f in folders]
+    return found + [Entry(f, STORE, _megabytes(f), NAMED) for f in named]
 
 
 def collect(artifacts: Path, *, dry_run: bool = False) -> list[Entry]:
@@ -53,7 +63,14 @@ def collect(artifacts: Path, *, dry_run: bool = False) -> list[Entry]:
 
 
 def _unused(artifacts: Path) -> list[Entry]:
-    return [e for e in entries(artifacts) if e.status != "in use"]
+    return [e for e in entries(artifacts) if e.status not in ("in use", NAMED)]
+
+
+def _named_stores(artifacts: Path) -> list[Path]:
+    """Return the stores outside the cache that recipes built here have named; other builds may read them, so that none is removed."""
+    stages = [Artifact(folder) for folder in artifacts.glob("recycle-*") if _readable(folder)]
+    paths = {Path(str(stage.metrics[STORE])) for stage in stages}
+    return sorted(path for path in paths if path.is_absolute() and path.exists())
 
 
 @contextmanager

@@ -228,6 +228,18 @@ def test_gc_keeps_the_store_that_the_newest_bundle_was_made_with(make_recipe: Ca
     assert json.loads((used / "manifest.json").read_text(encoding="utf-8"))["metrics"]["store"] == left.name
 
 
+def test_a_store_that_a_recipe_names_is_listed_and_never_removed(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"data:": "recycle: {layer: 1, store: artifacts/store-shared}\ndata:", "epochs: 8": "epochs: 1"})
+    done = compress("tiny.yaml", "--until", "recycle", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    place = recipe.parent / "artifacts/store-shared"
+    listed = json.loads(compress("cache", "ls", "--format", "json", cwd=recipe.parent).stdout)["artifacts"]
+    assert [(row["artifact"], row["status"]) for row in listed if row["stage"] == "store"] == [(str(place.resolve()), "named by a recipe")]
+    assert compress("cache", "gc", cwd=recipe.parent).returncode == 0
+    assert place.exists()
+    assert not list(recipe.parent.glob("artifacts/recycle-*"))  # which no bundle was made from
+
+
 def test_short_trainings_tell_how_many_layers_may_stay(project: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(project, tmp_path / "project"))
     before = set(folder.glob("artifacts/*"))

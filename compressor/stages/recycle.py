@@ -37,7 +37,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     with Reuse.of(recipe, layers, splits, task, out.parent, log) as reuse:
         found: dict[str, Any] = {
             "layer": reuse.lower.place,
-            "store": reuse.folder.name if recipe.recycle.store is None else recipe.recycle.store,
+            "store": reuse.folder.name if recipe.recycle.store is None else str(reuse.folder.resolve()),
             "dtype": reuse.store.identity.dtype,
         }
         for name in ("train", "validation"):
