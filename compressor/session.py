@@ -5,7 +5,7 @@ An answer never depends on what else is in its batch: float graphs mask padding,
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -115,18 +115,26 @@ def check_agreement(graph: Graph, longest: int) -> None:
         raise UnfitError(f"{graph.path}: {told}; choose backend onnxruntime, or build with quantize.backend: nncf")
 
 
-def session(graph: Path | str | bytes, threads: int, profile: Path | None = None) -> ort.InferenceSession:
-    """Open a file, or a graph's bytes; with `profile`, the session writes what each operator takes to a file of this beginning."""
+# Residual and normalisation as one node take three times as long as two on a CPU.
+DISABLED: Mapping[str, list[str]] = {"disabled_optimizers": ["SkipLayerNormFusion"]}
+
+
+def options_of(threads: int) -> ort.SessionOptions:
+    """Return the options of every session; `benchmarks/session_options.py` tells what others would give."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # an error is raised as well as logged
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Residual and normalisation as one node take three times as long as two on a CPU.
-    disabled = {"disabled_optimizers": ["SkipLayerNormFusion"]}
+    return options
+
+
+def session(graph: Path | str | bytes, threads: int, profile: Path | None = None) -> ort.InferenceSession:
+    """Open a file, or a graph's bytes; with `profile`, the session writes what each operator takes to a file of this beginning."""
+    options = options_of(threads)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = graph if isinstance(graph, bytes) else str(graph)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **disabled)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **DISABLED)
 
 
 def batches_of(lengths: Sequence[int], *, single: bool) -> Iterator[list[int]]:
