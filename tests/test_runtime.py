@@ -88,6 +88,27 @@ def test_a_stream_of_any_length_is_answered_lazily(bundle: Path) -> None:
     assert next(stream) == next(stream)
 
 
+@pytest.mark.parametrize("kind", ["bundle", "float graph"])
+def test_a_million_tokens_at_once_take_no_more_memory_than_a_tenth_of_them(kind: str, built: Path, bundle: Path) -> None:
+    graph = next(built.glob("artifacts/export-*")) / "model.onnx"
+    answer = {
+        "bundle": f"from compressor.runtime import Runtime\nr = Runtime({str(bundle)!r})\n"
+        "answer = lambda n: r.predict(['good film ' * 20] * n)\n",
+        "float graph": f"from compressor.session import Graph\ng = Graph({str(graph)!r}, single=False)\n"
+        "answer = lambda n: g.logits(Tokens(np.full(32 * n, 7, np.int32), np.zeros(32 * n, np.int8), np.arange(0, 32 * n + 1, 32)))\n",
+    }[kind]
+    script = (
+        "import resource\nimport numpy as np\nfrom compressor.tokens import Tokens\n"
+        f"{answer}"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "answer(3200); before = peak()\nfound = answer(32000)\nprint(len(found), peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    answers, kilobytes = map(int, done.stdout.split())
+    assert answers == 32000
+    assert kilobytes < 50_000  # tokens and answers alone; a single run of them all would take gigabytes
+
+
 def test_texts_of_any_size_and_script_are_answered(bundle: Path) -> None:
     assert len(Runtime(bundle).predict(["", "x" * 100_000, "good " * 20_000, "日本語 \U0001f600", "\n\t", ("a film", "it was good")])) == 6
 
