@@ -79,22 +79,12 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
         times = interleaved(runs, range(len(asked)))
     resamples = {name: resampled(metric, own) for name, own in outcomes.items()}
     references = {name: resamples[name] for name in (TEACHER, STUDENT, row_name("full", inputs))}
-    rows = {
-        name: Variant(
-            name,
-            metric(own),
-            bounds(resamples[name]),
-            took.p50_ms,
-            took.p90_ms,
-            sizes.get(name, sizes["bundle"]),
-            took.mean_ms,
-            lengths.get(name),
-            routed=name == cascade,
-            changes={other: bounds(resamples[name] - scores) for other, scores in references.items()},
-        )
-        for name, own in outcomes.items()
-        for took in [times[name]]
-    }
+    rows = dict[str, Variant]()
+    for name, own in outcomes.items():
+        took, size, sure = times[name], sizes.get(name, sizes["bundle"]), bounds(resamples[name])
+        changes = {other: bounds(resamples[name] - scores) for other, scores in references.items()}
+        facts = (name, metric(own), sure, took.p50_ms, took.p90_ms, size, took.mean_ms, lengths.get(name))
+        rows[name] = Variant(*facts, routed=name == cascade, changes=changes)
     return Measured(rows, shares)
 
 
