@@ -1,7 +1,7 @@
 """One ONNX file in OpenVINO, behind the calls that this package makes of an onnxruntime session.
 
 What:     the graph as OpenVINO reads it; where the processor multiplies bfloat16, OpenVINO computes float parts in it by itself.
-Defaults: its latency hint; threads as given.
+Defaults: its latency hint; threads as given; a stream for each run beside another, because runs of one stream wait for each other.
 Limits:   it always takes the general branch, which masks and drops even where nothing is padded or dropped: 2026.4 answers a text that is
           longer than all before it wrongly when a branch is chosen at run time. 8-bit products whose scale is found at run time
           (`quantize.backend: onnxruntime`) have no fast kernel there.
@@ -28,8 +28,8 @@ class Named(NamedTuple):
 class OpenVINOSession:
     """A compiled graph, which several threads may ask at once."""
 
-    def __init__(self, path: Path | str, threads: int) -> None:
-        """Read and compile the file.
+    def __init__(self, path: Path | str, threads: int, beside: int = 1) -> None:
+        """Read and compile the file, for so many runs beside each other, of so many threads each.
 
         Raises:
             UnfitError: OpenVINO is not installed, or cannot read the graph.
@@ -39,7 +39,8 @@ class OpenVINOSession:
         except ImportError:
             remedy = "pip install 'encoder-compressor[openvino]', or choose backend onnxruntime"
             raise UnfitError(f"backend openvino needs the [openvino] extra: {remedy}") from None
-        core, options = openvino.Core(), {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        core, options = openvino.Core(), dict[str, Any](INFERENCE_NUM_THREADS=threads * beside)
+        options |= {"PERFORMANCE_HINT": "LATENCY"} if beside == 1 else {"NUM_STREAMS": beside}
         try:
             model = core.read_model(str(path))
             self._default = _free_lengths(model)

@@ -56,13 +56,13 @@ class Graph:
         self.path, self.single, self.pad_id = path, single, pad_id
         self.workers, self.backend = workers or threads, backend
         self.session = self._opened(threads)
-        self._beside = self.session if threads == 1 else None
+        self._beside = self.session if threads == 1 and backend == "onnxruntime" else None
         self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
         outputs = [o.name for o in self.session.get_outputs()]
         self.output = "logits" if "logits" in outputs else outputs[0]
 
-    def _opened(self, threads: int) -> Session:
-        return OpenVINOSession(self.path, threads) if self.backend == "openvino" else session(self.path, threads)
+    def _opened(self, threads: int, beside: int = 1) -> Session:
+        return OpenVINOSession(self.path, threads, beside) if self.backend == "openvino" else session(self.path, threads)
 
     def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of one padded batch, or the first output of a graph that has none."""
@@ -83,7 +83,7 @@ class Graph:
         batches = list(batches_of(tokens.lengths.tolist(), single=self.single))
         if self.workers == 1 or len(batches) == 1:
             return in_order([self.run(tokens.rows(rows), lengths) for rows in batches], batches, tokens.lengths)
-        beside = self._beside = self._beside or self._opened(1)
+        beside = self._beside = self._beside or self._opened(1, self.workers)
         with ThreadPoolExecutor(self.workers) as pool:
             results = list(pool.map(lambda rows: self._run(beside, tokens.rows(rows), lengths), batches))
         return in_order(results, batches, tokens.lengths)
