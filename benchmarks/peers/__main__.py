@@ -2,10 +2,11 @@
 
     python -m benchmarks.peers recipes/sst2.yaml --set data.train=…
 
-The recipe classifies single texts; it is built first, in ./artifacts, where stages that are there already come from the cache. Every peer
-is made in an environment of its own (made on first use: 3 GB) and is a process of its own; ONNX files run in this one's onnxruntime,
-OpenVINO's in theirs. In each round all of them answer, in another order each time, and only one works at a time; before a run is timed it
-is repeated for a tenth of a second. Texts are read by the student's tokenizer, and padded to the longest of their batch.
+The recipe is built first, in ./artifacts, where stages that are there already come from the cache. Where it classifies single texts, all
+peers take part and scores are compared; of other tasks only fixed shapes are timed, beside BERT-base and DistilBERT. Every peer is made
+in an environment of its own (made on first use: 3 GB) and is a process of its own; ONNX files run in this one's onnxruntime, OpenVINO's
+in theirs. In each round all of them answer, in another order each time, and only one works at a time; before a run is timed it is repeated
+for a tenth of a second. Texts are read by the student's tokenizer, and padded to the longest of their batch.
 """
 
 import json
@@ -30,6 +31,7 @@ from compressor.latency import sample
 from compressor.loader import load_recipe
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.runtime import Runtime
 from compressor.splits import MODEL, Splits, task_of
 
 ARTIFACTS = Path("artifacts")
@@ -95,13 +97,18 @@ def timed(models: Sequence[Answering], work: Sequence[Texts], rounds: int) -> di
     return times
 
 
-def rows(models: Sequence[Answering], data: Encoded, longest: int, threads: int) -> Iterator[dict[str, Any]]:
+def workloads(data: Encoded | None) -> dict[str, Sequence[Texts]]:
+    """Return what is asked: texts of the data, if there are any, and random ids of fixed shapes, of which lengths keep their shares."""
+    rng, found = np.random.default_rng(0), dict[str, Sequence[Texts]]()
+    if data is not None:
+        chosen = [_ids(data, row) for row in sample(data.tokens.lengths.tolist(), STREAM)]
+        found["one by one"] = [[_ids(data, row)] for row in sample(data.tokens.lengths.tolist(), TEXTS)]
+        found[f"stream of {len(chosen)}"] = [chosen]
+    return found | {f"{b}x{n}": [[rng.integers(1000, 2000, n).tolist() for _ in range(b)]] for b, n in SHAPES}
+
+
+def rows(models: Sequence[Answering], works: Mapping[str, Sequence[Texts]], threads: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each workload and model; ratios are over the first model."""
-    rng = np.random.default_rng(0)
-    chosen = [_ids(data, row) for row in sample(data.tokens.lengths.tolist(), STREAM)]
-    single = [[_ids(data, row)] for row in sample(data.tokens.lengths.tolist(), TEXTS)]
-    shapes = {f"{b}x{n}": [[rng.integers(1000, 2000, n).tolist() for _ in range(b)]] for b, n in SHAPES if n <= longest}
-    works: dict[str, Sequence[Texts]] = {"one by one": single, f"stream of {len(chosen)}": [chosen], **shapes}
     for name, work in works.items():
         tokens = max(sum(map(len, texts)) for texts in work)
         times = timed(models, work, 1 if tokens > LARGE else ROUNDS)
@@ -134,27 +141,31 @@ def _megabytes(model: Model) -> float:
 
 def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Build the bundle and its peers; return scores, times and what could not be made or does not fit."""
-    if recipe.task.type != "text-classification" or recipe.columns().text_pair:
-        raise SystemExit(
-            f"{recipe.name}: peers are made for single texts with one label each, this is {recipe.task.type}; name another recipe"
-        )
     found = pipeline.run(recipe, ARTIFACTS, Progress())
     inputs: Mapping[str, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in found.manifest["inputs"].items()}
     splits, task, student = Splits.of(inputs["data"]), task_of(recipe), (inputs["checkpoint"].path / MODEL).resolve()
-    train = splits.encoded("train", task, student).tokens
-    calibration = train.rows(sample(train.lengths.tolist(), CALIBRATION))
-    made = [*references(folder, len(splits.labels)), *peers(student, splits.labels, calibration, folder / "student")]
+    made: list[Model | str] = [*references(folder, len(splits.labels))]
+    data = None
+    if recipe.task.type == "text-classification" and not recipe.columns().text_pair:
+        train, data = splits.encoded("train", task, student).tokens, splits.encoded("test", task, student)
+        made += peers(student, splits.labels, train.rows(sample(train.lengths.tolist(), CALIBRATION)), folder / "student")
+    else:
+        made.append(f"the student's other forms, and texts: they are made for single texts with one label each, this is {recipe.task.type}")
     made += ours(found.path / "bundle", POINTS)
-    models = [one for one in made if isinstance(one, Model)]
-    data, left_out = splits.encoded("test", task, student), [one for one in made if isinstance(one, str)]
-    left_out += [f"{b}x{n}: the student reads {splits.max_length} tokens" for b, n in SHAPES if n > splits.max_length]
-    result: dict[str, Any] = {"left_out": left_out}
+    models, works = [one for one in made if isinstance(one, Model)], workloads(data)
+    result: dict[str, Any] = {"left_out": [one for one in made if isinstance(one, str)], "lengths": _lengths(found.path / "bundle")}
     with answering(models, 1) as ready:
-        result["scores"] = list(scores(ready, data, recipe.task.metric))
-        result["times"] = list(rows(ready, data, splits.max_length, 1))
+        result |= {"scores": list(scores(ready, data, recipe.task.metric))} if data else {}
+        result["times"] = list(rows(ready, works, 1))
     with answering(models, 2) as ready:
-        result["times"] += list(rows(ready, data, splits.max_length, 2))
+        result["times"] += list(rows(ready, works, 2))
     return result
+
+
+def _lengths(bundle: Path) -> dict[str, Any]:
+    """Return the lengths of the points that take part, and of how many tokens they are shares."""
+    runtime = Runtime(bundle)
+    return {"max_length": runtime.max_length} | {name: runtime.points[name].lengths for name in POINTS if name in runtime.points}
 
 
 def main() -> None:
