@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("untimed", deadline=None)  # how long an example takes depends on what else the machine does
+settings.load_profile("untimed")
 # Tiny models gain nothing from threads, and threads that spin for each other are slow on a busy machine; processes inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -89,7 +89,7 @@ def test_every_form_gives_the_same_examples(kind: str, packed: bool, tmp_path: P
     assert read(path) == [Example(text, None, label) for text, label in ROWS]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.tuples(TEXTS, st.sampled_from(["0", "yes", "né"])), min_size=1, max_size=5))
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_any_unicode_text_comes_back_as_it_was_written(kind: str, rows: list[tuple[str, str]]) -> None:

@@ -504,7 +504,7 @@ def check(text: bytes, *changes: str) -> None:
     assert len(message) < 800
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text() | st.lists(st.sampled_from(TOKENS)).map("".join))
 @example("%YAML 1.9\n---\na: 1")
 @example("a: &x [*x]")
@@ -512,13 +512,13 @@ def test_any_text_loads_or_is_refused_in_one_line(text: str) -> None:
     check(text.encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary())
 def test_any_bytes_load_or_are_refused_in_one_line(content: bytes) -> None:
     check(content)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, len(WHOLE)), st.integers(0, 12), st.sampled_from(TOKENS) | st.text(max_size=5))
 def test_any_slip_of_the_pen_loads_or_is_refused_in_one_line(position: int, removed: int, inserted: str) -> None:
     check((WHOLE[:position] + inserted + WHOLE[position + removed :]).encode("utf-8", "surrogatepass"))
@@ -535,7 +535,7 @@ def places(node: Any) -> Iterator[dict[Any, Any]]:
 DOCUMENT = YAML(typ="safe").load(WHOLE)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_value_at_any_place_loads_or_is_refused_in_one_line(data: st.DataObject) -> None:
     document = copy.deepcopy(DOCUMENT)
@@ -546,7 +546,7 @@ def test_any_value_at_any_place_loads_or_is_refused_in_one_line(data: st.DataObj
     check(text.getvalue().encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(["name", "seed", "data.train", "data.train.limit", "gates", "distill.student.layers", "x.y"]), st.text())
 def test_any_set_loads_or_is_refused_in_one_line(key: str, text: str) -> None:
     check(WHOLE.encode(), f"{key}={text}")

@@ -14,7 +14,7 @@ def flat(texts: list[list[int]]) -> Tokens:
 
 
 @given(texts=TEXTS, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_padding_chosen_rows_equals_a_naive_loop(texts: list[list[int]], data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=6))
     batch = flat(texts).rows(rows).padded(pad_id=7)
@@ -34,7 +34,7 @@ def test_texts_come_back_one_by_one() -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 512), max_size=300), batch_size=st.integers(1, 16), seed=st.none() | st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_length_batches_hold_every_row_once(lengths: list[int], batch_size: int, seed: int | None) -> None:
     batches = listed(length_batches(np.array(lengths, np.int64), batch_size, seed))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
