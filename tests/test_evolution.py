@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from compressor.evolution import Candidate, Genome, evolve, halved, hypervolume, knee, operating_points, pareto_front
 from compressor.lengths import LengthConfig
+from compressor.stages.search import starting_points
 
 
 def candidate(score: float, cost: float, lengths: Genome = (1,)) -> Candidate:
@@ -117,3 +118,11 @@ def test_the_knee_is_where_more_cost_begins_to_buy_little() -> None:
     front = [candidate(0.50, 1), candidate(0.80, 2), candidate(0.88, 4), candidate(0.90, 9)]
     assert knee(front).cost == 2
     assert knee(front[:1]).cost == 1
+
+
+def test_a_search_starts_from_full_length_and_from_tokens_that_leave_late() -> None:
+    start = starting_points(6, 256, 0, 12, 17)
+    assert start[0] == (256,) * 6
+    assert {(256, 256, 128, 64, 32, 16), (256, 256, 256, 128, 64, 32), (256, 256, 256, 256, 128, 64)} <= set(start)
+    assert len(set(start)) == 12
+    assert all(genome[-1] == 1 for genome in starting_points(3, 64, 1, 12, 17))

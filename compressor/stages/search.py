@@ -87,11 +87,15 @@ def _baselines(bench: Bench, count: int, seed: int, log: Progress) -> dict[str, 
 
 
 def starting_points(layers: int, max_length: int, fixed: int, population: int, seed: int) -> list[Genome]:
-    """Return full length first, then constant ratios, then LengthDrop samples of several bounds."""
+    """Return full length first, then constant ratios, LengthDrop of several bounds, halves from a later layer on, and random ones.
+
+    Early layers know little of what a token is worth, least of all for a question: tokens that leave late are missed less.
+    """
     rng = random.Random(seed)
     genomes: list[Sequence[float]] = [[max_length] * layers]
     genomes += [[max_length * share] * layers for share in (0.75, 0.5)]
     genomes += [[max_length * (1 - bound) ** (i + 1) for i in range(layers)] for bound in (0.1, 0.2, 0.3, 0.45)]
+    genomes += [[max_length * 0.5 ** max(0, i + 1 - whole) for i in range(layers)] for whole in (layers // 3, layers // 2, 2 * layers // 3)]
     while len(genomes) < population:
         genomes.append(LengthConfig.sample(layers, max_length, rng.choice([0.2, 0.35, 0.5]), rng).lengths)
     return list(dict.fromkeys(repaired(g, max_length, fixed) for g in genomes))
