@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from compressor.evolution import Candidate, Genome, pareto_front, repaired
+from compressor.formats import points_change
 from compressor.lengths import LengthConfig
 
 PUBLISHED, PUBLISHED_AT = ((269, 253, 252, 202, 104, 34), (315, 251, 242, 159, 142, 33)), 384
@@ -55,11 +56,9 @@ def told(known: Sequence[Candidate], baselines: Mapping[str, Sequence[Candidate]
         gaps = ahead(known, pareto_front(candidates))
         if gaps:
             at_macs = ahead(_by_macs(known), pareto_front(_by_macs(candidates))) if any(c.cost != c.macs for c in candidates) else []
-            same = f"; at equal MACs {_points(at_macs)}" if at_macs else ""
-            sentences.append(
-                f"At equal cost evolution's front is {_points(gaps)}{same}, than that of {name} "
-                f"(search split, {len(candidates)} configurations)."
-            )
+            same = f", {_points(at_macs)} at equal MACs" if at_macs else ""
+            told = f"Against {name} evolution's front has {_points(gaps)} at equal cost{same}"
+            sentences.append(f"{told} (search split, {len(candidates)} configurations).")
     return sentences
 
 
@@ -68,4 +67,4 @@ def _by_macs(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def _points(gaps: Sequence[float]) -> str:
-    return f"{100 * sum(gaps) / len(gaps):.1f} points higher on average, {100 * min(gaps):.1f} at least"
+    return f"{points_change(sum(gaps) / len(gaps))} points on average ({points_change(min(gaps))} at worst)"

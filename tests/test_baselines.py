@@ -32,12 +32,12 @@ def test_a_front_is_compared_at_no_more_cost() -> None:
     others = [candidate(0.78, 3), candidate(0.89, 5), candidate(0.5, 1)]
     assert ahead(front, others) == pytest.approx([0.02, 0.01])
     assert told(front, {"constant ratios": others}) == [
-        "At equal cost evolution's front is 1.5 points higher on average, 1.0 at least, than that of constant ratios "
+        "Against constant ratios evolution's front has +1.5 points on average (+1.0 at worst) at equal cost "
         "(search split, 3 configurations)."
     ]
     timed = {"constant ratios": [replace(c, macs=c.cost + 2) for c in others]}
     assert told(front, timed) == [
-        "At equal cost evolution's front is 1.5 points higher on average, 1.0 at least; at equal MACs 14.3 points higher on average, "
-        "1.0 at least, than that of constant ratios (search split, 3 configurations)."
+        "Against constant ratios evolution's front has +1.5 points on average (+1.0 at worst) at equal cost, "
+        "+14.3 points on average (+1.0 at worst) at equal MACs (search split, 3 configurations)."
     ]
     assert told(front, {"constant ratios": [candidate(0.5, 1)]}) == []
