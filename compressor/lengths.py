@@ -10,11 +10,8 @@ Limits:   the closed form counts a sentence task's last layer like any other, th
 
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-LOSSES: Mapping[str, float] = {"accurate": 0.0, "balanced": 0.005, "fast": 0.010}
-"""Score that an operating point may lose against full length on the search split; it is the cheapest that loses no more."""
 
 
 @dataclass(frozen=True, slots=True)

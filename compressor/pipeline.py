@@ -74,7 +74,7 @@ _FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
 _GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
 _BUNDLE = ("name", "recycle", "cascade.default", "task", "target", "default_point", "gates", "seed")
 _ANSWERS = ("cascade.members", "cascade.confidence", "cascade.calibration", "export", "target", "task")
-_GOALS = ("cascade.thresholds", "cascade.max_drop", "cascade.speedup", "cascade.latency_ms", "task")
+_GOALS = ("cascade.confidence", "cascade.thresholds", "cascade.max_drop", "cascade.speedup", "cascade.latency_ms", "task")
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", (), ("data",), ("data", "task")),

@@ -13,7 +13,6 @@ from compressor.artifact import Artifact
 from compressor.encoded import tokenizer_of
 from compressor.formats import count, duration, milliseconds, percent, points_change, times
 from compressor.gates import Variant, gains
-from compressor.lengths import LOSSES
 from compressor.measure import RECYCLED, STUDENT, row_name
 from compressor.pipeline import Inputs
 from compressor.recipe import Recipe
@@ -68,7 +67,7 @@ def summarize(
         "stages": stages,
         "gates": verdicts,
         "findings": [
-            *_findings(inputs, rows, stages),
+            *_findings(inputs, rows, stages, frontier.get("losses", {})),
             *_backends(manifest),
             *_elsewhere(manifest),
             *([] if cascade is None else [_paying(cascade, rows.values(), policy), *_going_on(policy), *_calibrated(recipe)]),
@@ -200,7 +199,7 @@ def _data_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     return facts
 
 
-def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str, Any]]) -> list[str]:
+def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str, Any]], losses: Mapping[str, float]) -> list[str]:
     """Say what a user should know before trusting or repeating this build: what did not pay, what was not certain."""
     found, full, student = [], rows[row_name("full", inputs)], rows[STUDENT]
     if "frontier" in inputs:
@@ -209,7 +208,7 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
             ratio = full.p50_ms / row.p50_ms
             verdict = "pays little here" if ratio < 1.15 else "pays"
             lost = f"Length adaptation {verdict}: {point} is {times(ratio)} full length at {_change(row, full)} on the test split"
-            found.append(f"{lost}{_more_than_promised(row, full, LOSSES[point])}.")
+            found.append(f"{lost}{_more_than_promised(row, full, losses[point])}.")
     if "int8_graph" in inputs:
         ratio = student.p50_ms / full.p50_ms
         found.append(f"INT8 is {times(ratio)} fp32 at {_change(full, student)}{'' if ratio > 1 else ': it does not pay here'}.")

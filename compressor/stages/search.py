@@ -18,7 +18,7 @@ from typing import Any
 from compressor.artifact import write_json
 from compressor.baselines import constant_ratios, published, random_search, told
 from compressor.candidates import Bench
-from compressor.evolution import Candidate, Genome, Measure, evolve, hypervolume, operating_points, pareto_front, repaired
+from compressor.evolution import LOSSES, Candidate, Genome, Measure, evolve, hypervolume, operating_points, pareto_front, repaired
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
@@ -45,7 +45,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     full = next(c for c in known if c.lengths == bench.full)
     points, front = operating_points(known, full), pareto_front(known)
     baselines = _baselines(bench, len(known), recipe.seed, log) if settings.baselines else {}
-    frontier = {"evaluated": known, "front": front, "points": points, "baselines": baselines}
+    frontier = {"evaluated": known, "front": front, "points": points, "losses": LOSSES, "baselines": baselines}
     write_json(out / "frontier.json", json.loads(json.dumps(frontier, default=dataclasses.asdict)))
     gain = full.latency_ms / points["fast"].latency_ms
     log.note(f"{len(front)} of {len(known)} configurations are on the front; fast is {gain:.2f}x full length")
