@@ -220,6 +220,9 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
         found.append(f"Recycling {verdict}: {told}; one that it does not know takes {times(new.p50_ms / full.p50_ms)} as long.")
     for stage in stages:
         found += stage["metrics"].get("against_baselines", ())
+        for name, without in stage["metrics"].get("useless", {}).items():
+            took = milliseconds(stage["metrics"]["mean_ms"])
+            found.append(f"Without {name} the cascade is as good in {milliseconds(without)} a text instead of {took}: leave {name} out.")
         if "before" in stage["metrics"]:
             before, after = stage["metrics"]["before"], stage["metrics"]["after"]
             whole, smallest = (points_change(after[k] - before[k]) for k in ("full", "smallest"))

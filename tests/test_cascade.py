@@ -14,13 +14,14 @@ import pytest
 from compressor import calibration
 from compressor.answering import QuestionAnswering
 from compressor.calibration import NEVER, Pass, curve, fit_temperature, oracle, setting, within_drop, within_time
-from compressor.cascade import Cascade, Member
+from compressor.cascade import GOES_ON, Cascade, Member
 from compressor.classification import MultiLabelClassification, TextClassification, TextRegression
 from compressor.confidence import Confidence, confidences
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
 from compressor.runtime import Runtime, seal
 from compressor.scores import accuracy
+from compressor.stages.cascade import _useless
 from compressor.tagging import TokenClassification
 from compressor.tokens import Floats, Tokens
 from compressor.windows import Windows
@@ -299,6 +300,20 @@ def test_a_cascade_may_be_what_a_client_gets_and_what_gates_judge(project: Path)
     assert runtime.predict(texts, thresholds=[NEVER]) != runtime.predict(texts, "min")
     report = (project / "artifacts/rejected/tiny/report.html").read_text(encoding="utf-8")
     assert '<tr class="pick"><th scope="row" class="nb">INT8 cascade</th>' in report
+
+
+def test_a_member_that_only_costs_time_is_named() -> None:
+    right, wrong = np.tile([1.0, 1.0], (4, 1)), np.tile([0.0, 1.0], (4, 1))
+    passes = [
+        Pass("hopeless", wrong, np.zeros(4, bool), np.full(4, 0.1), np.full(4, 1.0)),
+        Pass("good", right, np.ones(4, bool), np.array([0.9, 0.9, 0.9, 0.1]), np.full(4, 2.0)),
+        Pass("last", right, np.ones(4, bool), np.ones(4), np.full(4, 10.0)),
+    ]
+    facts: list[dict[str, object]] = [{"name": one.name} for one in passes]
+    chosen = setting(passes, accuracy, (0.5, 0.5))
+    assert _useless(facts, passes, accuracy, chosen) == {"hopeless": 2 + 10 / 4}
+    facts[1]["part"] = GOES_ON
+    assert _useless(facts, passes, accuracy, chosen) == {}
 
 
 def test_another_goal_lets_no_member_answer_again(project: Path) -> None:
