@@ -23,7 +23,7 @@ from compressor.tokens import Floats, Tokens
 
 SHAPES = ((1, 32), (1, 128), (8, 128))
 THREADS = (1, 2)
-ROUNDS, RUNS = 15, 12
+ROUNDS, RUNS = 45, 12
 Options = ort.SessionOptions
 
 
