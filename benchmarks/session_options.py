@@ -22,6 +22,7 @@ from compressor.session import DISABLED, SMALLEST_VOCABULARY, options_of
 from compressor.tokens import Floats, Tokens
 
 SHAPES = ((1, 32), (1, 128), (8, 128))
+"""Texts and their tokens, or as many as the bundle reads if those are fewer."""
 THREADS = (1, 2)
 ROUNDS, RUNS = 45, 12
 Options = ort.SessionOptions
@@ -69,8 +70,8 @@ def compare(graph: Path, manifest: Mapping[str, Any], threads: int, rounds: int)
     """Return for each option and shape: milliseconds, and time and processor seconds over those of the usual options."""
     opened = {name: _opened(graph, threads, change) for name, change in {**CHANGES, **(PINNED if threads > 1 else {})}.items()}
     found = list[dict[str, Any]]()
-    for batch, length in SHAPES:
-        times = _timed(opened, _feed(opened["usual"], batch, min(length, manifest["max_length"])), rounds)
+    for batch, length in [(texts, min(tokens, manifest["max_length"])) for texts, tokens in SHAPES]:
+        times = _timed(opened, _feed(opened["usual"], batch, length), rounds)
         for name, own in times.items():
             wall, processor = np.median(own / times["usual"], axis=0)
             row = {"threads": threads, "shape": f"{batch}x{length}", "option": name, "ms": float(np.median(own[:, 0])) * 1000}
