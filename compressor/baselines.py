@@ -57,8 +57,8 @@ def told(known: Sequence[Candidate], baselines: Mapping[str, Sequence[Candidate]
         if gaps:
             at_macs = ahead(_by_macs(known), pareto_front(_by_macs(candidates))) if any(c.cost != c.macs for c in candidates) else []
             same = f", {_points(at_macs)} at equal MACs" if at_macs else ""
-            told = f"Against {name} evolution's front has {_points(gaps)} at equal cost{same}"
-            sentences.append(f"{told} (search split, {len(candidates)} configurations).")
+            lead = f"Against {name} evolution's front has {_points(gaps)} at equal cost{same}"
+            sentences.append(f"{lead} (search split, {len(candidates)} configurations).")
     return sentences
 
 
