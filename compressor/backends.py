@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from compressor import machine
 from compressor.errors import UnfitError
 from compressor.latency import interleaved, requests
 from compressor.pipeline import Inputs, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from compressor.session import Backend, Graph, check_agreement, installed
+from compressor.session import Backend, Graph, check_agreement
 from compressor.splits import MODEL, Splits, task_of
 from compressor.tokens import Tokens
 
@@ -51,7 +52,7 @@ def _candidates(recipe: Recipe, log: Progress) -> Sequence[Backend]:
     if recipe.target.backend == "auto" and recipe.cascade is not None:
         log.warn("target.backend: auto leaves openvino out: the cascade was calibrated in onnxruntime; name openvino to calibrate it there")
         return ["onnxruntime"]
-    if recipe.target.backend == "auto" and not installed("openvino"):
+    if recipe.target.backend == "auto" and not machine.installed("openvino"):
         log.warn("target.backend: auto leaves openvino out: it is not installed (pip install 'encoder-compressor[openvino]')")
         return ["onnxruntime"]
     return get_args(Backend)

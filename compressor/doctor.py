@@ -1,6 +1,5 @@
 """Look for what would make a build fail, or its numbers wrong, before hours are spent on it."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -80,7 +79,7 @@ def check_package(name: str, when_missing: Literal["warn", "fail"], remedy: str)
     version = machine.versions(name).get(name)
     if version:
         return Check(name, "ok", version)
-    if name.isidentifier() and importlib.util.find_spec(name):
+    if name.isidentifier() and machine.installed(name):
         return Check(name, "ok", "its module is there, from a package of another name")
     needed = "needed to run bundles" if when_missing == "fail" else "needed to build bundles"
     return Check(name, when_missing, f"missing; {needed}", remedy)
@@ -149,7 +148,7 @@ def check_memory(memory_gb: float) -> Check:
 
 def check_providers() -> Iterator[Check]:
     """Check that onnxruntime loads and can run on the CPU; a missing onnxruntime is `check_packages`' to tell."""
-    if not importlib.util.find_spec("onnxruntime"):
+    if not machine.installed("onnxruntime"):
         return
     reinstall = "pip install --force-reinstall onnxruntime"
     try:

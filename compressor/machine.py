@@ -1,6 +1,7 @@
 """Facts about the machine and its packages that numbers depend on: they are recorded beside every latency."""
 
 import hashlib
+import importlib.util
 import math
 import os
 import platform
@@ -58,6 +59,11 @@ def versions(*packages: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def installed(package: str) -> bool:
+    """Return whether a package is there to be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
 
 
 def fingerprint() -> str:

@@ -1,11 +1,10 @@
 """What can be said of a recipe before anything runs."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compressor import sources
+from compressor import machine, sources
 from compressor.errors import RecipeError, UnfitError
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
@@ -63,6 +62,6 @@ def check_extras(recipe: Recipe) -> None:
     """
     asked = {"quantize": recipe.quantize and recipe.quantize.backend, "target": recipe.target.backend}
     for section, backend in asked.items():
-        if backend in ("nncf", "openvino") and find_spec(backend) is None:
+        if backend in ("nncf", "openvino") and not machine.installed(backend):
             extra = f"pip install 'encoder-compressor[{backend}]'"
             raise UnfitError(f"{section}.backend {backend} needs the [{backend}] extra: {extra}, or choose onnxruntime")

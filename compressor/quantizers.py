@@ -7,7 +7,6 @@ Formula:  SmoothQuant: (x · diag(s)^-1)(diag(s) · W), which is x·W, with s_j 
 Limits:   a dynamic graph has one activation scale for a whole batch, so it is fed one text a run; a static one takes batches.
 """
 
-import importlib.util
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ import onnxruntime as ort
 from onnx import helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from compressor import neural_compressor_script
+from compressor import machine, neural_compressor_script
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import StageError, UnfitError
 from compressor.fusion import CONTRIB
@@ -136,7 +135,7 @@ def _products_of_activations(graph: onnx.GraphProto) -> list[str]:
 
 def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> onnx.ModelProto:
     """Return the graph as NNCF quantizes it: float products between nodes that quantize and dequantize."""
-    if not has_nncf():
+    if not machine.installed("nncf"):
         raise UnfitError("quantize.backend nncf needs the [nncf] extra: pip install 'encoder-compressor[nncf]', or choose onnxruntime")
     os.environ["NNCF_CI"] = "1"  # it would send telemetry
     graph = onnx.load(source)
@@ -157,11 +156,6 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
         )
     return model
-
-
-def has_nncf() -> bool:
-    """Say whether nncf is installed."""
-    return importlib.util.find_spec("nncf") is not None
 
 
 def products(path: Path) -> list[str]:

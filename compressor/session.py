@@ -4,7 +4,6 @@ An answer never depends on what else is in its batch: float graphs mask padding,
 (one scale for a whole batch) are fed one text at a time, several at once when there are threads.
 """
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,11 +86,6 @@ class Graph:
         with ThreadPoolExecutor(self.workers) as pool:
             results = list(pool.map(lambda rows: self._run(beside, tokens.rows(rows), lengths), batches))
         return in_order(results, batches, tokens.lengths)
-
-
-def installed(backend: Backend) -> bool:
-    """Return whether this backend's package is installed."""
-    return importlib.util.find_spec(backend) is not None
 
 
 def check_agreement(graph: Graph, longest: int) -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from compressor import session
+from compressor import machine
 from compressor.bench import bench
 from compressor.errors import RecipeError, UnfitError
 from compressor.loader import load_recipe
@@ -102,7 +102,7 @@ def test_a_backend_that_is_none_is_refused(built: Path) -> None:
 
 def test_a_missing_extra_is_told_before_anything_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_project(tmp_path, tiny_model)
-    monkeypatch.setattr("compressor.plan.find_spec", lambda _: None)
+    monkeypatch.setattr("compressor.machine.installed", lambda _: False)
     for section in ("target", "quantize"):
         backend = {"target": "openvino", "quantize": "nncf"}[section]
         recipe = load_recipe(tmp_path / "tiny.yaml", [f"{section}.backend={backend}"])
@@ -129,4 +129,5 @@ def test_a_store_is_read_in_onnxruntime(built: Path, tmp_path: Path) -> None:
 
 
 def test_installed_says_what_is_there() -> None:
-    assert session.installed("onnxruntime")
+    assert machine.installed("onnxruntime")
+    assert not machine.installed("no_such_package")

@@ -171,7 +171,7 @@ def test_a_static_graph_is_the_same_bytes_in_every_process(project: Path) -> Non
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("compressor.quantizers.has_nncf", lambda: False)
+    monkeypatch.setattr("compressor.machine.installed", lambda _: False)
     with pytest.raises(UnfitError, match=r"needs the \[nncf\] extra: pip install 'encoder-compressor\[nncf\]', or choose onnxruntime"):
         static(tmp_path / "model.onnx", tmp_path / "int8.onnx", [])
 

@@ -26,7 +26,7 @@ from compressor.latency import interleaved, requests, sample
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
-from compressor.quantizers import QUANTIZERS, SINGLE, Feed, check_int8, count_products, has_nncf, products
+from compressor.quantizers import QUANTIZERS, SINGLE, Feed, check_int8, count_products, products
 from compressor.recipe import Recipe
 from compressor.sensitivity import by_sensitivity, fewest
 from compressor.session import Graph
@@ -152,7 +152,7 @@ def _backends(settings: Quantize, log: Progress) -> Sequence[str]:
     if settings.backend != "auto":
         return [settings.backend]
     missing = {}
-    if not has_nncf():
+    if not machine.installed("nncf"):
         missing["nncf"] = "it is not installed (pip install 'encoder-compressor[nncf]')"
     if not NEURAL_COMPRESSOR.is_made():
         missing["neural-compressor"] = "its environment is not made; a build with that backend makes it (800 MB)"
