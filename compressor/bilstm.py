@@ -95,7 +95,7 @@ def bilstm_over(source: PreTrainedModel, settings: BiLSTM) -> PreTrainedModel:
         label2id=source.config.label2id,
     )
     student = BiLstmForSequenceClassification(config)
-    # An encoder has a LayerNorm behind its table, an LSTM has none. BERT's entries spread by 0.05: so small, each step moves them as far as
-    # they lie apart. Learning SST-2 by its labels in two epochs, a BiLSTM gained 2.6 points on dev and 1.5 on test by a spread of one.
+    # An encoder has a LayerNorm behind its table, an LSTM has none. BERT's entries spread by 0.05: fifty steps at a rate of 1e-3 may move
+    # them as far as they lie apart. By SST-2's labels, two epochs, one seed, a spread of one gave 2.6 points on dev and 1.5 on test.
     student.embeddings.weight.data.copy_(table.weight.data / table.weight.data.std())
     return student
