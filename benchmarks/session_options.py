@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.record import conclude
-from compressor import machine, runtime
+from compressor import machine
+from compressor.bundles import verify
 from compressor.session import DISABLED, SMALLEST_VOCABULARY, options_of
 from compressor.tokens import Floats, Tokens
 
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--trial", action="store_true", help="two rounds; records nothing")
     chosen = parser.parse_args()
-    manifest, rounds = runtime.verify(chosen.bundle), 2 if chosen.trial else ROUNDS
+    manifest, rounds = verify(chosen.bundle), 2 if chosen.trial else ROUNDS
     rows = [row for threads in THREADS for row in compare(chosen.bundle / "model.onnx", manifest, threads, rounds)]
     conclude("session_options", {"bundle": manifest["name"], "isa": machine.level(), "rounds": rounds, "rows": rows}, chosen.trial)
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import conclude
-from compressor.store import CODES, DType, Identity, Store
+from compressor.entries import CODES, DType
+from compressor.store import Identity, Store
 from compressor.tokens import Floats
 
 WIDTH, TOKENS, BATCH, ROUNDS = 768, 40, 64, 5

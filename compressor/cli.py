@@ -81,8 +81,8 @@ TrainData = Annotated[
 ]
 ARTIFACTS = Path("artifacts")
 BROKEN_PIPE = 128 + 13
-USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 """Exit code of what SIGPIPE ends, as shells tell it; not 0, because gates may not have been judged yet."""
+USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.store import DType, Identity, Store
+from compressor.entries import DType
+from compressor.store import Identity, Store
 from compressor.tokens import Floats
 
 KeyExtractor = Callable[[Any], bytes]

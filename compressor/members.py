@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor import checkpoint, machine
+from compressor.bundles import verify
 from compressor.cascade import GOES_ON, GRAPH, MEMBERS, STOPS, Answer, reader, whole
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
@@ -23,7 +24,6 @@ from compressor.plan import check_task
 from compressor.progress import Progress
 from compressor.quantizers import check_int8, dynamic
 from compressor.recipe import Recipe
-from compressor.runtime import verify
 from compressor.session import Graph
 from compressor.settings.serving import Member as Asked
 from compressor.splits import MODEL, Splits, task_of

@@ -8,8 +8,6 @@
 A prediction never depends on what else is in its batch.
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor import machine
+from compressor.bundles import check_isa, verify
 from compressor.cascade import GRAPH, STOPS, Cascade, Member, reader, whole
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError, UnfitError
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 Given = str | tuple[str, str] | Sequence[str]
 """A text; a pair of texts, as a question and its context; or, where words have tags, a list of words."""
-FORMAT = 2
 CHUNK = 4096
 """Texts that are tokenized and sorted by length together: bounds memory on a stream."""
 
@@ -281,54 +278,3 @@ class Runtime:
         if name not in self.points:
             raise BundleError(f"no operating point {name!r}; this bundle has {', '.join(self.points)}")
         return self.points[name]
-
-
-def verify(folder: Path) -> Mapping[str, Any]:
-    """Return the manifest of a bundle of which every byte is as it was built.
-
-    Raises:
-        BundleError: what is wrong, in one line.
-    """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError
-    except OSError:
-        raise BundleError(f"{folder}: no bundle here (manifest.json is missing); name a folder that 'compress' built") from None
-    except ValueError:
-        raise BundleError(f"{folder}/manifest.json is damaged; copy the bundle again or rebuild it with 'compress recipe.yaml'") from None
-    if manifest.get("format") != FORMAT or manifest.get("task") not in TASKS:
-        found = f"format {manifest.get('format')}, task {manifest.get('task')}"
-        raise BundleError(
-            f"{folder}: {found} is unknown to this version (format {FORMAT}); update encoder-compressor or rebuild the bundle"
-        )
-    _check_content(folder, manifest)
-    return manifest
-
-
-def check_isa(manifest: Mapping[str, Any]) -> None:
-    """Warn where this processor's 8-bit products cannot hold what the bundle's weights make."""
-    isa, here = manifest.get("isa"), machine.level()
-    if isa is not None and isa not in machine.SATURATING and here in machine.SATURATING:
-        told = f"this bundle is for processors with {isa}; on this one ({here}) its 8-bit products saturate and answers may be wrong"
-        warnings.warn(f"{told}: rebuild it with quantize.isa: {here}", RuntimeWarning, stacklevel=3)
-
-
-def _check_content(folder: Path, manifest: Mapping[str, Any]) -> None:
-    remedy = "copy the bundle again or rebuild it with 'compress recipe.yaml'"
-    if manifest.get("self") != seal(manifest):
-        raise BundleError(f"{folder}: manifest.json was changed after the build; {remedy}")
-    for name, expected in manifest["files"].items():
-        try:
-            with (folder / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            raise BundleError(f"{folder}: {name} is missing; {remedy}") from None
-        if found != expected:
-            raise BundleError(f"{folder}: {name} does not match manifest.json (sha256 {found[:8]}… ≠ {expected[:8]}…); {remedy}")
-
-
-def seal(manifest: Mapping[str, Any]) -> str:
-    """Return the hash of a manifest without its seal: a slip or an edit shows; it is no signature."""
-    body = {k: v for k, v in manifest.items() if k != "self"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

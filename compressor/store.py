@@ -2,7 +2,7 @@
 
 What:     an lmdb file of ragged rows without padding; each entry has a checksum, of its key too, and what does not match it is a miss.
 Papers:   embedding recycling (arXiv:2207.04993).
-Formula:  key = sha256(format, model, layer, tokenizer, precision, dtype; token and segment ids); int8: x ≈ scale · q, one scale a row.
+Formula:  key = sha256(format, model, layer, tokenizer, precision, dtype; token and segment ids).
 Defaults: float16; 20 GB, of which entries take four fifths before those that were not read for longest go.
 Limits:   one machine; a process that is killed loses at most the batch that it was writing.
 """
@@ -11,31 +11,24 @@ import atexit
 import hashlib
 import json
 import os
-import struct
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Condition, Lock, RLock
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import lmdb
-import numpy as np
 
 from compressor.behind import WriteBehind
+from compressor.entries import DType, decoded, encoded
 from compressor.errors import RecipeError
 from compressor.tokens import Floats
 
 T = TypeVar("T")
-DType = Literal["float32", "float16", "int8"]
-CODES: Mapping[DType, int] = {"float32": 0, "float16": 1, "int8": 2}
 FORMAT = 2
 """Of entries: stores of another are refused."""
-_CHECKSUM = struct.Struct("<I")
-_SHAPE = struct.Struct("<BII")
-"""Dtype, rows, width."""
 FULL, ROOM = 0.8, 0.6
 """Share of the largest size at which entries go, and that they leave."""
 SMALLEST = 2**20
@@ -190,7 +183,7 @@ class Store:
 
     def _found(self, keys: Sequence[bytes]) -> list[Floats | None]:
         with self.env.begin(db=self.entries, buffers=True) as txn:
-            return [_decoded(key, value) if (value := txn.get(key)) is not None else None for key in keys]
+            return [decoded(key, value) if (value := txn.get(key)) is not None else None for key in keys]
 
     def _guarded(self, work: Callable[[], T], otherwise: T) -> T:
         """Return what work on the file gives; where that fails, say so once, fill no more, and return `otherwise`.
@@ -239,7 +232,7 @@ class Store:
         """Keep arrays (rows, width), all of them or, where the process is killed, none."""
         if not self.filling:
             return
-        entries = [(key, _encoded(key, values, self.identity.dtype)) for key, values in known]
+        entries = [(key, encoded(key, values, self.identity.dtype)) for key, values in known]
         self._touch(key for key, _ in entries)
         self._write(entries)
 
@@ -370,30 +363,3 @@ def _file(folder: Path, size: int, *, readonly: bool) -> tuple[Any, Any, Any]:
 def _when(stamp: bytes | None) -> int:
     """Return when an entry was read for the last time, in nanoseconds by the clock that all processes have; 0 where nobody noted it."""
     return int.from_bytes(stamp or b"", "big")
-
-
-def _encoded(key: bytes, values: Floats, dtype: DType) -> bytes:
-    rows, width = values.shape
-    if dtype == "int8":
-        scales = np.maximum(np.abs(values).max(1), 1e-12).astype(np.float32) / 127
-        body = scales.tobytes() + np.round(values / scales[:, None]).astype(np.int8).tobytes()
-    else:
-        body = values.astype(dtype).tobytes()
-    shape = _SHAPE.pack(CODES[dtype], rows, width)
-    return b"".join((_CHECKSUM.pack(zlib.crc32(body, zlib.crc32(key + shape))), shape, body))
-
-
-def _decoded(key: bytes, entry: Any) -> Floats | None:
-    """Return an entry's array; None where a byte of it was changed, or it is another key's."""
-    if len(entry) < _CHECKSUM.size + _SHAPE.size:
-        return None
-    (checksum,), (code, rows, width) = _CHECKSUM.unpack_from(entry), _SHAPE.unpack_from(entry, _CHECKSUM.size)
-    body = memoryview(entry)[_CHECKSUM.size + _SHAPE.size :]
-    sizes = {0: 4 * rows * width, 1: 2 * rows * width, 2: 4 * rows + rows * width}
-    if zlib.crc32(body, zlib.crc32(key + _SHAPE.pack(code, rows, width))) != checksum or sizes.get(code) != len(body):
-        return None
-    if code == CODES["int8"]:
-        scales, numbers = np.frombuffer(body[: 4 * rows], np.float32), np.frombuffer(body[4 * rows :], np.int8)
-        whole: Floats = numbers.reshape(rows, width) * scales[:, None]
-        return whole
-    return np.frombuffer(body, np.float32 if code == 0 else np.float16).reshape(rows, width).astype(np.float32)

@@ -13,13 +13,14 @@ import pytest
 
 from compressor import calibration
 from compressor.answering import QuestionAnswering
+from compressor.bundles import seal
 from compressor.calibration import NEVER, Pass, curve, fit_temperature, oracle, setting, within_drop, within_time
 from compressor.cascade import GOES_ON, Cascade, Member
 from compressor.classification import MultiLabelClassification, TextClassification, TextRegression
 from compressor.confidence import Confidence, confidences
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
-from compressor.runtime import Runtime, seal
+from compressor.runtime import Runtime
 from compressor.scores import accuracy
 from compressor.stages.cascade import _useless
 from compressor.tagging import TokenClassification

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.entries import DType
 from compressor.errors import RecipeError
 from compressor.frozen import Frozen, identity_of
-from compressor.store import DType, Store
+from compressor.store import Store
 
 
 class VisionEncoder(nn.Module):

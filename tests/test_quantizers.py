@@ -14,11 +14,12 @@ from onnx import numpy_helper
 
 from compressor import machine
 from compressor.artifact import Artifact
+from compressor.bundles import check_isa
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import UnfitError
 from compressor.graphs import takes_lengths
 from compressor.quantizers import QUANTIZERS, Quantizer, count_products, dynamic, products, static
-from compressor.runtime import Runtime, check_isa
+from compressor.runtime import Runtime
 from compressor.stages.quantize import choose
 from tests.conftest import command, compress, sentences
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compressor.bundles import seal
 from compressor.data import Example
 from compressor.errors import BundleError
-from compressor.runtime import Runtime, seal
+from compressor.runtime import Runtime
 from compressor.session import WORTH_A_RUN, Graph
 from compressor.tokens import Tokens
 from tests.conftest import compress, sentences

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from compressor.behind import Entries, WriteBehind
+from compressor.entries import DType
 from compressor.errors import RecipeError
-from compressor.store import DType, Identity, Store
+from compressor.store import Identity, Store
 from compressor.tokens import Floats
 
 IDENTITY = Identity("a" * 64, 6, "b" * 64, "float32", "float32")

@@ -17,6 +17,7 @@ import onnx
 
 from compressor import backends, machine
 from compressor.artifact import digest_of, files_of, sha256, write_json
+from compressor.bundles import FORMAT, seal
 from compressor.cascade import MEMBERS
 from compressor.encoded import pad_id_of
 from compressor.gates import judge
@@ -27,7 +28,6 @@ from compressor.pipeline import Inputs, deployed, is_single, lengths_of
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.report import render_card, render_report
-from compressor.runtime import FORMAT, seal
 from compressor.splits import MODEL, Splits
 from compressor.summary import found_at, summarize
 

@@ -1,0 +1,66 @@
+"""A bundle's folder: its manifest, and the proof that every byte of it is as it was built."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor import machine
+from compressor.errors import BundleError
+from compressor.tasks import TASKS
+
+FORMAT = 2
+"""Of bundles: those of another are refused."""
+
+
+def verify(folder: Path) -> Mapping[str, Any]:
+    """Return the manifest of a bundle of which every byte is as it was built.
+
+    Raises:
+        BundleError: what is wrong, in one line.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError
+    except OSError:
+        raise BundleError(f"{folder}: no bundle here (manifest.json is missing); name a folder that 'compress' built") from None
+    except ValueError:
+        raise BundleError(f"{folder}/manifest.json is damaged; copy the bundle again or rebuild it with 'compress recipe.yaml'") from None
+    if manifest.get("format") != FORMAT or manifest.get("task") not in TASKS:
+        found = f"format {manifest.get('format')}, task {manifest.get('task')}"
+        raise BundleError(
+            f"{folder}: {found} is unknown to this version (format {FORMAT}); update encoder-compressor or rebuild the bundle"
+        )
+    _check_content(folder, manifest)
+    return manifest
+
+
+def check_isa(manifest: Mapping[str, Any]) -> None:
+    """Warn where this processor's 8-bit products cannot hold what the bundle's weights make."""
+    isa, here = manifest.get("isa"), machine.level()
+    if isa is not None and isa not in machine.SATURATING and here in machine.SATURATING:
+        told = f"this bundle is for processors with {isa}; on this one ({here}) its 8-bit products saturate and answers may be wrong"
+        warnings.warn(f"{told}: rebuild it with quantize.isa: {here}", RuntimeWarning, stacklevel=3)
+
+
+def _check_content(folder: Path, manifest: Mapping[str, Any]) -> None:
+    remedy = "copy the bundle again or rebuild it with 'compress recipe.yaml'"
+    if manifest.get("self") != seal(manifest):
+        raise BundleError(f"{folder}: manifest.json was changed after the build; {remedy}")
+    for name, expected in manifest["files"].items():
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            raise BundleError(f"{folder}: {name} is missing; {remedy}") from None
+        if found != expected:
+            raise BundleError(f"{folder}: {name} does not match manifest.json (sha256 {found[:8]}… ≠ {expected[:8]}…); {remedy}")
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """Return the hash of a manifest without its seal: a slip or an edit shows; it is no signature."""
+    body = {k: v for k, v in manifest.items() if k != "self"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
