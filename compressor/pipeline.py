@@ -72,6 +72,7 @@ _TORCH = ("torch", "transformers", "tokenizers")
 _ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
 _FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
 _GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
+_INT8 = ("quantize", "target.threads", "target.batch", "task", "seed")
 _BUNDLE = ("name", "recycle", "cascade.default", "task", "target", "default_point", "gates", "seed")
 _ANSWERS = ("cascade.members", "cascade.confidence", "cascade.calibration", "export", "target", "task")
 _GOALS = ("cascade.confidence", "cascade.thresholds", "cascade.max_drop", "cascade.speedup", "cascade.latency_ms", "task")
@@ -85,7 +86,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),
     Stage("early_exit", ("data", "checkpoint"), ("exit",), ("early_exit", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "early_exit"),
     Stage("export", ("data", "activations", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT), deploys=True),
-    Stage("quantize", _FLOAT, ("int8_graph",), ("quantize", "target", "task", "seed"), (*_ORT, "nncf"), "quantize", times=True),
+    Stage("quantize", _FLOAT, ("int8_graph",), _INT8, (*_ORT, "nncf"), "quantize", times=True),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
     Stage(
         "members",

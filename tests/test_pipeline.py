@@ -85,6 +85,7 @@ def test_changing_search_reruns_only_search_and_bundle(project: Path) -> None:
 
 def test_changing_a_section_reruns_what_depends_on_it(project: Path) -> None:
     assert stale(project, "--set", "target.threads=2") == ["quantize", "search", "bundle"]
+    assert stale(project, "--set", "target.backend=auto") == ["search", "bundle"]
     assert stale(project, "--set", "quantize.backend=onnxruntime") == []
     assert stale(project, "--set", "length_adapt.bound=0.3") == ["length_adapt", "export", "quantize", "search", "bundle"]
     assert stale(project, "--set", "gates=[]") == ["bundle"]
