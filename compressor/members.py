@@ -21,8 +21,9 @@ from compressor.halving import export_exit
 from compressor.modeling import PlainModel
 from compressor.pipeline import Inputs, deployed, is_single, lengths_of
 from compressor.plan import check_task
+from compressor.products import check_int8
 from compressor.progress import Progress
-from compressor.quantizers import check_int8, dynamic
+from compressor.quantizers import dynamic
 from compressor.recipe import Recipe
 from compressor.session import Graph
 from compressor.settings.serving import Member as Asked

@@ -1,7 +1,7 @@
 """The quantizers: a float graph goes in, an INT8 graph comes out.
 
-What:     `dynamic` takes each run's own range for activations and needs no data; `static` (NNCF) measures ranges on calibration texts,
-          moves outliers from activations into weights, and corrects the biases; `neural_compressor` measures ranges alone.
+What:     `dynamic` takes each run's own range for activations and needs no data; `static` measures ranges on calibration texts;
+          `smoothed` (NNCF) also moves outliers from activations into weights, and corrects the biases.
 Papers:   SmoothQuant (arXiv:2211.10438); data-free quantization's bias correction (arXiv:1906.04721).
 Formula:  SmoothQuant: (x · diag(s)^-1)(diag(s) · W), which is x·W, with s_j = max|x_j|^a / max|W_j|^(1-a).
 Limits:   a dynamic graph has one activation scale for a whole batch, so it is fed one text a run; a static one takes batches.
@@ -21,12 +21,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 
 from compressor import machine, neural_compressor_script
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import StageError, UnfitError
+from compressor.errors import UnfitError
 from compressor.fusion import CONTRIB
+from compressor.products import also_taken_apart, biases, products_of_activations
 from compressor.rewrites import fused_products, gathered_rows, unsigned_activations
 from compressor.tokens import Ints
 
@@ -34,8 +35,8 @@ Feed = Mapping[str, Ints]
 """What one run of the graph reads."""
 FLOAT = {"DefaultTensorType": onnx.TensorProto.FLOAT}
 """Type of what lies behind an operator of onnxruntime's own, whose output ONNX cannot infer."""
-PRODUCTS = ("MatMul", "Gemm", "LSTM")
-EIGHT_BIT = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"}
+STATIC = ["MatMul", "Gemm"]
+"""What onnxruntime quantizes by measured ranges: other operators in 8 bits wreck an encoder (optimum#151)."""
 
 
 def dynamic(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> None:
@@ -50,15 +51,49 @@ def dynamic(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[*_also_taken_apart(kept), *_biases(onnx.load(source).graph)],
+            nodes_to_exclude=[*also_taken_apart(kept), *biases(onnx.load(source).graph)],
             extra_options=FLOAT,
         )
 
 
+class _Texts(CalibrationDataReader):  # type: ignore[misc]
+    """Calibration texts as onnxruntime asks for them: one at a time, then None."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self.feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        return next(self.feeds, None)
+
+
 def static(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> None:
-    """Write the graph with weights in s8, a scale a channel, and activations in u8 by the ranges that `feeds` show.
+    """Write the graph with weights in s8, a scale a channel, and activations in u8 by the smallest and the largest that `feeds` show.
 
     Products called as in `kept` stay float; with `reduce_range` weights take 7 bits.
+    """
+    graph = onnx.load(source).graph
+    stay = [*products_of_activations(graph), *biases(graph), *also_taken_apart(kept)]
+    extra = FLOAT | {"OpTypesToExcludeOutputQuantization": STATIC}  # a product's output in 8 bits loses more and saves nothing
+    with _quiet():
+        # Tables first: a static table's zero point would keep its rows from being gathered in 8 bits.
+        quantize_dynamic(source, target, ["Gather"], weight_type=QuantType.QInt8, nodes_to_exclude=stay, extra_options=FLOAT)
+        quantize_static(
+            target,
+            target,
+            _Texts(feeds),
+            op_types_to_quantize=STATIC,
+            per_channel=True,
+            reduce_range=reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=stay,
+            extra_options=extra,
+        )
+    onnx.save(_rewritten(onnx.load(target)), target)
+
+
+def smoothed(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> None:
+    """Write the graph as `static` does, by NNCF, with SmoothQuant and bias correction.
 
     Raises:
         UnfitError: nncf is not installed.
@@ -67,7 +102,7 @@ def static(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[s
 
 
 def neural_compressor(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> None:
-    """Write the graph as `static` does, by Intel Neural Compressor in an environment of its own, without SmoothQuant.
+    """Write the graph as `static` does, by Intel Neural Compressor in an environment of its own.
 
     Raises:
         StageError: it cannot quantize this graph.
@@ -81,7 +116,7 @@ def neural_compressor(source: Path, target: Path, feeds: Sequence[Feed], kept: C
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         onnx.save(model, scratch / "float.onnx")
-        stay = [*_products_of_activations(model.graph), *_biases(model.graph), *_also_taken_apart(kept)]
+        stay = [*products_of_activations(model.graph), *biases(model.graph), *also_taken_apart(kept)]
         arrays: dict[str, Any] = {f"{number}/{name}": array for number, feed in enumerate(feeds) for name, array in feed.items()}
         np.savez(scratch / "feeds.npz", **arrays)
         (scratch / "kept.json").write_text(json.dumps(stay), encoding="utf-8")
@@ -113,26 +148,6 @@ def _rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _also_taken_apart(names: Collection[str]) -> list[str]:
-    """Return the names of products, and what onnxruntime and Neural Compressor call a Gemm that they have taken apart."""
-    return [*names, *(f"{name}_MatMul" for name in names)]
-
-
-def _biases(graph: onnx.GraphProto) -> list[str]:
-    """Return the names of look-ups of attention's biases, a number a head: 8 bits save nothing, and onnxruntime 1.31 aborts on them."""
-    tables = {i.name for i in graph.initializer if len(i.dims) == 2}
-    turned = {
-        name for node in graph.node if node.op_type == "Transpose" for name in node.input
-    }  # heads come first, which no embedding's do
-    return [node.name for node in graph.node if node.op_type == "Gather" and node.input[0] in tables and node.output[0] in turned]
-
-
-def _products_of_activations(graph: onnx.GraphProto) -> list[str]:
-    """Return attention's own products, those of two activations: in 8 bits no nearer to float, and slower."""
-    constants = {i.name for i in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and not constants & set(node.input)]
-
-
 def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> onnx.ModelProto:
     """Return the graph as NNCF quantizes it: float products between nodes that quantize and dequantize."""
     if not machine.installed("nncf"):
@@ -152,37 +167,10 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *
             preset=nncf.QuantizationPreset.MIXED,  # activations have a zero point, weights have none
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(feeds),
-            ignored_scope=nncf.IgnoredScope(names=[*_products_of_activations(graph.graph), *_biases(graph.graph), *kept]),
+            ignored_scope=nncf.IgnoredScope(names=[*products_of_activations(graph.graph), *biases(graph.graph), *kept]),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
         )
     return model
-
-
-def products(path: Path) -> list[str]:
-    """Return the names of a float graph's products of constant weights, in their order."""
-    graph = onnx.load(path, load_external_data=False).graph
-    weights = {i.name for i in graph.initializer}
-    return [node.name for node in graph.node if node.op_type in PRODUCTS and node.input[1] in weights]
-
-
-def check_int8(path: Path, what: str) -> None:
-    """Check that a graph has products in 8 bits.
-
-    Raises:
-        StageError: it has none.
-    """
-    if not count_products(path)["int8"]:
-        raise StageError(f"{what} has no matrix product in 8 bits; this graph's products are not MatMul of constant weights")
-
-
-def count_products(path: Path) -> dict[str, int]:
-    """Return how many matrix products of constant weights are INT8 and how many stayed float."""
-    graph = onnx.load(path).graph
-    weights = {i.name for i in graph.initializer}
-    from_int8 = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
-    stayed = sum(n.op_type in PRODUCTS and n.input[1] in weights for n in graph.node)
-    turned = sum(n.op_type in EIGHT_BIT or (n.op_type in PRODUCTS and n.input[1] in from_int8) for n in graph.node)
-    return {"int8": turned, "float": stayed}
 
 
 @contextmanager
@@ -207,7 +195,12 @@ class Quantizer(Protocol):
     ) -> None: ...
 
 
-QUANTIZERS: Mapping[str, Quantizer] = {"onnxruntime": dynamic, "nncf": static, "neural-compressor": neural_compressor}
+QUANTIZERS: Mapping[str, Quantizer] = {
+    "onnxruntime": dynamic,
+    "onnxruntime-static": static,
+    "nncf": smoothed,
+    "neural-compressor": neural_compressor,
+}
 """By the recipe's `quantize.backend`."""
 SINGLE = frozenset({"onnxruntime"})
 """Backends whose graphs must be fed one text a run."""

@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from compressor.encoded import Encoded
-from compressor.quantizers import dynamic, products
+from compressor.products import products
+from compressor.quantizers import dynamic
 from compressor.session import Graph
 from compressor.tokens import Floats
 

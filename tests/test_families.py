@@ -24,7 +24,8 @@ from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, s
 from compressor.graphs import NAMES, FullLengthModel, export_graph, layered, parity
 from compressor.losses import Attention
 from compressor.modeling import HEADS, LengthAdaptiveModel, PlainModel
-from compressor.quantizers import Quantizer, count_products, dynamic, static
+from compressor.products import count_products
+from compressor.quantizers import Quantizer, dynamic, smoothed, static
 from compressor.session import Graph
 from compressor.settings.deploying import Export
 from compressor.students import select_layers
@@ -169,7 +170,7 @@ def test_a_graph_whose_scores_have_a_bias_equals_torch(kind: str, significance: 
     assert parity(model, tmp_path / "model.onnx", texts, [None, (12, 6, 1), (9, 9, 2)], 0, 1e-4) < 1e-4
 
 
-@pytest.mark.parametrize("quantizer", [dynamic, static])
+@pytest.mark.parametrize("quantizer", [dynamic, static, smoothed])
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_the_graph_of_every_family_runs_in_8_bits(kind: str, quantizer: Quantizer, tmp_path: Path) -> None:
     model = LengthAdaptiveModel(model_of(kind), L).eval()

@@ -16,7 +16,8 @@ from compressor.graphs import export_graph, layered, torch_logits
 from compressor.halves import BACK, FRONT, Halves
 from compressor.halving import check_parity, export_halves
 from compressor.modeling import PlainModel
-from compressor.quantizers import dynamic, products
+from compressor.products import products
+from compressor.quantizers import dynamic
 from compressor.runtime import Runtime
 from compressor.stages.quantize import kept_in_back
 from compressor.tokens import Tokens

@@ -18,7 +18,8 @@ from compressor.bundles import check_isa
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import UnfitError
 from compressor.graphs import takes_lengths
-from compressor.quantizers import QUANTIZERS, Quantizer, count_products, dynamic, products, static
+from compressor.products import count_products, products
+from compressor.quantizers import QUANTIZERS, Quantizer, dynamic, smoothed, static
 from compressor.runtime import Runtime
 from compressor.stages.quantize import choose
 from tests.conftest import command, compress, sentences
@@ -62,7 +63,7 @@ ISOLATED = pytest.param(
 )
 
 
-@pytest.mark.parametrize("backend", ["nncf", ISOLATED])
+@pytest.mark.parametrize("backend", ["onnxruntime-static", "nncf", ISOLATED])
 def test_a_static_graph_answers_a_text_alike_in_any_batch(project: Path, backend: str) -> None:
     artifact = quantized(project, backend)
     metrics = artifact.metrics
@@ -77,7 +78,7 @@ def test_a_static_graph_answers_a_text_alike_in_any_batch(project: Path, backend
             np.testing.assert_allclose(list(answer.probabilities.values()), list(alone.probabilities.values()), atol=1e-5)
 
 
-@pytest.mark.parametrize("quantizer", [dynamic, static])
+@pytest.mark.parametrize("quantizer", [dynamic, static, smoothed])
 def test_weights_take_seven_bits_where_eight_would_saturate(built: Path, tmp_path: Path, quantizer: Quantizer) -> None:
     source = next(built.glob("artifacts/export-*/model.onnx"))
     tokens = np.array([[2, 5, 6, 7, 3]])
@@ -123,10 +124,10 @@ def test_a_processor_that_would_saturate_is_warned_of(built: Path, monkeypatch: 
         check_isa({"isa": isa})  # a warning would be an error here
 
 
-def test_auto_measures_both_and_keeps_one(project: Path) -> None:
+def test_auto_measures_all_and_keeps_one(project: Path) -> None:
     artifact = quantized(project, "auto")
     metrics = artifact.metrics
-    backends = {"onnxruntime", "nncf", *(["neural-compressor"] if NEURAL_COMPRESSOR.is_made() else [])}
+    backends = {"onnxruntime", "onnxruntime-static", "nncf", *(["neural-compressor"] if NEURAL_COMPRESSOR.is_made() else [])}
     assert set(metrics["milliseconds"]) == backends
     assert set(metrics["validation"]) == {*backends, "float"}
     assert metrics["backend"] == choose({k: metrics["validation"][k] for k in metrics["milliseconds"]}, metrics["milliseconds"])
@@ -134,7 +135,7 @@ def test_auto_measures_both_and_keeps_one(project: Path) -> None:
     assert Runtime(project / "artifacts/dist/tiny").manifest["single"] is (metrics["backend"] == "onnxruntime")
 
 
-@pytest.mark.parametrize("backend", ["nncf", ISOLATED])
+@pytest.mark.parametrize("backend", ["onnxruntime-static", "nncf", ISOLATED])
 def test_products_stay_float_and_weights_take_seven_bits_in_every_static_backend(built: Path, tmp_path: Path, backend: str) -> None:
     source = next(built.glob("artifacts/export-*/model.onnx"))
     feeds = [{name: np.full((1, size), 1 + (name == "input_ids") * size) for name in INPUTS} for size in (5, 8)]
@@ -174,7 +175,7 @@ def test_a_static_graph_is_the_same_bytes_in_every_process(project: Path) -> Non
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("compressor.machine.installed", lambda _: False)
     with pytest.raises(UnfitError, match=r"needs the \[nncf\] extra: pip install 'encoder-compressor\[nncf\]', or choose onnxruntime"):
-        static(tmp_path / "model.onnx", tmp_path / "int8.onnx", [])
+        smoothed(tmp_path / "model.onnx", tmp_path / "int8.onnx", [])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 
 from compressor.graphs import export_graph
 from compressor.modeling import LengthAdaptiveModel
-from compressor.quantizers import Feed, simulated
+from compressor.products import count_products, products
+from compressor.quantizers import Feed, Quantizer, dynamic, simulated, smoothed, static
 from compressor.rewrites import fused_products, gathered_rows, unsigned_activations
 from compressor.settings.deploying import Export
 from tests.test_graphs import TEXTS, tiny, tokens
@@ -128,6 +129,17 @@ def test_products_of_two_activations_stay_float(tmp_path: Path, feeds: list[Feed
     attention = [kinds for kinds in sources if kinds != ["DequantizeLinear"] * 2]
     assert len(attention) == 2 * 3  # queries by keys and probabilities by values, in three layers
     assert all("DequantizeLinear" not in kinds for kinds in attention)
+
+
+@pytest.mark.parametrize("quantizer", [dynamic, static, smoothed])
+def test_a_portable_graph_stays_portable(quantizer: Quantizer, tmp_path: Path, feeds: list[Feed]) -> None:
+    source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    export_graph(LengthAdaptiveModel(tiny().model, 32, "cls").eval(), source, Export(portable=True))
+    quantizer(source, target, feeds)
+    assert count_products(target) == {"int8": len(products(source)), "float": 0}
+    assert {node.domain for node in onnx.load(target).graph.node} <= {"", "ai.onnx"}
+    floats, eights = answers(onnx.load(source), feeds), answers(onnx.load(target), feeds)
+    np.testing.assert_allclose(eights, floats, atol=0.05)
 
 
 def test_what_has_another_form_stays(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from compressor.artifact import Artifact
 from compressor.classification import TextClassification
 from compressor.encoded import Encoded
 from compressor.loader import load_recipe
+from compressor.products import count_products, products
 from compressor.progress import Progress
-from compressor.quantizers import count_products, dynamic, products
+from compressor.quantizers import dynamic
 from compressor.sensitivity import by_sensitivity, fewest
 from compressor.session import Graph
 from compressor.splits import MODEL, Splits

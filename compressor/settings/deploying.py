@@ -54,8 +54,8 @@ class Export(Section):
 
 
 class Quantize(Section):
-    backend: Literal["onnxruntime", "nncf", "neural-compressor", "auto"] = "onnxruntime"
-    """onnxruntime: dynamic, needs no data, reads one text a run; nncf, neural-compressor: static, read batches; auto: the best here."""
+    backend: Literal["onnxruntime", "onnxruntime-static", "nncf", "neural-compressor", "auto"] = "onnxruntime"
+    """onnxruntime: dynamic, needs no data, reads one text a run; the next three: static, read batches; auto: the best here."""
     calibration: Annotated[int, Field(ge=1, le=LARGEST)] = 256
     """Training texts on which static backends measure activations."""
     max_drop: Percent = 0.01

@@ -4,7 +4,7 @@ What:     matrix products and embedding tables in 8 bits: u8 activations with a 
 Paper:    Jacob et al. (arXiv:1712.05877); compressor/quantizers.py names those of each backend.
 Formula:  x ≈ scale · (q - zero_point); where that loses more than `max_drop`, the fewest products that suffice stay float, the most
           sensitive first (compressor/sensitivity.py); `auto` keeps the fastest backend within 0.3 points of the best score on validation.
-Defaults: onnxruntime dynamic; nncf measures activations on 256 training texts of all lengths, at several length configurations.
+Defaults: onnxruntime, dynamic; the others measure activations on 256 training texts of all lengths, at several length configurations.
 Limits:   attention's own products stay float where they are one fused operator.
 """
 
@@ -25,8 +25,9 @@ from compressor.halves import BACK, FRONT, STATES
 from compressor.latency import interleaved, requests, sample
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs
+from compressor.products import check_int8, count_products, products
 from compressor.progress import Progress
-from compressor.quantizers import QUANTIZERS, SINGLE, Feed, check_int8, count_products, products
+from compressor.quantizers import QUANTIZERS, SINGLE, Feed
 from compressor.recipe import Recipe
 from compressor.sensitivity import by_sensitivity, fewest
 from compressor.session import Graph
