@@ -8,7 +8,7 @@ Limits:   thresholds are tried at quantiles of the confidences: 200 of two membe
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ STEPS: Mapping[int, int] = {2: 200, 3: 40, 4: 15}
 BINS = 10
 WARMEST = 20.0
 """Largest temperature, and the inverse of the smallest."""
+HALVINGS = 5
+"""Times that the split is cut in two at random, to see what thresholds of the one half give on the other."""
 NEVER = 2.0
 """A threshold that no confidence reaches."""
 
@@ -41,6 +43,10 @@ class Pass:
     right: NDArray[np.bool_]
     confidences: Floats
     milliseconds: Floats
+
+    def of(self, rows: Ints) -> "Pass":
+        """Return the pass over some of the examples."""
+        return Pass(self.name, self.outcomes[rows], self.right[rows], self.confidences[rows], self.milliseconds[rows])
 
 
 def save(passes: Sequence[Pass], folder: Path) -> None:
@@ -159,6 +165,26 @@ def curve(passes: Sequence[Pass], metric: Metric) -> list[Setting]:
         if not front or one.score > front[-1].score:
             front.append(one)
     return front
+
+
+def across_halves(
+    passes: Sequence[Pass], metric: Metric, choose: Callable[[Sequence[Setting], float], Setting | None]
+) -> tuple[float, float] | None:
+    """Return how far thresholds score above the last member on random halves of the split that chose them, and on the other halves.
+
+    `choose` is given a half's curve and its last member's score; None where no half has texts, or thresholds to choose.
+    """
+    if len(passes[0].right) < 2:
+        return None
+    rng, changes = np.random.default_rng(0), list[tuple[float, float]]()
+    for _ in range(HALVINGS):
+        order = rng.permutation(len(passes[0].right))
+        halves = [[p.of(rows) for p in passes] for rows in np.array_split(order, 2)]
+        for here, there in (halves, halves[::-1]):
+            own, other = (metric(half[-1].outcomes) for half in (here, there))
+            if chosen := choose(curve(here, metric), own):
+                changes.append((chosen.score - own, setting(there, metric, chosen.thresholds).score - other))
+    return (float(np.mean([c[0] for c in changes])), float(np.mean([c[1] for c in changes]))) if changes else None
 
 
 def within_drop(front: Sequence[Setting], reference: float, max_drop: float) -> Setting | None:

@@ -223,6 +223,12 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
         for name, without in stage["metrics"].get("useless", {}).items():
             took = milliseconds(stage["metrics"]["mean_ms"])
             found.append(f"Without {name} the cascade is as good in {milliseconds(without)} a text instead of {took}: leave {name} out.")
+        if halves := stage["metrics"].get("across_halves"):
+            here, there = (points_change(halves[name]) for name in ("chosen", "other"))
+            found.append(
+                f"Chosen on half of the calibration texts, thresholds score {here} points against the last member there, "
+                f"{there} on the other half (means of ten choices): expect the second on new texts."
+            )
         if "before" in stage["metrics"]:
             before, after = stage["metrics"]["before"], stage["metrics"]["after"]
             whole, smallest = (points_change(after[k] - before[k]) for k in ("full", "smallest"))

@@ -1,5 +1,6 @@
 """A cascade: who answers, at what confidence, and that it gives what its calibration promised."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 from compressor import calibration
 from compressor.answering import QuestionAnswering
 from compressor.bundles import seal
-from compressor.calibration import NEVER, Pass, curve, fit_temperature, oracle, setting, within_drop, within_time
+from compressor.calibration import NEVER, Pass, across_halves, curve, fit_temperature, oracle, setting, within_drop, within_time
 from compressor.cascade import GOES_ON, Cascade, Member
 from compressor.classification import MultiLabelClassification, TextClassification, TextRegression
 from compressor.confidence import Confidence, confidences
@@ -317,6 +318,26 @@ def test_a_member_that_only_costs_time_is_named() -> None:
     assert _useless(facts, passes, accuracy, chosen) == {}
 
 
+def test_thresholds_fare_worse_on_texts_that_did_not_choose_them() -> None:
+    """What luck chose does not hold on other texts, and where all members answer alike nothing is lost."""
+    rng, count = np.random.default_rng(1), 400
+
+    def one(name: str, share: float, cost: float) -> Pass:
+        right = rng.random(count) < share
+        return Pass(name, np.stack([right, np.ones(count)], 1), right, rng.random(count), np.full(count, cost))
+
+    lucky = [one("first", 0.8, 1), one("second", 0.8, 2), one("last", 0.8, 10)]  # no confidence tells anything
+    found = across_halves(lucky, accuracy, lambda front, score: within_drop(front, score, -0.02))
+    assert found is not None
+    here, there = found
+    assert here >= 0.02
+    assert there < here - 0.01
+    alike = [dataclasses.replace(lucky[0], name=name) for name in ("first", "last")]
+    assert across_halves(alike, accuracy, lambda front, score: within_drop(front, score, 0.0)) == (0, 0)
+    assert across_halves(alike, accuracy, lambda front, _: within_time(front, 0.1)) is None
+    assert across_halves([p.of(np.array([0])) for p in alike], accuracy, lambda front, _: front[0]) is None
+
+
 def test_another_goal_lets_no_member_answer_again(project: Path) -> None:
     section = "cascade={members: [{point: min}, {point: full}, {teacher: int8}], max_drop: 10%}"
     plan = compress("plan", "tiny.yaml", "--set", section, "--format", "json", cwd=project)
@@ -325,6 +346,7 @@ def test_another_goal_lets_no_member_answer_again(project: Path) -> None:
     done = compress("run", "tiny.yaml", "--set", section, "--until", "cascade", "--format", "json", cwd=project)
     assert done.returncode == 0, done.stderr
     chosen = json.loads(done.stdout)["metrics"]
+    assert chosen["across_halves"]["chosen"] >= -0.1
     policy = json.loads((project / json.loads(done.stdout)["artifact"] / "policy.json").read_text(encoding="utf-8"))
     assert chosen["score"] >= policy["members"][-1]["score"] - 0.1
     assert policy["thresholds"] != [0.97, 0.97]

@@ -4,12 +4,13 @@ What:     the whole curve of score against time, and the thresholds that the goa
 Papers:   TangoBERT (arXiv:2204.06271); see compressor/calibration.py.
 Formula:  a text costs the milliseconds of all members that read it.
 Defaults: at most 0.3 points below the last member.
-Limits:   scores are those of the calibration split; the bundle's report has the test split's.
+Limits:   scores are those of the calibration split, which chose the thresholds: the metrics say how they fare across its halves, the
+          bundle's report has the test split's.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,30 @@ USUAL_DROP = 0.003
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
-    """Write policy.json: members, thresholds, curve; return what the thresholds give on the calibration split."""
+    """Write policy.json: members, thresholds, curve; return what the thresholds give on the calibration split.
+
+    Raises:
+        StageError: no thresholds meet the goal; the closest is named.
+    """
     assert recipe.cascade is not None
     settings, metric, source = recipe.cascade, task_of(recipe).metrics[recipe.task.metric], inputs["members"]
     facts, passes = json.loads((source.path / "members.json").read_text(encoding="utf-8")), calibration.load(source.path)
     front, last = calibration.curve(passes, metric), facts[-1]
-    chosen = _chosen(settings, front, last) or calibration.setting(passes, metric, settings.thresholds or ())
+    goal = _goal(settings, last["mean_ms"])
+    chosen = goal(front, last["score"]) if goal else calibration.setting(passes, metric, settings.thresholds or ())
+    if chosen is None:
+        raise StageError(_out_of_reach(settings, front[0], last))
     policy = {"confidence": settings.confidence, "thresholds": chosen.thresholds, "members": facts, "chosen": dataclasses.asdict(chosen)}
     policy |= {"curve": [dataclasses.asdict(s) for s in front], "oracle": dataclasses.asdict(calibration.oracle(passes, metric))}
     write_json(out / "policy.json", json.loads(json.dumps(policy)))
     ratio, shares = last["mean_ms"] / chosen.mean_ms, ", ".join(f"{share:.0%}" for share in chosen.shares)
     log.note(f"cascade: score {chosen.score:.4f} at {ratio:.2f}x {last['name']}; its members answer {shares}")
+    halves = calibration.across_halves(passes, metric, goal) if goal else None
     useless = _useless(facts, passes, metric, chosen)
     for name, without in useless.items():
         log.warn(f"cascade: without {name} it is as good in {without:.2f} ms a text instead of {chosen.mean_ms:.2f}: leave {name} out")
-    return {"score": chosen.score, "over_last_member": ratio, "shares": list(chosen.shares), "mean_ms": chosen.mean_ms, "useless": useless}
+    found = {"score": chosen.score, "over_last_member": ratio, "shares": list(chosen.shares), "mean_ms": chosen.mean_ms, "useless": useless}
+    return found | ({"across_halves": dict(zip(("chosen", "other"), halves, strict=True))} if halves else {})
 
 
 def _useless(facts: Sequence[Mapping[str, Any]], passes: Sequence[Pass], metric: Metric, chosen: Setting) -> dict[str, float]:
@@ -59,23 +69,19 @@ def _useless(facts: Sequence[Mapping[str, Any]], passes: Sequence[Pass], metric:
     return found
 
 
-def _chosen(settings: Cascade, front: Sequence[Setting], last: Mapping[str, Any]) -> Setting | None:
-    """Return the setting that meets the recipe's goal; None where it states the thresholds themselves.
-
-    Raises:
-        StageError: none does; the closest is named.
-    """
+def _goal(settings: Cascade, last_ms: float) -> Callable[[Sequence[Setting], float], Setting | None] | None:
+    """Return how the recipe's goal picks a setting of a curve, by the last member's score; None where it states the thresholds."""
     if settings.thresholds is not None:
         return None
     if settings.speedup is None and settings.latency_ms is None:
-        return calibration.within_drop(front, last["score"], USUAL_DROP if settings.max_drop is None else settings.max_drop)
-    limit = last["mean_ms"] / settings.speedup if settings.speedup is not None else settings.latency_ms
-    found = calibration.within_time(front, limit or 0.0)
-    if found is None:
-        closest, goal = (
-            front[0],
-            f"speedup {settings.speedup:g}" if settings.speedup is not None else f"latency_ms {settings.latency_ms:g} ms",
-        )
-        told = f"{closest.mean_ms:.2f} ms a text, {last['mean_ms'] / closest.mean_ms:.2f}x {last['name']}, at score {closest.score:.4f}"
-        raise StageError(f"cascade: no thresholds reach {goal}; the closest takes {told}: loosen the goal or name a cheaper first member")
-    return found
+        drop = USUAL_DROP if settings.max_drop is None else settings.max_drop
+        return lambda front, score: calibration.within_drop(front, score, drop)
+    limit = last_ms / settings.speedup if settings.speedup is not None else settings.latency_ms
+    return lambda front, _: calibration.within_time(front, limit or 0.0)
+
+
+def _out_of_reach(settings: Cascade, closest: Setting, last: Mapping[str, Any]) -> str:
+    """Say that no thresholds meet the goal, and what the fastest give."""
+    goal = f"speedup {settings.speedup:g}" if settings.speedup is not None else f"latency_ms {settings.latency_ms:g} ms"
+    told = f"{closest.mean_ms:.2f} ms a text, {last['mean_ms'] / closest.mean_ms:.2f}x {last['name']}, at score {closest.score:.4f}"
+    return f"cascade: no thresholds reach {goal}; the closest takes {told}: loosen the goal or name a cheaper first member"
