@@ -46,7 +46,10 @@ def main() -> None:
         op_name_dict=stay,
         op_type_dict=dict.fromkeys(sorted({node.op_type for node in graph.node} - {*QUANTIZED}), FLOAT),
         reduce_range=reduce_range == "1",
-        recipes={"graph_optimization_level": "DISABLE_ALL"},  # fused operators would not be quantized
+        recipes={
+            "graph_optimization_level": "DISABLE_ALL",  # fused operators would not be quantized
+            "optypes_to_exclude_output_quant": [*QUANTIZED],  # outputs in 8 bits lose more and save nothing
+        },
     )
     model = quantization.fit(source, config, calib_dataloader=loader)
     if model is None:

@@ -75,7 +75,7 @@ def static(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[s
     stay = [*products_of_activations(graph), *biases(graph), *also_taken_apart(kept)]
     extra = FLOAT | {"OpTypesToExcludeOutputQuantization": STATIC}  # a product's output in 8 bits loses more and saves nothing
     with _quiet():
-        # Tables first: a static table's zero point would keep its rows from being gathered in 8 bits.
+        # Tables first: by measured ranges, what is taken out of them would be quantized a second time.
         quantize_dynamic(source, target, ["Gather"], weight_type=QuantType.QInt8, nodes_to_exclude=stay, extra_options=FLOAT)
         quantize_static(
             target,

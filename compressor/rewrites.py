@@ -2,7 +2,7 @@
 
 What:     u8 activations for s8, rows of an embedding table gathered before they are made float, products as one node with their bias.
 Formula:  scale · (q - z) = scale · ((q + 128) - (z + 128)).
-Limits:   weights of two dimensions, symmetric, with one scale or one a column (a row, of tables); anything else stays as it was.
+Limits:   weights of two dimensions, symmetric, with one scale or one a column; tables with one scale, or symmetric with one a row.
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,19 +42,22 @@ def gathered_rows(model: onnx.ModelProto) -> int:
     count = 0
     for gather in [node for node in graph.node if node.op_type == "Gather"]:
         made = makers.get(gather.input[0])
-        if made is None or made.op_type != DEQUANTIZE or made.input[0] not in constants or not _symmetric(made, constants):
+        if made is None or made.op_type != DEQUANTIZE or made.input[0] not in constants:
             continue
         scales, (ids, out) = numpy_helper.to_array(constants[made.input[1]]), (gather.input[1], gather.output[0])
-        if scales.size > 1 and _axis(made, 2) != 0:
+        rows = helper.make_node("Gather", [made.input[0], ids], [f"{out}/rows"])
+        if scales.size == 1:
+            nodes = [rows, helper.make_node(DEQUANTIZE, [f"{out}/rows", *made.input[1:]], [out])]
+        elif _symmetric(made, constants) and _axis(made, 2) == 0:
+            graph.initializer.append(numpy_helper.from_array(scales.reshape(-1, 1).astype(np.float32), f"{out}/scales"))
+            nodes = [
+                rows,
+                helper.make_node("Cast", [f"{out}/rows"], [f"{out}/float"], to=onnx.TensorProto.FLOAT),
+                helper.make_node("Gather", [f"{out}/scales", ids], [f"{out}/scale"]),
+                helper.make_node("Mul", [f"{out}/float", f"{out}/scale"], [out]),
+            ]
+        else:
             continue
-        graph.initializer.append(numpy_helper.from_array(scales.reshape(-1, 1).astype(np.float32), f"{out}/scales"))
-        row_scales = [helper.make_node("Gather", [f"{out}/scales", ids], [f"{out}/scale"])] if scales.size > 1 else []
-        nodes = [
-            helper.make_node("Gather", [made.input[0], ids], [f"{out}/rows"]),
-            helper.make_node("Cast", [f"{out}/rows"], [f"{out}/float"], to=onnx.TensorProto.FLOAT),
-            *row_scales,
-            helper.make_node("Mul", [f"{out}/float", f"{out}/{'scale' if row_scales else 'scales'}"], [out]),
-        ]
         replace(graph, [gather], nodes)
         count += 1
     _tidy(graph)

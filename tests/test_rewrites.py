@@ -108,6 +108,26 @@ def test_no_table_is_made_float_as_a_whole(model: onnx.ModelProto) -> None:
     assert whole() == 0
 
 
+@pytest.mark.parametrize(
+    ("scales", "zeros", "gathered"), [([0.5], [7], 1), ([0.5, 0.25, 2.0], [0, 0, 0], 1), ([0.5, 0.25, 2.0], [0, 1, 0], 0)]
+)
+def test_rows_of_a_table_are_what_they_were(scales: list[float], zeros: list[int], gathered: int) -> None:
+    """A table with a zero point, one with a scale a row, and one with both, which stays as it is."""
+    rng = np.random.default_rng(0)
+    arrays = {"table": rng.integers(0, 255, (3, 4), np.uint8), "scale": np.array(scales, np.float32), "zero": np.array(zeros, np.uint8)}
+    made = [numpy_helper.from_array(array.squeeze() if array.size == 1 else array, name) for name, array in arrays.items()]
+    nodes = [helper.make_node("DequantizeLinear", list(arrays), ["whole"], axis=0), helper.make_node("Gather", ["whole", "ids"], ["rows"])]
+    ids = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["texts", "tokens"])
+    rows = helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, None)
+    model = helper.make_model(helper.make_graph(nodes, "look-up", [ids], [rows], made), opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    asked = {"ids": np.array([[2, 0], [1, 1]])}
+    expected = ort.InferenceSession(model.SerializeToString()).run(["rows"], asked)[0]
+    assert gathered_rows(model) == gathered
+    np.testing.assert_array_equal(ort.InferenceSession(model.SerializeToString()).run(["rows"], asked)[0], expected)
+    assert (next(node for node in model.graph.node if node.op_type == "Gather").input[0] == "table") is bool(gathered)
+
+
 def test_every_product_becomes_one_node_with_its_bias(model: onnx.ModelProto) -> None:
     unsigned_activations(model)
     before = kinds(model)
