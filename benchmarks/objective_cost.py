@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.record import conclude
 from compressor import sources
+from compressor.cheapening import cheapen
 from compressor.classification import TextClassification
 from compressor.data import read_examples
 from compressor.distillation import losses_of
-from compressor.dropout import cheapen
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
 from compressor.families import shape_of
 from compressor.files import Columns

@@ -125,7 +125,7 @@ class MeterCallback(TrainerCallback):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Begin a step."""
-        self._meter.begin_step(state.global_step, BATCH)  # every batch is full: see `_work`
+        self._meter.begin_step(state.global_step, BATCH)  # every batch is full: see `work_of`
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """End the last step; what Trainer does after it is not counted."""
@@ -168,14 +168,14 @@ VARIANTS: Mapping[str, Callable[[Work], Meter]] = {
 def measure(variant: str, steps: int, warm_up: int) -> dict[str, Any]:
     """Train one variant in this process and return what was measured."""
     with tempfile.TemporaryDirectory() as scratch:
-        meter = VARIANTS[variant](_work(steps, warm_up, Path(scratch)))
+        meter = VARIANTS[variant](work_of(steps, warm_up, Path(scratch)))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "texts": meter.texts, "seconds": meter.seconds, "precision": meter.precision, "threads": torch.get_num_threads(), "device": device,
     }  # fmt: skip
 
 
-def _work(steps: int, warm_up: int, scratch: Path) -> Work:
+def work_of(steps: int, warm_up: int, scratch: Path) -> Work:
     """Load the model and as many texts as fill every batch of one epoch."""
     folder = sources.model_folder(MODEL, Path())
     examples = list(read_examples(TRAIN, Columns(), TASK, root=Path(), split="train", limit=steps * BATCH))

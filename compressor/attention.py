@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from compressor.dropout import attention_dropped
+from compressor.attending import attend
 
 DOMAIN = "compressor"
 """Domain of the graph's own functions."""
@@ -25,9 +25,9 @@ UNSEEN = -1e4
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, real: Tensor, bias: Tensor | None, heads: int, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, real: Tensor, bias: Tensor | None, heads: int, kind: Significance, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Return the context (batch, queries, hidden) and the probabilities (batch, heads, queries, seq).
+    """Return the context (batch, queries, hidden) and the significance (batch, seq), of kind none empty (0,).
 
     q is (batch, queries, hidden), k and v are (batch, seq, hidden); `real` (batch, seq) says which keys are no padding; `bias` (batch,
     heads or 1, queries, seq) is added to the scores.
@@ -36,15 +36,17 @@ def attention(
     def split(x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (batch, heads, tokens, head_dim)
 
-    scores = split(q) * (q.shape[-1] // heads) ** -0.5 @ split(k).transpose(-1, -2)
-    scores = scores if bias is None else scores + bias.to(scores.dtype)
-    probabilities = (scores + torch.where(real, 0.0, UNSEEN)[:, None, None].to(scores.dtype)).softmax(-1)
-    return (attention_dropped(probabilities, dropout) @ split(v)).transpose(1, 2).flatten(2), probabilities
+    def read(probabilities: Tensor, texts: slice) -> Tensor:
+        return significance_of(probabilities, real[texts], kind)
+
+    unseen = torch.where(real, 0.0, UNSEEN)[:, None, None].to(q.dtype)
+    added = unseen if bias is None else bias.to(q.dtype) + unseen
+    context, significance = attend(split(q) * (q.shape[-1] // heads) ** -0.5, split(k), split(v), added, dropout, read)
+    return context.transpose(1, 2).flatten(2), significance
 
 
 def significance_of(probabilities: Tensor, real: Tensor, kind: Significance) -> Tensor:
-    """Return how much each key counts (batch, seq), without gradients; padding queries have no vote. Of kind none it is empty (0,)."""
-    probabilities = probabilities.detach()
+    """Return how much each key counts (batch, seq); padding queries have no vote. Of kind none it is empty (0,)."""
     if kind == "none":
         return probabilities.new_zeros(0)
     if kind == "cls":
@@ -102,8 +104,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
         q, k, v, real, _, _, bias, heads, _, kind = given
-        context, probabilities = attention(q, k, v, real, bias, heads)
-        return context, significance_of(probabilities, real, kind)
+        return attention(q, k, v, real, bias, heads, kind)
 
     @staticmethod
     def symbolic(g: Any, *given: Any) -> Any:

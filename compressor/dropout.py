@@ -1,16 +1,10 @@
-"""Dropout that is cheap on a CPU, in modules and in attention: a random number for every element took a quarter of a training step."""
+"""Dropout that is cheap on a CPU: a random number for every element took a quarter of a training step."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-ATTENTION = "cheap_dropout"
-"""Name under which transformers finds the attention below."""
 
 
 class CheapDropout(nn.Dropout):
@@ -21,63 +15,25 @@ class CheapDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with elements zeroed with probability p, the others scaled by 1 / (1 - p)."""
-        return dropped(input, self.p) if self.training else input
+        if not self.training or (kept := drawn(input.shape, self.p, input.device)) is None:
+            return input
+        return input * factors(kept, self.p, input.dtype)
 
 
-def dropped(input: Tensor, p: float, alike: int | None = None) -> Tensor:
-    """Return the input with elements zeroed with probability p, the others scaled by 1 / (1 - p); alike along one dimension if named."""
-    level = round(p * 2**16)
+def drawn(shape: Sequence[int], p: float, device: torch.device) -> Tensor | None:
+    """Return which elements stay (bool, of this shape), each left out with probability p; None: all stay."""
+    level = _level(p)
     if level == 0:
-        return input
-    shape = [1 if dimension == alike else size for dimension, size in enumerate(input.shape)]
+        return None
     count = math.prod(shape)
-    numbers = torch.empty((count + 3) // 4, dtype=torch.int64, device=input.device).random_(-(2**63), None)
-    kept = numbers.view(torch.int16)[:count].view(shape) >= level - 2**15
-    return input * (kept.to(input.dtype) * (2**16 / (2**16 - level)))
+    numbers = torch.empty((count + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
+    return numbers.view(torch.int16)[:count].view(*shape) >= level - 2**15
 
 
-def attention_dropped(probabilities: Tensor, p: float) -> Tensor:
-    """Return attention probabilities (batch, heads, queries, keys) with dropout that leaves out the same pairs of tokens in all heads.
-
-    At 512 tokens the numbers for each head on its own took half of a training step.
-    """
-    return dropped(probabilities, p, alike=1)
+def factors(kept: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    """Return what elements are multiplied by: 1 / (1 - p) where they stay, else 0."""
+    return kept.to(dtype) * (2**16 / (2**16 - _level(p)))
 
 
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **others: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the context (batch, seq, heads, head_dim) as transformers asks for it; torch's own kernel where nothing is trained.
-
-    In training torch draws a number for every probability, or, without dropout, goes back through a slow kernel: at 176 tokens a step of
-    MiniLM took 1.71 s with it.
-    """
-    if not module.training:
-        found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
-        return found
-    scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.transpose(-1, -2)  # (batch, heads, seq, seq)
-    if attention_mask is not None:
-        unseen = torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
-        scores = scores + unseen
-    return (attention_dropped(scores.softmax(-1), dropout) @ value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-def cheapen(model: nn.Module) -> None:
-    """Replace the dropout of a model's modules and of its attention in place; what they compute stays the same in distribution."""
-    for module in list(model.modules()):
-        if isinstance(module, PreTrainedModel) and module.config._attn_implementation == "sdpa" and module._can_set_attn_implementation():
-            module.set_attn_implementation(ATTENTION)
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout and child.p < 1:
-                setattr(module, name, CheapDropout(child.p).train(child.training))
+def _level(p: float) -> int:
+    return round(p * 2**16)

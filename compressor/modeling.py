@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from compressor import adapters, bilstm
-from compressor.attention import Significance, attention, exported_attention, significance_of
+from compressor.attention import Significance, attention, exported_attention
 from compressor.backbones import backbone, reads_tokens
 from compressor.dropping import State, drop, put_back
 from compressor.errors import RecipeError
@@ -211,6 +211,5 @@ class LengthAdaptiveModel(nn.Module):
         else:
             dropout = self.parts.dropout(layer)
             rate = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
-            context, probabilities = attention(q, k, v, state.real, bias, self.heads, rate)
-            significance = significance_of(probabilities, state.real, kind)
+            context, significance = attention(q, k, v, state.real, bias, self.heads, kind, rate)
         return self.parts.attended(layer, context, queries), significance

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from compressor.dropout import cheapen
+from compressor.cheapening import cheapen
 from compressor.encoded import Encoded
 from compressor.errors import StageError
 from compressor.interrupts import Interrupted, held_back

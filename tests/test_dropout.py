@@ -1,13 +1,7 @@
-import copy
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor, nn
 
-from compressor.dropout import ATTENTION, CheapDropout, attention_dropped, cheapen, dropped
-from compressor.modeling import load_model
-from tests.test_families import CONFIGS, L, batch, model_of
+from compressor.dropout import CheapDropout, drawn, factors
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -27,11 +21,14 @@ def test_elements_are_dropped_independently_of_their_neighbours() -> None:
         assert abs((zero[distance:] * zero[:-distance]).mean().item()) < 0.005
 
 
-def test_elements_are_dropped_alike_along_the_dimension_that_is_named() -> None:
+def test_what_stays_is_drawn_and_scaled_to_keep_the_mean() -> None:
     torch.manual_seed(0)
-    zero = dropped(torch.ones(64, 3, 50), 0.3, alike=1) == 0
-    assert torch.equal(zero, zero[:, :1].expand_as(zero))
-    assert abs(zero.float().mean().item() - 0.3) < 0.03
+    kept = drawn((64, 1, 999), 0.3, torch.device("cpu"))
+    assert kept is not None
+    assert kept.shape == (64, 1, 999)
+    assert abs((~kept).float().mean().item() - 0.3) < 0.01
+    assert factors(kept, 0.3, torch.float32).unique().tolist() == pytest.approx([0, 1 / 0.7], rel=1e-4)
+    assert drawn((2, 2), 0.0, torch.device("cpu")) is None
 
 
 def test_gradients_pass_where_values_did() -> None:
@@ -55,48 +52,3 @@ def test_evaluation_and_probability_zero_change_nothing() -> None:
     x = torch.randn(9)
     assert CheapDropout(0.3).eval()(x) is x
     assert CheapDropout(0.0)(x) is x
-
-
-def test_cheapen_replaces_every_dropout_once_and_keeps_its_mode() -> None:
-    model = nn.Sequential(nn.Dropout(0.2), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.4))).eval()
-    cheapen(model)
-    cheapen(model)
-    found = [m for m in model.modules() if isinstance(m, nn.Dropout)]
-    assert [(type(m), m.p, m.training) for m in found] == [(CheapDropout, 0.2, False), (CheapDropout, 0.4, False)]
-
-
-def gradients(model: nn.Module, *lengths: int) -> tuple[Tensor, list[Tensor]]:
-    ids, mask, _ = batch(*lengths)
-    logits = model(input_ids=ids, attention_mask=mask).logits
-    logits.square().sum().backward()
-    return logits, [p.grad for p in model.parameters() if p.grad is not None]
-
-
-@pytest.mark.parametrize("lengths", [(L, 9, 3), (L, L)])
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_without_dropout_a_cheapened_model_trains_as_before(kind: str, lengths: tuple[int, ...]) -> None:
-    model = model_of(kind)
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    changed = copy.deepcopy(model)
-    cheapen(changed)
-    expected, found = gradients(model.train(), *lengths), gradients(changed.train(), *lengths)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_dropout_of_attention_keeps_the_mean_and_evaluation_is_exact(tiny_model: Path, tmp_path: Path) -> None:
-    model = load_model(tiny_model, ("a", "b"))
-    plain, ids = copy.deepcopy(model), torch.tensor([[2, 5, 6, 7, 3]])
-    cheapen(model)
-    assert model.config._attn_implementation == ATTENTION
-    torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
-    query = torch.randn(1, 2, 4, 8)
-    probabilities = (query @ query.transpose(-1, -2)).softmax(-1)
-    mean = torch.stack([attention_dropped(probabilities, 0.1) for _ in range(2000)]).mean(0)
-    torch.testing.assert_close(mean, probabilities, atol=0.02, rtol=0)
-    model.save_pretrained(tmp_path / "saved")
-    assert ATTENTION not in (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")
