@@ -106,7 +106,9 @@ def check_agreement(graph: Graph, longest: int) -> None:
         largest = max(largest, float(np.abs(expected).max()))
     if not all(difference <= AGREEMENT * largest for difference in worst):  # no number is no agreement either
         told = f"{graph.backend} answers this graph otherwise: logits differ by {np.max(worst):.3g}, where the largest is {largest:.3g}"
-        raise UnfitError(f"{graph.path}: {told}; choose backend onnxruntime, or build with quantize.backend: nncf, whose answers move least")
+        raise UnfitError(
+            f"{graph.path}: {told}; choose backend onnxruntime, or build with quantize.backend: nncf, whose answers move least"
+        )
 
 
 # Residual and normalisation as one node take three times as long as two on a CPU.
