@@ -3,10 +3,10 @@
     python -m benchmarks.peers recipes/sst2.yaml --set data.train=…
 
 The recipe is built first, in ./artifacts, where stages that are there already come from the cache. Where it classifies single texts, all
-peers take part and scores are compared; of other tasks only fixed shapes are timed, beside BERT-base and DistilBERT. Every peer is made
-in an environment of its own (made on first use: 3 GB) and is a process of its own; ONNX files run in this one's onnxruntime, OpenVINO's
-in theirs. In each round all of them answer, in another order each time, and only one works at a time; before a run is timed it is repeated
-for a tenth of a second. Texts are read by the student's tokenizer, and padded to the longest of their batch.
+peers take part and scores are compared; of other tasks, or with --shapes, only fixed shapes are timed, beside BERT-base and DistilBERT.
+Every peer is made in an environment of its own (made on first use: 3 GB) and is a process of its own; ONNX files run in this one's
+onnxruntime, OpenVINO's in theirs. In each round all of them answer, in another order each time, and only one works at a time; before a run
+is timed it is repeated for a tenth of a second. Texts are read by the student's tokenizer, and padded to the longest of their batch.
 """
 
 import json
@@ -139,14 +139,16 @@ def _megabytes(model: Model) -> float:
     return sum(file.stat().st_size for file in files) / 1e6
 
 
-def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Build the bundle and its peers; return scores, times and what could not be made or does not fit."""
+def measure(recipe: Recipe, folder: Path, shapes: bool) -> dict[str, Any]:
+    """Build the bundle and its peers; return scores, times and what could not be made or does not fit; `shapes`: of fixed shapes only."""
     found = pipeline.run(recipe, ARTIFACTS, Progress())
     inputs: Mapping[str, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in found.manifest["inputs"].items()}
     splits, task, student = Splits.of(inputs["data"]), task_of(recipe), (inputs["checkpoint"].path / MODEL).resolve()
     made: list[Model | str] = [*references(folder, len(splits.labels))]
     data = None
-    if recipe.task.type == "text-classification" and not recipe.columns().text_pair:
+    if shapes:
+        made.append("the student's other forms, and texts: --shapes")
+    elif recipe.task.type == "text-classification" and not recipe.columns().text_pair:
         train, data = splits.encoded("train", task, student).tokens, splits.encoded("test", task, student)
         made += peers(student, splits.labels, train.rows(sample(train.lengths.tolist(), CALIBRATION)), folder / "student")
     else:
@@ -172,11 +174,12 @@ def main() -> None:
     """Build, measure, record."""
     parser = recipe_parser(__doc__)
     parser.add_argument("--folder", type=Path, help="where the peers' files are made and kept (default: a temporary folder)")
+    parser.add_argument("--shapes", action="store_true", help="time fixed shapes only, beside BERT-base and DistilBERT")
     chosen = parser.parse_args()
     recipe = load_recipe(chosen.recipe, chosen.changes)
     recipe = recipe.smoke() if chosen.trial else recipe
     with tempfile.TemporaryDirectory() as scratch:
-        result = measure(recipe, chosen.folder or Path(scratch))
+        result = measure(recipe, chosen.folder or Path(scratch), chosen.shapes)
     conclude(f"peers_{chosen.recipe.stem}", {"recipe": str(chosen.recipe), **result}, chosen.trial)
 
 
