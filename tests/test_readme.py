@@ -50,6 +50,7 @@ def test_the_other_figures_are_what_was_measured() -> None:
         f"{trained['ours_over']['trainer, bfloat16, length grouping']['median']:.1f}×",
         f"{peaks[0]:.2f} GB",
         f"{peaks[-1]:.2f} GB",
+        *(f"{row['times_as_fast']:.2f}×" for row in result("attending")["rows"]),
     ):
         assert figure in README, figure
 
@@ -74,6 +75,13 @@ def test_the_table_of_peers_is_what_was_measured(name: str, ours: str) -> None:
         cells = [name.replace("this project, ", ours), scores.get(name, "–"), milliseconds(one["p50_ms"]), times(one["over_first"])]
         cells += [f"{stream['texts_per_second']:,.0f}", times(stream["over_first"])]
         assert f"| {' | '.join(cells)} |" in README
+
+
+def test_the_table_of_shapes_is_what_was_measured() -> None:
+    rows = {(row["model"], row["workload"], row["threads"]): row for row in result("peers_newsgroups")["times"]}
+    for name in ("DistilBERT fp32, onnxruntime", *(f"this project, {point}" for point in ("full", "accurate", "balanced", "fast"))):
+        cells = [times(rows[name, shape, 1]["over_first"]) for shape in ("1x32", "1x128", "1x384", "8x128", "32x384")]
+        assert f"| {name} | {' | '.join(cells)} |" in README
 
 
 def test_the_recipe_on_the_front_page_loads(tmp_path: Path) -> None:
