@@ -2,8 +2,8 @@
 
     python -m benchmarks.build recipes/sst2.yaml --set data.train=../shared/data/sst2/train.tsv.gz …
 
-The result is called after the recipe. The artifacts folder is a new one, so that nothing comes from the cache, unless one is named: then
-`cached` says which stages were there before.
+The result is called after the recipe's name, which `--set name=…` changes. The artifacts folder is a new one, so that nothing comes from
+the cache, unless one is named: then `cached` says which stages were there before.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.child import COMPRESS, run
 from benchmarks.record import conclude, recipe_parser
 from compressor.errors import GateError
+from compressor.loader import load_recipe
 
 KEPT = ("data", "variants", "points", "cascade", "gates", "findings", "stage_gains", "baselines", "front")
 
@@ -44,7 +45,7 @@ def main() -> None:
         sys.exit(f"{chosen.recipe}: no such recipe")
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(chosen.recipe, chosen.changes, chosen.artifacts or Path(scratch), "smoke" if chosen.trial else "full")
-    conclude(f"build_{chosen.recipe.stem}", result, chosen.trial)
+    conclude(f"build_{load_recipe(chosen.recipe, chosen.changes).name}", result, chosen.trial)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
     graphs = {"float": (found["float_graph"].path / "model.onnx", False), **graphs}
     data = Splits.of(found["data"]).encoded("test", task_of(recipe), found["checkpoint"].path / MODEL)
     rows = compare(recipe, data, graphs)
-    conclude(f"quantizers_{chosen.recipe.stem}", {"recipe": str(chosen.recipe), "texts": len(data), "rows": rows}, chosen.trial)
+    conclude(f"quantizers_{recipe.name}", {"recipe": str(chosen.recipe), "texts": len(data), "rows": rows}, chosen.trial)
 
 
 def compare(recipe: Recipe, data: Encoded, files: dict[str, tuple[Path, bool]]) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def main() -> None:
     chosen = recipe_parser(__doc__).parse_args()
     recipe = load_recipe(chosen.recipe, chosen.changes)
     recipe = recipe.smoke() if chosen.trial else recipe
-    conclude(f"rankings_{chosen.recipe.stem}", {"recipe": str(chosen.recipe), "rows": measure(recipe)}, chosen.trial)
+    conclude(f"rankings_{recipe.name}", {"recipe": str(chosen.recipe), "rows": measure(recipe)}, chosen.trial)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a search is held against: configurations that need none, and random ones of equal number.
+"""What a search is held against: configurations that need none, reading less of a text, and random ones of equal number.
 
 Papers:   constant ratios as in ToP's tables (arXiv:2306.13812); published configurations of six layers: QuaLA-MiniLM (arXiv:2210.17114);
           random search (Bergstra and Bengio, 2012).
@@ -22,19 +22,29 @@ def constant_ratios(layers: int, max_length: int, fixed: int) -> list[Genome]:
     return _distinct(([max_length * ratio] * layers for ratio in RATIOS), max_length, fixed)
 
 
+def truncation(layers: int, max_length: int, fixed: int) -> list[Genome]:
+    """Return configurations that read the beginning of a text, and all layers all of that."""
+    full = repaired([max_length] * layers, max_length, fixed)
+    return list(dict.fromkeys((max(2, round(max_length * ratio)), *full) for ratio in RATIOS))
+
+
 def published(layers: int, max_length: int, fixed: int) -> list[Genome]:
     """Return the published configurations for so many layers, scaled to the length."""
     fitting = (lengths for lengths in PUBLISHED if len(lengths) == layers)
     return _distinct(([n * max_length / PUBLISHED_AT for n in lengths] for lengths in fitting), max_length, fixed)
 
 
-def random_search(layers: int, max_length: int, fixed: int, count: int, seed: int) -> list[Genome]:
-    """Return so many configurations drawn as LengthDrop draws them, at bounds of any size; fewer where there are no more."""
+def random_search(layers: int, max_length: int, fixed: int, count: int, seed: int, truncates: bool = False) -> list[Genome]:
+    """Return so many configurations drawn as LengthDrop draws them, at bounds of any size; fewer where there are no more.
+
+    Where they may truncate, each reads any number of tokens from a quarter on.
+    """
     rng, found = random.Random(f"{seed}/random search"), dict[Genome, None]()
     for _ in range(20 * count):
         if len(found) < count:
             lengths = LengthConfig.sample(layers, max_length, rng.uniform(0.05, 0.6), rng).lengths
-            found[repaired(lengths, max_length, fixed)] = None
+            read = [rng.uniform(0.25, 1) * max_length] if truncates else []
+            found[repaired([*read, *lengths], max_length, fixed, truncates)] = None
     return list(found)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from compressor.artifact import STATE
 from compressor.encoded import Encoded
 from compressor.evolution import Candidate, Genome, repaired
@@ -80,6 +82,7 @@ class Bench:
         self.absolute = adaptive["counts"] == "absolute"
         self.layers, self.max_length = config["num_hidden_layers"], splits.max_length
         self.sizes = (config["hidden_size"], config["intermediate_size"])
+        self.truncates = recipe.search.truncate
         self.fixed = 0 if task.per_token else 1  # a sentence task's last layer computes only [CLS]
         self.data: Encoded = splits.encoded(split, task, folder)
         self.parts: dict[float, tuple[Encoded, Floats]] = {}  # with full length's logits
@@ -108,10 +111,11 @@ class Bench:
         On few texts that tells more than their score does: every answer moves a little, few change sides.
         """
         known = [c for c in self.results.measured() if self.settings.latency == "measured"]
-        fit = fitted([self._config(c.lengths) for c in known], [c.latency_ms for c in known], self.tokens) if known else None
+        genes = [c.lengths for c in known]
+        fit = fitted([*map(self._config, genes)], [c.latency_ms for c in known], [*map(self._read, genes)]) if known else None
 
         def find(genome: Genome) -> Candidate:
-            cost = self.macs(genome) if fit is None else predicted(fit, self._config(genome), self.tokens)
+            cost = self.macs(genome) if fit is None else predicted(fit, self._config(genome), self._read(genome))
             return Candidate(genome, -self._divergence(genome, share), cost, self.macs(genome), cost, share)
 
         return [self.results.of(genome, share, lambda g=genome: find(g)) for genome in genomes]  # type: ignore[misc]
@@ -124,16 +128,22 @@ class Bench:
         return part.divergence(self.scorer.logits(part.tokens, genome), reference)
 
     def _config(self, genome: Genome) -> LengthConfig:
-        return LengthConfig(genome, self.max_length, self.absolute)
+        return LengthConfig(genome[-self.layers :], self.max_length, self.absolute)
+
+    def _read(self, genome: Genome) -> int:
+        """Return how many tokens of a text it reads on average."""
+        if len(genome) == self.layers:
+            return self.tokens
+        return int(np.minimum(self.data.tokens.lengths, genome[0]).sum()) // len(self.data)
 
     @property
     def full(self) -> Genome:
         """Full length: what costs are held against."""
-        return repaired([self.max_length] * self.layers, self.max_length, self.fixed)
+        return repaired([self.max_length] * (self.layers + self.truncates), self.max_length, self.fixed, self.truncates)
 
     def macs(self, genome: Genome) -> float:
         """Return a configuration's multiply-accumulates at the split's mean length, as a share of full length's."""
-        ours, full = (self._config(g).macs(*self.sizes, self.tokens) for g in (genome, self.full))
+        ours, full = (self._config(g).macs(*self.sizes, self._read(g)) for g in (genome, self.full))
         return ours / full
 
     def _latency(self, genome: Genome) -> float:

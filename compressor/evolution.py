@@ -38,6 +38,8 @@ class Candidate:
 
 RUNGS = (0.1, 0.25)
 """Parts of the split on which halving looks, one after the other."""
+READ_LESS = 0.3
+"""Share of mutations that change how much of a text is read, where that may vary."""
 Rate = Callable[[Sequence[Genome], float], Sequence[Candidate]]
 """Rate configurations on a part of the split, without timing them."""
 Measure = Callable[[Sequence[Genome]], Sequence[Candidate]]
@@ -75,8 +77,11 @@ def evolve(
     population: int,
     proposals: int,
     seed: int,
+    truncates: bool = False,
 ) -> list[Candidate]:
     """Return every candidate that was measured, at most `evaluations`; the last `fixed` genes stay 1.
+
+    Where a configuration `truncates`, its first gene is how many tokens it reads of a text.
 
     A generation's proposals depend on the seed, its number and the measurements so far, not on when or where they were made.
     """
@@ -90,7 +95,7 @@ def evolve(
         room = min(population, evaluations - len(known))
         with _seeded(f"{seed}/{generation}"):
             parents = tools.selNSGA2([_Individual(c.lengths, c) for c in known.values()], min(population, len(known)))
-            fresh = _proposals(parents, looked_at | known.keys(), room * proposals, max_length, fixed)
+            fresh = _proposals(parents, looked_at | known.keys(), room * proposals, max_length, fixed, truncates)
         looked_at |= set(fresh)
         wanted = halved(fresh, rate, room)
     return list(known.values())
@@ -106,7 +111,7 @@ def halved(genomes: Sequence[Genome], rate: Rate, room: int) -> list[Genome]:
     return list(genomes)
 
 
-def _proposals(parents: Sequence[_Individual], known: Set[Genome], room: int, max_length: int, fixed: int) -> list[Genome]:
+def _proposals(parents: Sequence[_Individual], known: Set[Genome], room: int, max_length: int, fixed: int, truncates: bool) -> list[Genome]:
     """Return up to `room` new genomes; give up after a bounded number of tries."""
     fresh: dict[Genome, None] = {}
     for attempt in range(20 * room):
@@ -116,30 +121,37 @@ def _proposals(parents: Sequence[_Individual], known: Set[Genome], room: int, ma
         if attempt % 2 and len(parents) > 1:
             tools.cxUniform(child, _Individual(random.choice(parents)), 0.5)
         else:
-            _mutate(child, max_length)
-        genome = repaired(child, max_length, fixed)
+            _mutate(child, max_length, truncates)
+        genome = repaired(child, max_length, fixed, truncates)
         if genome not in known:
             fresh[genome] = None
     return list(fresh)
 
 
-def _mutate(genes: _Individual, max_length: int) -> None:
-    """Scale a tail of the configuration, or draw single layers anew between their neighbours."""
-    if random.random() < 0.5:
-        first, factor = random.randrange(len(genes)), random.uniform(0.6, 1.3)
-        genes[first:] = [round(g * factor) for g in genes[first:]]
+def _mutate(genes: _Individual, max_length: int, truncates: bool) -> None:
+    """Scale what is read of a text, or a tail of the layers' lengths, or draw single ones of these anew between their neighbours."""
+    if truncates and random.random() < READ_LESS:
+        genes[0] = round(genes[0] * random.uniform(0.6, 1.3))
         return
-    upper = [max_length, *genes[:-1]]
-    lower = [*genes[1:], 1]
-    tools.mutUniformInt(genes, [min(a, b) for a, b in zip(lower, upper, strict=True)], upper, 0.5)
+    layers = genes[truncates:]
+    if random.random() < 0.5:
+        first, factor = random.randrange(len(layers)), random.uniform(0.6, 1.3)
+        layers[first:] = [round(g * factor) for g in layers[first:]]
+    else:
+        upper = [max_length, *layers[:-1]]
+        lower = [*layers[1:], 1]
+        tools.mutUniformInt(layers, [min(a, b) for a, b in zip(lower, upper, strict=True)], upper, 0.5)
+    genes[truncates:] = layers
 
 
-def repaired(genes: Iterable[float], max_length: int, fixed: int) -> Genome:
-    """Return the nearest valid genome: non-increasing, at least 1, the last `fixed` genes 1."""
-    genome = list(LengthConfig.repaired(genes, max_length).lengths)
+def repaired(genes: Iterable[float], max_length: int, fixed: int, truncates: bool = False) -> Genome:
+    """Return the nearest valid genome: layers' lengths non-increasing, at least 1, the last `fixed` 1; what is read at least 2."""
+    genes = list(genes)
+    read, layers = genes[:truncates], genes[truncates:]
+    genome = list(LengthConfig.repaired(layers, max_length).lengths)
     if fixed:
         genome[-fixed:] = [1] * fixed
-    return tuple(genome)
+    return (*(max(2, min(max_length, round(g))) for g in read), *genome)
 
 
 @contextmanager

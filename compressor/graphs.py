@@ -98,10 +98,11 @@ def _add_start_and_end(graph: onnx.GraphProto) -> None:
 
 
 def set_default_lengths(graph: onnx.ModelProto, lengths: Sequence[int]) -> None:
-    """Give the `lengths` input its default: an initializer of the same name."""
+    """Give the `lengths` input its default: an initializer of the same name; how much of a text is read is no part of the graph."""
+    layers = next(i.type.tensor_type.shape.dim[0].dim_value for i in graph.graph.input if i.name == "lengths")
     kept = [i for i in graph.graph.initializer if i.name != "lengths"]
     del graph.graph.initializer[:]
-    graph.graph.initializer.extend([*kept, numpy_helper.from_array(np.asarray(lengths, dtype=np.int64), "lengths")])
+    graph.graph.initializer.extend([*kept, numpy_helper.from_array(np.asarray(lengths[-layers:], dtype=np.int64), "lengths")])
 
 
 def takes_lengths(path: Path) -> bool:

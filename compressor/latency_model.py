@@ -20,9 +20,9 @@ def features(config: LengthConfig, tokens: int) -> list[float]:
     return [1.0, float(sum(passed)), float(sum(n * n for n in passed)), float(sum(kept))]
 
 
-def fitted(configs: Sequence[LengthConfig], latencies: Sequence[float], tokens: int) -> Floats:
-    """Return the four coefficients that fit measured latencies (configurations,) best."""
-    rows = np.array([features(config, tokens) for config in configs])
+def fitted(configs: Sequence[LengthConfig], latencies: Sequence[float], tokens: Sequence[int]) -> Floats:
+    """Return the four coefficients that fit measured latencies (configurations,) of texts of so many tokens (configurations,) best."""
+    rows = np.array([features(config, read) for config, read in zip(configs, tokens, strict=True)])
     if len(rows) < rows.shape[1]:
         return np.array([0.0, float(np.mean(np.array(latencies) / rows[:, 1])), 0.0, 0.0])
     coefficients: Floats = np.linalg.lstsq(rows, np.array(latencies), rcond=None)[0]

@@ -23,6 +23,7 @@ class Named(NamedTuple):
     """An input or an output."""
 
     name: str
+    shape: Sequence[Any] = ()
 
 
 class OpenVINOSession:
@@ -59,7 +60,7 @@ class OpenVINOSession:
 
     def get_overridable_initializers(self) -> Sequence[Named]:
         """Return what a run may be given."""
-        return [] if self._default is None else [Named(LENGTHS)]
+        return [] if self._default is None else [Named(LENGTHS, self._default.shape)]
 
     def get_outputs(self) -> Sequence[Named]:
         """Return what may be asked."""

@@ -123,6 +123,13 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _truncation_fits(self) -> "Recipe":
+        if self.search and self.search.truncate and not self.reads_single_texts:
+            told = f"{self.task.type} asks of every word" if self.task.type in WINDOWED else "of a pair the second text would go first"
+            raise ValueError(f"search.truncate reads the beginning of a text, and {told}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _fine_tuning_fits(self) -> "Recipe":
         tuned = self.teacher.finetune
         if self.recycle and (tuned is None or tuned.method == "freeze"):
@@ -187,6 +194,11 @@ class Recipe(Section):
         data, usual = self.data, USUAL[self.task.type]
         label = (data.label or usual.label) if labelled and self.deployed else None
         return Columns(data.text or usual.text, data.text_pair or usual.text_pair, label)
+
+    @property
+    def reads_single_texts(self) -> bool:
+        """Whether an example is one text, of which the whole is asked."""
+        return self.task.type not in WINDOWED and not self.columns().text_pair
 
     @property
     def stride(self) -> int:

@@ -41,6 +41,7 @@ EMPTY: Mapping[str, Any] = {
     "front": (),
     "evaluated": (),
     "baselines": (),
+    "truncates": False,
     "searched_by": "measured",
     "cascade": None,
     "points": {},
@@ -136,31 +137,36 @@ def _log_factor(row: Mapping[str, Any], key: str) -> float | None:
 
 @dataclass(frozen=True)
 class LengthChart:
-    """The tokens each layer keeps at one operating point: bars (x, y, width, height, tokens) in a 200 × 90 drawing."""
+    """The tokens each layer keeps at one operating point: bars (x, y, width, height, tokens, name) in a 200 × 90 drawing."""
 
     name: str
     lengths: list[int]
-    columns: list[tuple[float, float, float, float, int]]
+    columns: list[tuple[float, float, float, float, int, str]]
     kept: float
 
 
-def length_chart(name: str, lengths: Sequence[int], longest: int) -> LengthChart:
-    """Lay out one operating point's length configuration as columns, `longest` tokens being the full height."""
+def length_chart(name: str, lengths: Sequence[int], longest: int, truncates: bool) -> LengthChart:
+    """Lay out one operating point's length configuration as columns, `longest` tokens being the full height.
+
+    Where it truncates, the first column is what is read of a text.
+    """
+    names = [*(["read"] if truncates else []), *(str(layer + 1) for layer in range(len(lengths) - truncates))]
     slot = 200 / len(lengths)
     heights = [max(1.5, round(62 * tokens / longest, 1)) for tokens in lengths]
     width = round(min(slot - 3, 34), 1)
     columns = [
-        (round(i * slot + (slot - width) / 2, 1), round(74 - height, 1), width, height, tokens)
-        for i, (height, tokens) in enumerate(zip(heights, lengths, strict=True))
+        (round(i * slot + (slot - width) / 2, 1), round(74 - height, 1), width, height, tokens, column)
+        for i, (height, tokens, column) in enumerate(zip(heights, lengths, names, strict=True))
     ]
-    return LengthChart(name, list(lengths), columns, sum(lengths) / (longest * len(lengths)))
+    kept = lengths[truncates:]
+    return LengthChart(name, list(lengths), columns, sum(kept) / (longest * len(kept)))
 
 
 def _length_charts(metrics: Mapping[str, Any]) -> list[LengthChart]:
     rows = metrics["points"] or {row["name"]: row for row in metrics["variants"]}
     configurations = {name: row["lengths"] for name, row in rows.items() if row.get("lengths")}
     longest = max((max(lengths) for lengths in configurations.values()), default=1)
-    return [length_chart(name, lengths, longest) for name, lengths in configurations.items()]
+    return [length_chart(name, lengths, longest, metrics["truncates"]) for name, lengths in configurations.items()]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class OperatingPoint:
 
     name: str
     lengths: tuple[int, ...] | None
+    """Tokens that each layer passes on of a text of max_length; one number more: the first is how many tokens of a text are read."""
     score: float
     latency_ms: float
 

@@ -56,7 +56,8 @@ class Graph:
         self.workers, self.backend = workers or threads, backend
         self.session = self._opened(threads)
         self._beside = self.session if threads == 1 and backend == "onnxruntime" else None
-        self.inputs = {i.name for i in self.session.get_inputs()} | {i.name for i in self.session.get_overridable_initializers()}
+        shapes = {i.name: i.shape for i in (*self.session.get_inputs(), *self.session.get_overridable_initializers())}
+        self.inputs, self.layers = set(shapes), shapes["lengths"][0] if "lengths" in shapes else 0
         outputs = [o.name for o in self.session.get_outputs()]
         self.output = "logits" if "logits" in outputs else outputs[0]
 
@@ -65,7 +66,13 @@ class Graph:
 
     def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of one padded batch, or the first output of a graph that has none."""
-        return self._run(self.session, tokens, lengths)
+        return self._run(self.session, *self._read(tokens, lengths))
+
+    def _read(self, tokens: Tokens, lengths: Sequence[int] | None) -> tuple[Tokens, Sequence[int] | None]:
+        """Return what is read of the texts, and a length for each layer: of one number more, the first is how many tokens are read."""
+        if lengths is None or len(lengths) == self.layers:
+            return tokens, lengths
+        return truncated(tokens, lengths[0]), lengths[1:]
 
     def _run(self, opened: Session, tokens: Tokens, lengths: Sequence[int] | None) -> Floats:
         feed = {name: array for name, array in tokens.padded(self.pad_id).items() if name in self.inputs}
@@ -76,6 +83,7 @@ class Graph:
 
     def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of any number of texts, in their order: (texts, classes), or (tokens, classes) where every token has logits."""
+        tokens, lengths = self._read(tokens, lengths)
         if len(tokens) == 1:  # nothing to sort, to pad or to put in order
             logits = self.run(tokens, lengths)
             return logits if logits.ndim == 2 else logits[0]
@@ -131,6 +139,17 @@ def session(graph: Path | str | bytes, threads: int, profile: Path | None = None
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = graph if isinstance(graph, bytes) else str(graph)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **DISABLED)
+
+
+def truncated(tokens: Tokens, most: int) -> Tokens:
+    """Return the texts with at most so many tokens, 2 or more, of each: its first ones and its last, which ends it."""
+    lengths = tokens.lengths
+    if lengths.max(initial=0) <= most:
+        return tokens
+    kept = np.minimum(lengths, most)
+    places = np.arange(len(tokens.ids)) - np.repeat(tokens.starts[:-1], lengths)
+    chosen = (places < np.repeat(kept, lengths) - 1) | (places == np.repeat(lengths, lengths) - 1)
+    return Tokens(tokens.ids[chosen], tokens.segments[chosen], np.concatenate([[0], np.cumsum(kept)]))
 
 
 def batches_of(lengths: Sequence[int], *, single: bool) -> Iterator[list[int]]:

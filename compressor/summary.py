@@ -61,6 +61,7 @@ def summarize(
         "front": frontier.get("front", []),
         "evaluated": frontier.get("evaluated", []),
         "baselines": _baselines(frontier, stages),
+        "truncates": bool(frontier.get("truncates")),
         "searched_by": recipe.search.latency if recipe.search else None,
         "points": {name: {**p, **found_at(rows[row_name(name, inputs)])} for name, p in manifest["points"].items()},
         "cascade": policy or None,
@@ -68,6 +69,7 @@ def summarize(
         "gates": verdicts,
         "findings": [
             *_findings(inputs, rows, stages, frontier.get("losses", {})),
+            *(_truncated(manifest, recipe.data.max_length) if frontier.get("truncates") else []),
             *_backends(manifest),
             *_elsewhere(manifest),
             *([] if cascade is None else [_paying(cascade, rows.values(), policy), *_going_on(policy), *_calibrated(recipe)]),
@@ -105,6 +107,13 @@ def _paying(cascade: Variant, rows: Iterable[Variant], policy: Mapping[str, Any]
     ratio = rival.mean_ms / cascade.mean_ms
     verdict = f"{'pays' if ratio > 1.05 else 'does not pay here'}: {times(ratio)} the speed of {rival.name}"
     return f"The cascade {verdict}, the fastest row that is as good, and {alone} ({answered}; mean times)."
+
+
+def _truncated(manifest: Mapping[str, Any], max_length: int) -> list[str]:
+    """Say which operating points read only the beginning of a long text."""
+    read = {name: point["lengths"][0] for name, point in manifest["points"].items() if point["lengths"][0] < max_length}
+    told = ", ".join(f"{name} reads the first {tokens} tokens" for name, tokens in read.items())
+    return [f"Of longer texts {told}: what they say after that counts for nothing."] if read else []
 
 
 def _backends(manifest: Mapping[str, Any]) -> list[str]:

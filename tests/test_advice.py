@@ -46,6 +46,14 @@ def test_long_texts_are_ranked_by_a_sample_of_their_tokens(make_recipe: Callable
     assert "sampled" not in advice(recipe)
     write(recipe, 50, LONG)
     assert "texts are so long (median 121 words) that length_adapt.significance sampled is nearly as good and faster" in advice(recipe)
+
+
+def test_long_texts_may_be_read_in_part(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    assert "search.truncate" not in advice(recipe)
+    write(recipe, 50, LONG)
+    assert "texts are so long (median 121 words) that search.truncate may find points that read only their beginning" in advice(recipe)
+    assert "search.truncate" not in advice(recipe, "search.truncate=true")
     recipe.write_text(recipe.read_text().replace("length_adapt: {", "length_adapt: {significance: sampled, "))
     assert "sampled" not in advice(recipe)
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from compressor.baselines import PUBLISHED, ahead, constant_ratios, published, random_search, told
+from compressor.baselines import PUBLISHED, ahead, constant_ratios, published, random_search, told, truncation
 from compressor.evolution import Candidate
 from compressor.lengths import LengthConfig
 
@@ -18,6 +18,15 @@ def test_baselines_are_valid_configurations() -> None:
     assert constant_ratios(3, 100, 0)[4] == (60, 60, 60)
     assert published(6, 384, 0) == list(PUBLISHED)
     assert published(4, 384, 0) == []
+
+
+def test_truncation_reads_less_and_drops_nothing_of_it() -> None:
+    assert truncation(3, 100, 1)[:2] == [(95, 100, 100, 1), (90, 100, 100, 1)]
+    found = random_search(3, 100, 1, 30, seed=1, truncates=True)
+    assert len({read for read, *_ in found}) > 10
+    for read, *lengths in found:
+        LengthConfig(tuple(lengths), 100)
+        assert 25 <= read <= 100
 
 
 def test_random_search_has_as_many_distinct_configurations_as_asked() -> None:

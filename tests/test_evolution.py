@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.evolution import Candidate, Genome, evolve, halved, hypervolume, knee, operating_points, pareto_front
+from compressor.evolution import Candidate, Genome, evolve, halved, hypervolume, knee, operating_points, pareto_front, repaired
 from compressor.lengths import LengthConfig
 from compressor.stages.search import starting_points
 
@@ -54,6 +54,24 @@ def test_evolution_measures_each_valid_configuration_once_and_no_more_than_allow
     for c in found:
         LengthConfig(c.lengths, 64)
         assert c.lengths[-1] == 1
+
+
+def test_what_is_read_of_a_text_is_a_gene_of_its_own() -> None:
+    def rate(genomes: Sequence[Genome], share: float = 1.0) -> list[Candidate]:
+        return [replace(c, lengths=g, share=share) for c, g in zip(analytic([g[1:] for g in genomes]), genomes, strict=True)]
+
+    start = starting_points(3, 64, 1, 8, 17, truncates=True)
+    assert start[0] == (64, 64, 64, 1)
+    assert {(48, 64, 64, 1), (32, 64, 64, 1)} <= set(start)
+    sizes = {"max_length": 64, "fixed": 1, "evaluations": 60, "population": 8, "proposals": 2}
+    found = evolve(start, rate, rate, **sizes, seed=1, truncates=True)
+    assert {c.lengths[0] for c in found} > {g[0] for g in start}
+    for c in found:
+        LengthConfig(c.lengths[1:], 64)
+        assert 2 <= c.lengths[0] <= 64
+        assert c.lengths[-1] == 1
+    assert any(c.lengths[0] < c.lengths[1] for c in found)  # layers keep their share of what is read
+    assert repaired((0.4, 70, 80, 3), 64, 1, truncates=True) == (2, 64, 64, 1)
 
 
 def test_the_same_seed_finds_the_same_candidates_whatever_else_draws_numbers() -> None:

@@ -204,6 +204,14 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
         (("length_adapt: {}\n", ""), "1:1: recipe: `search` chooses lengths of a length-adaptive student: add a `length_adapt` section"),
         (("length_adapt: {}", "length_adapt: {protect: question}"), "1:1: recipe: length_adapt.protect question keeps the first text of a"),
         (("metric: accuracy", "metric: macro_f1"), "1:1: recipe: a gate asks for macro_f1, but task.metric is accuracy"),
+        (
+            ("search: {population: 12}", "search: {truncate: true}", "  train: train.csv", "  train: train.csv\n  text_pair: other"),
+            "1:1: recipe: search.truncate reads the beginning of a text, and of a pair the second text would go first: leave it out",
+        ),
+        (
+            ("search: {population: 12}", "search: {truncate: true}", "name: tiny", "name: tiny\ntask: {type: token-classification}"),
+            "1:1: recipe: search.truncate reads the beginning of a text, and token-classification asks of every word: leave it out",
+        ),
         (("search: {population: 12}", "default_point: fast"), "1:1: recipe: default_point fast comes from a search: add a `search`"),
         (("end: 0.5", "start: 0.5, end: 0.5"), "12:7: distill.objectives.0: start 0.5 is not before end 0.5"),
         (("end: 0.5", "start: 0.6, end: 0.5"), "12:7: distill.objectives.0: start 0.6 is not before end 0.5"),

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -81,6 +82,30 @@ def test_a_second_run_does_nothing_and_gives_the_same_digest(project: Path) -> N
 def test_changing_search_reruns_only_search_and_bundle(project: Path) -> None:
     assert stale(project) == []
     assert stale(project, "--set", "search.evaluations=9") == ["search", "bundle"]
+
+
+def test_a_search_may_read_the_beginning_of_texts_only(project: Path) -> None:
+    changes = ("--set", "search.truncate=true", "--set", "search.baselines=true", "--set", "search.evaluations=24")
+    done = compress("tiny.yaml", "--format", "json", *changes, cwd=project)
+    assert done.returncode in (0, 5), done.stderr
+    bundle = project / "artifacts/dist/tiny"
+    metrics = json.loads((bundle / "metrics.json").read_text())
+    assert metrics["truncates"]
+    assert "truncation" in [row["name"] for row in metrics["baselines"]]
+    runtime, texts = Runtime(bundle), [text for text, _ in sentences(40, 7)]
+    full = runtime.point("full")
+    assert full.lengths is not None
+    assert len(full.lengths) == 3  # two layers, and what is read before them
+    assert runtime.predict(texts, full) == runtime.predict(texts, dataclasses.replace(full, lengths=full.lengths[1:]))
+    short = [" ".join(text.split()[:4]) for text in texts]
+    tokens = [len(own[0].ids) for own in (runtime.tokens([text]) for text in short)]
+    pairs = zip(texts, short, tokens, strict=True)
+    for text, beginning, count in pairs:
+        reads = dataclasses.replace(full, lengths=(count, *full.lengths[1:]))
+        assert runtime.predict([text], reads) == runtime.predict([beginning], full)
+    read = {point.lengths[0] for point in runtime.points.values() if point.lengths}
+    told = [line for line in metrics["findings"] if line.startswith("Of longer texts ")]
+    assert len(told) == (min(read) < runtime.max_length)
 
 
 def test_changing_a_section_reruns_what_depends_on_it(project: Path) -> None:

@@ -97,6 +97,13 @@ def test_report_shows_every_part() -> None:
     assert "3 min 20 s" in page
 
 
+def test_the_report_tells_what_is_read_of_a_text_from_what_layers_keep() -> None:
+    page = report.render_report({**full_metrics(), "truncates": True})
+    assert page.count(">read</text>") == len(full_metrics()["points"])
+    assert "read</em> is the most tokens that are read of a text" in page
+    assert ">read</text>" not in report.render_report(full_metrics())
+
+
 def test_report_is_small_and_reproducible() -> None:
     page = report.render_report(full_metrics())
     assert len(page.encode()) < 60_000

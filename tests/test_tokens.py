@@ -2,6 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.session import truncated
 from compressor.tokens import Ints, Tokens, length_batches
 
 TEXTS = st.lists(st.lists(st.integers(1, 30_000), min_size=1, max_size=20), min_size=1, max_size=12)
@@ -24,6 +25,16 @@ def test_padding_chosen_rows_equals_a_naive_loop(texts: list[list[int]], data: s
         assert batch["input_ids"][place].tolist() == text + [7] * padding
         assert batch["attention_mask"][place].tolist() == [1] * len(text) + [0] * padding
         assert batch["token_type_ids"][place].tolist() == [i % 2 for i in text] + [0] * padding
+
+
+@given(texts=TEXTS, most=st.integers(2, 21))
+@settings(max_examples=60)
+def test_cut_texts_keep_their_first_tokens_and_their_last(texts: list[list[int]], most: int) -> None:
+    expected = flat([text if len(text) <= most else [*text[: most - 1], text[-1]] for text in texts])
+    cut = truncated(flat(texts), most)
+    assert cut.ids.tolist() == expected.ids.tolist()
+    assert cut.starts.tolist() == expected.starts.tolist()
+    assert len(cut.segments) == len(cut.ids)
 
 
 def test_texts_come_back_one_by_one() -> None:

@@ -180,7 +180,7 @@ def main() -> None:
     recipe = recipe.smoke() if chosen.trial else recipe
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(recipe, chosen.folder or Path(scratch), chosen.shapes)
-    conclude(f"peers_{chosen.recipe.stem}", {"recipe": str(chosen.recipe), **result}, chosen.trial)
+    conclude(f"peers_{recipe.name}", {"recipe": str(chosen.recipe), **result}, chosen.trial)
 
 
 if __name__ == "__main__":

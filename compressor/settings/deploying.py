@@ -75,6 +75,8 @@ class Search(Section):
     """Requests of search texts that a latency is measured on."""
     proposals: Annotated[int, Field(ge=1, le=100)] = 4
     """Configurations that are looked at for each one that is measured: on a tenth of the split, the better half on a quarter of it."""
+    truncate: bool = False
+    """A configuration may read the beginning of long texts only; before its layers' lengths stands how many tokens it reads."""
     baselines: bool = False
     """Measure constant ratios, published configurations and random search with equal evaluations too, for the report."""
 

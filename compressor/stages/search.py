@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifact import write_json
-from compressor.baselines import constant_ratios, published, random_search, told
+from compressor.baselines import constant_ratios, published, random_search, told, truncation
 from compressor.candidates import Bench
 from compressor.evolution import LOSSES, Candidate, Genome, Measure, evolve, hypervolume, operating_points, pareto_front, repaired
 from compressor.lengths import LengthConfig
@@ -30,7 +30,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     assert recipe.search is not None
     bench, settings = Bench(recipe, inputs, out), recipe.search
     measured = _measurer(bench, settings.evaluations, log)
-    start = starting_points(bench.layers, bench.max_length, bench.fixed, settings.population, recipe.seed)
+    start = starting_points(bench.layers, bench.max_length, bench.fixed, settings.population, recipe.seed, bench.truncates)
     known = evolve(
         start,
         measured,
@@ -41,11 +41,19 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         population=settings.population,
         proposals=settings.proposals,
         seed=recipe.seed,
+        truncates=bench.truncates,
     )
     full = next(c for c in known if c.lengths == bench.full)
     points, front = operating_points(known, full), pareto_front(known)
     baselines = _baselines(bench, len(known), recipe.seed, log) if settings.baselines else {}
-    frontier = {"evaluated": known, "front": front, "points": points, "losses": LOSSES, "baselines": baselines}
+    frontier = {
+        "truncates": bench.truncates,
+        "evaluated": known,
+        "front": front,
+        "points": points,
+        "losses": LOSSES,
+        "baselines": baselines,
+    }
     write_json(out / "frontier.json", json.loads(json.dumps(frontier, default=dataclasses.asdict)))
     gain = full.latency_ms / points["fast"].latency_ms
     log.note(f"{len(front)} of {len(known)} configurations are on the front; fast is {gain:.2f}x full length")
@@ -77,7 +85,9 @@ def _baselines(bench: Bench, count: int, seed: int, log: Progress) -> dict[str, 
     """Measure what the search is held against; random search gets as many evaluations as evolution took."""
     shape = (bench.layers, bench.max_length, bench.fixed)
     chosen = {"constant ratios": constant_ratios(*shape), "published configurations": published(*shape)}
-    chosen["random search"] = random_search(*shape, count, seed)
+    if bench.truncates:
+        chosen["truncation"] = truncation(*shape)
+    chosen["random search"] = random_search(*shape, count, seed, bench.truncates)
     found: dict[str, Sequence[Candidate]] = {}
     for name, genomes in chosen.items():
         if genomes:
@@ -86,10 +96,11 @@ def _baselines(bench: Bench, count: int, seed: int, log: Progress) -> dict[str, 
     return found
 
 
-def starting_points(layers: int, max_length: int, fixed: int, population: int, seed: int) -> list[Genome]:
+def starting_points(layers: int, max_length: int, fixed: int, population: int, seed: int, truncates: bool = False) -> list[Genome]:
     """Return full length first, then constant ratios, LengthDrop of several bounds, halves from a later layer on, and random ones.
 
-    Early layers know little of what a token is worth, least of all for a question: tokens that leave late are missed less.
+    Early layers know little of what a token is worth, least of all for a question: tokens that leave late are missed less. Where a
+    configuration may truncate, some of these read three quarters of the longest texts, or half, and keep all of that or drop little.
     """
     rng = random.Random(seed)
     genomes: list[Sequence[float]] = [[max_length] * layers]
@@ -98,4 +109,8 @@ def starting_points(layers: int, max_length: int, fixed: int, population: int, s
     genomes += [[max_length * 0.5 ** max(0, i + 1 - whole) for i in range(layers)] for whole in (layers // 3, layers // 2, 2 * layers // 3)]
     while len(genomes) < population:
         genomes.append(LengthConfig.sample(layers, max_length, rng.choice([0.2, 0.35, 0.5]), rng).lengths)
-    return list(dict.fromkeys(repaired(g, max_length, fixed) for g in genomes))
+    if truncates:
+        gentle = [[max_length * (1 - bound) ** (i + 1) for i in range(layers)] for bound in (0.0, 0.1, 0.2)]
+        shorter = [[max_length * share, *lengths] for share in (0.75, 0.5) for lengths in gentle]
+        genomes = [*([max_length, *lengths] for lengths in genomes), *shorter]
+    return list(dict.fromkeys(repaired(g, max_length, fixed, truncates) for g in genomes))
