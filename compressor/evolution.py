@@ -1,7 +1,8 @@
 """Evolution of length configurations: which are worth deploying.
 
 What:     DEAP's crossover, mutation and NSGA-II selection in an ask/tell loop with a barrier per generation; of several proposals for
-          each place in a generation, successive halving on growing parts of the split chooses who is measured.
+          each place in a generation, successive halving on growing parts of the split chooses who is measured. A genome is a length
+          for each layer, and before them, where it truncates, how many tokens of a text are read.
 Papers:   NSGA-II (Deb 2002), Length-Adaptive Transformer's evolutionary search (arXiv:2010.07003), successive halving (arXiv:1502.07943),
           knee (Kneedle, Satopaa 2011).
 Formula:  maximise score, minimise cost (measured latency or MACs); the result is the Pareto front.

@@ -101,6 +101,7 @@ def test_the_report_tells_what_is_read_of_a_text_from_what_layers_keep() -> None
     page = report.render_report({**full_metrics(), "truncates": True})
     assert page.count(">read</text>") == len(full_metrics()["points"])
     assert "read</em> is the most tokens that are read of a text" in page
+    assert "Tokens read, then kept per layer" in report.render_card({**full_metrics(), "truncates": True})
     assert ">read</text>" not in report.render_report(full_metrics())
 
 
