@@ -24,6 +24,8 @@ class LengthAdapt(Training):
     """A length configuration keeps a share of each text's tokens after a layer, or up to so many of them whatever the text's length."""
     protect: Literal["cls", "question"] = "cls"
     """What leaves last: [CLS], which never does, or the whole first text of a pair too, as the question of question-answering."""
+    truncate: bool = False
+    """Random sub-models read only the beginning of long texts, from a quarter of max_length on: search.truncate then loses less."""
 
 
 class EarlyExit(Training):

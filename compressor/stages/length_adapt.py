@@ -4,6 +4,7 @@ What:     at each step the full model, the smallest and a few random sub-models 
 Papers:   Length-Adaptive Transformer (arXiv:2010.07003), Universally Slimmable Networks (arXiv:1903.05134), LayerDrop (arXiv:1909.11556).
 Formula:  full: (1 - a) · cross-entropy + a · KL(teacher ‖ full); each sub-model: KL(full, detached ‖ sub) (inplace distillation).
 Defaults: 2 sandwiches, bound 0.2, layer_drop 0, a = `soft_labels` 0.5.
+          With `truncate`, random sub-models read only the beginning of long texts, and still learn what full length says of all of it.
 Limits:   a step costs 2 + sandwiches passes; short texts gain little (the report says how much).
 """
 
@@ -21,7 +22,7 @@ from compressor.alignment import aligned
 from compressor.artifact import STATE
 from compressor.choices import UNLABELLED, Choice
 from compressor.errors import RecipeError
-from compressor.lengths import LengthConfig
+from compressor.lengths import LEAST_READ, LengthConfig
 from compressor.losses import label_loss, soft_label_loss
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.pipeline import Inputs
@@ -36,8 +37,8 @@ from compressor.training import Losses, Step, fit
 
 LEAST = 2
 """Tokens that the smallest sub-model keeps at least: one beside [CLS]."""
-Forward = Callable[[LengthConfig | None, frozenset[int]], Tensor]
-"""Logits of one batch at a length configuration (None: full), without the given layers."""
+Forward = Callable[[LengthConfig | None, frozenset[int], int | None], Tensor]
+"""Logits of one batch at a length configuration (None: full), without the given layers, reading so many tokens (None: all)."""
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
@@ -88,10 +89,10 @@ def _smallest(settings: LengthAdapt, model: LengthAdaptiveModel) -> Sequence[int
 
 def _losses(settings: LengthAdapt, model: LengthAdaptiveModel, outputs: TeacherOutputs, choice: Choice, seed: int) -> Losses:
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
-        def forward(config: LengthConfig | None, skipped: frozenset[int]) -> Tensor:
+        def forward(config: LengthConfig | None, skipped: frozenset[int], read: int | None) -> Tensor:
             lengths = None if config is None else torch.tensor(config.lengths, device=batch["input_ids"].device)
-            logits: Tensor = model.without_layers(skipped, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], lengths)
-            return logits
+            ids, mask, segments = truncated([batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")], read)
+            return model.without_layers(skipped, ids, mask, segments, lengths)
 
         goal, _ = outputs.of(batch["rows"], (), batch["input_ids"].device)
         rng = random.Random(f"{seed}/{step.number}")
@@ -114,7 +115,7 @@ def sandwich(
     rng: random.Random,
 ) -> Iterable[Tensor]:
     """Yield the losses of one step: the full model's, the smallest sub-model's, and those of random sub-models."""
-    full = forward(None, frozenset())
+    full = forward(None, frozenset(), None)
     counted = labels != UNLABELLED if choice == "labels" and full.ndim == 3 else mask
     hard, soft = label_loss(full, labels, mask, choice), soft_label_loss(full, goal, counted, choice, temperature=1.0)
     yield (1 - settings.soft_labels) * hard + settings.soft_labels * soft
@@ -123,7 +124,18 @@ def sandwich(
     configurations += [LengthConfig.sample(layers, max_length, settings.bound, rng) for _ in range(settings.sandwiches)]
     for number, config in enumerate(configurations):
         skipped = frozenset() if number == 0 else drop_layers(layers, settings.layer_drop, rng)
-        yield soft_label_loss(forward(config, skipped), target, counted, choice, temperature=1.0)
+        read = round(rng.uniform(LEAST_READ, 1) * max_length) if number and settings.truncate else None
+        yield soft_label_loss(forward(config, skipped, read), target, counted, choice, temperature=1.0)
+
+
+def truncated(texts: Sequence[Tensor], most: int | None) -> Sequence[Tensor]:
+    """Return ids, mask and segments (batch, seq) with at most so many tokens of each text: its first ones and its last, which ends it."""
+    ids, mask, _ = texts
+    if most is None or ids.shape[1] <= most:
+        return texts
+    places = torch.arange(most, device=ids.device).repeat(len(ids), 1)
+    places[:, -1] = mask.sum(1).sub(1).clamp(min=most - 1)  # of a shorter text: padding, as before
+    return [tensor.gather(1, places) for tensor in texts]
 
 
 def drop_layers(layers: int, probability: float, rng: random.Random) -> frozenset[int]:

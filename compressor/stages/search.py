@@ -100,17 +100,16 @@ def starting_points(layers: int, max_length: int, fixed: int, population: int, s
     """Return full length first, then constant ratios, LengthDrop of several bounds, halves from a later layer on, and random ones.
 
     Early layers know little of what a token is worth, least of all for a question: tokens that leave late are missed less. Where a
-    configuration may truncate, some of these read three quarters of the longest texts, or half, and keep all of that or drop little.
+    configuration may truncate, some read three quarters of the longest texts, or half, and keep all of that, or drop as others do.
     """
     rng = random.Random(seed)
-    genomes: list[Sequence[float]] = [[max_length] * layers]
-    genomes += [[max_length * share] * layers for share in (0.75, 0.5)]
-    genomes += [[max_length * (1 - bound) ** (i + 1) for i in range(layers)] for bound in (0.1, 0.2, 0.3, 0.45)]
-    genomes += [[max_length * 0.5 ** max(0, i + 1 - whole) for i in range(layers)] for whole in (layers // 3, layers // 2, 2 * layers // 3)]
+    whole = [float(max_length)] * layers
+    bounds = [[max_length * (1 - bound) ** (i + 1) for i in range(layers)] for bound in (0.1, 0.2, 0.3, 0.45)]
+    late = [[max_length * 0.5 ** max(0, i + 1 - first) for i in range(layers)] for first in (layers // 3, layers // 2, 2 * layers // 3)]
+    genomes = [whole, *([max_length * share] * layers for share in (0.75, 0.5)), *bounds, *late]
     while len(genomes) < population:
-        genomes.append(LengthConfig.sample(layers, max_length, rng.choice([0.2, 0.35, 0.5]), rng).lengths)
+        genomes.append([*LengthConfig.sample(layers, max_length, rng.choice([0.2, 0.35, 0.5]), rng).lengths])
     if truncates:
-        gentle = [[max_length * (1 - bound) ** (i + 1) for i in range(layers)] for bound in (0.0, 0.1, 0.2)]
-        shorter = [[max_length * share, *lengths] for share in (0.75, 0.5) for lengths in gentle]
+        shorter = [[max_length * share, *lengths] for share in (0.75, 0.5) for lengths in (whole, bounds[1], bounds[2], late[0], late[1])]
         genomes = [*([max_length, *lengths] for lengths in genomes), *shorter]
     return list(dict.fromkeys(repaired(g, max_length, fixed, truncates) for g in genomes))
