@@ -1,0 +1,1 @@
+"""What each command of the command line does; its options are in compressor/options.py."""

@@ -1,0 +1,152 @@
+"""From a recipe to a bundle: run, validate, plan, init, schema."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compressor.errors import GateError
+from compressor.options import (
+    ARTIFACTS,
+    Artifacts,
+    Changes,
+    Force,
+    OutputFormat,
+    Profile,
+    RecipePath,
+    TaskName,
+    TeacherModel,
+    TrainData,
+    Until,
+    UsualLabel,
+    UsualText,
+    Workers,
+)
+from compressor.output import show
+from compressor.progress import Progress
+
+
+def _recipe(path: Path, changes: Sequence[str], profile: str) -> Any:
+    from compressor.loader import load_recipe
+    from compressor.plan import check_extras, check_sources
+
+    recipe = load_recipe(path, changes)
+    check_sources(recipe)  # now, and not after hours of the stages before the one that reads it
+    check_extras(recipe)
+    return recipe.smoke() if profile == "smoke" else recipe
+
+
+def run(
+    recipe: RecipePath,
+    set_: Changes = [],
+    artifacts: Artifacts = ARTIFACTS,
+    until: Until = None,
+    force: Force = [],
+    profile: Profile = "full",
+    workers: Workers = None,
+    format: OutputFormat = "text",
+) -> None:
+    """Build what is out of date, measure, judge by the gates, and write the bundle."""
+    from compressor import pipeline
+    from compressor.publish import publish
+
+    chosen, log = _recipe(recipe, set_, profile), Progress()
+    chosen._workers = workers or os.cpu_count() or 1
+    _known_stages([*force, *([until] if until else [])])
+    if profile == "smoke":
+        log.warn("smoke profile: a sliver of data, and no gate is judged; its figures mean nothing")
+    artifact = pipeline.run(chosen, artifacts, log, until=until, force=force)
+    if artifact.manifest["stage"] not in pipeline.LAST:
+        show(format, {"artifact": str(artifact.path), "metrics": dict(artifact.metrics)})
+        return
+    place = publish(artifact, artifacts, chosen.name)
+    if artifact.manifest["stage"] == "encoder":
+        show(format, {"encoder": str(place), "metrics": dict(artifact.metrics)})
+        return
+    last = {"variants": artifact.metrics["variants"], "bundle": str(place), "report": str(place / "report.html")}
+    show(format, {key: value for key, value in artifact.metrics.items() if key not in (*last, "seconds")} | last)
+    broken = [g for g in artifact.metrics["gates"] if not g["passed"]]
+    if broken:
+        told = "; ".join(f"{g['gate']} is {g['value']}, must be {g['limit']}" for g in broken)
+        raise GateError(f"{told}. The bundle is in {place}; loosen the gate or improve the recipe")
+
+
+def _known_stages(names: Sequence[str]) -> None:
+    from compressor.pipeline import STAGES
+
+    known = [s.name for s in STAGES]
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"no stage {name!r}; the stages are {', '.join(known)}")
+
+
+def validate(recipe: RecipePath, set_: Changes = [], format: OutputFormat = "text") -> None:
+    """Check a recipe: keys, values, and that the files it names are there."""
+    chosen = _recipe(recipe, set_, "full")
+    show(format, {"recipe": str(recipe), "name": chosen.name, "valid": True})
+
+
+def plan(
+    recipe: RecipePath,
+    set_: Changes = [],
+    artifacts: Artifacts = ARTIFACTS,
+    force: Force = [],
+    profile: Profile = "full",
+    format: OutputFormat = "text",
+    exit_code: Annotated[bool, typer.Option("--exit-code", envvar="COMPRESS_EXIT_CODE", help="Exit 10 when a stage would run.")] = False,
+) -> None:
+    """Show each stage: cached, or why it would run, and how long it took last time; and which methods suit."""
+    from compressor import pipeline
+    from compressor.advice import advise
+
+    _known_stages(force)
+    chosen = _recipe(recipe, set_, profile)
+    rows = pipeline.plan(chosen, artifacts, force)
+    stages = [{"stage": r.stage.name, "cached": r.cached, "reason": r.reason, "seconds_last_time": r.seconds} for r in rows]
+    show(format, {"stages": stages, "advice": advise(chosen)})
+    if exit_code and not all(r.cached for r in rows):
+        raise typer.Exit(10)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The recipe to write.")] = Path("recipe.yaml"),
+    name: Annotated[str, typer.Option("--name", envvar="COMPRESS_NAME", help="Name of the bundle.")] = "my-model",
+    model: TeacherModel = "google-bert/bert-base-uncased",
+    train: TrainData = "train.csv",
+    task: TaskName = "text-classification",
+    text: UsualText = None,
+    label: UsualLabel = None,
+    student_layers: Annotated[
+        int, typer.Option("--student-layers", envvar="COMPRESS_STUDENT_LAYERS", min=1, help="Layers of the student.")
+    ] = 3,
+    teacher_layers: Annotated[
+        int, typer.Option("--teacher-layers", envvar="COMPRESS_TEACHER_LAYERS", min=1, help="Layers of the teacher.")
+    ] = 12,
+    threads: Annotated[int, typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads of one inference.")] = 1,
+) -> None:
+    """Write a commented recipe to start from."""
+    from compressor.init import write_recipe
+
+    write_recipe(
+        path,
+        name=name,
+        model=model,
+        train=train,
+        task=task,
+        text=text,
+        label=label,
+        student_layers=student_layers,
+        threads=threads,
+        teacher_layers=teacher_layers,
+    )
+    show("text", {"recipe": str(path), "next": f"compress validate {path}"})
+
+
+def schema() -> None:
+    """Print the JSON Schema of a recipe; editors complete from it."""
+    from compressor.recipe import schema as recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2))

@@ -1,0 +1,151 @@
+"""What a bundle answers, scores and takes: predict, eval, bench, explain."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compressor.errors import RecipeError
+from compressor.options import (
+    BackendName,
+    BundlePath,
+    Labelled,
+    LatencyBudget,
+    Models,
+    OutputFormat,
+    PairColumn,
+    Point,
+    Policy,
+    StoreFolder,
+    Texts,
+    Threads,
+    Thresholds,
+    UsualLabel,
+    UsualText,
+)
+from compressor.output import show
+
+
+def predict(
+    bundle: BundlePath,
+    texts: Texts = None,
+    point: Point = None,
+    latency_ms: LatencyBudget = None,
+    policy: Policy = None,
+    threshold: Thresholds = [],
+    threads: Threads = None,
+    store: StoreFolder = None,
+    backend: BackendName = None,
+    format: OutputFormat = "text",
+) -> None:
+    """Answer each line (a pair, or a question and its context: with a tab between), one answer a line; a cascade tells who answered too."""
+    from compressor.runtime import Runtime
+
+    if sum(x is not None for x in (point, latency_ms, policy)) > 1:
+        raise typer.BadParameter("give one of --point, --latency-ms and --policy")
+    _only_with_policy(policy, threshold)
+    runtime = Runtime(bundle, threads, store, backend=backend)
+    given = map(runtime.given, _lines(texts))
+    if policy:
+        for routed in runtime.trace(given, policy, threshold or None):
+            told = {**asdict(routed.answer), "member": routed.member, "confidence": routed.confidence}
+            line = f"{routed.answer.line()}\t{routed.member} {routed.confidence:.4f}"
+            typer.echo(json.dumps(told, ensure_ascii=False) if format == "json" else line)
+        return
+    for answer in runtime.stream(given, point if latency_ms is None else runtime.within(latency_ms)):
+        typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
+
+
+def _only_with_policy(policy: str | None, threshold: Sequence[float]) -> None:
+    if threshold and policy is None:
+        raise typer.BadParameter("--threshold moves a cascade: give --policy cascade too")
+
+
+def _lines(path: Path | None) -> Iterator[str]:
+    if path is None and sys.stdin is None:  # so Python tells that it was closed
+        raise RecipeError("stdin is closed; name a file with one text a line")
+    try:
+        # utf-8-sig drops a byte order mark; newline: a stray carriage return ends no line, so that answers stay beside their lines.
+        with open(path or sys.stdin.fileno(), encoding="utf-8-sig", newline="\n", closefd=path is not None) as file:
+            for line in file:
+                yield line.rstrip("\r\n")
+    except OSError as error:
+        raise RecipeError(f"{path or 'stdin'}: {error.strerror}; name a file with one text a line") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path or 'stdin'}: byte {error.start} of a block is not UTF-8; convert it with iconv -t utf-8") from None
+
+
+def evaluate(
+    bundle: BundlePath,
+    data: Labelled,
+    text: UsualText = None,
+    text_pair: PairColumn = None,
+    label: UsualLabel = None,
+    point: Point = None,
+    policy: Policy = None,
+    threshold: Thresholds = [],
+    threads: Threads = None,
+    store: StoreFolder = None,
+    backend: BackendName = None,
+    format: OutputFormat = "text",
+) -> None:
+    """Score a bundle on labelled data, with a 95 % interval."""
+    from compressor.data import read_examples
+    from compressor.evaluation import evaluate as score
+    from compressor.files import Columns
+    from compressor.runtime import Runtime
+    from compressor.settings.data import USUAL
+
+    if point is not None and policy is not None:
+        raise typer.BadParameter("give --point or --policy, not both")
+    _only_with_policy(policy, threshold)
+    runtime = Runtime(bundle, threads, store, backend=backend)
+    usual = USUAL[runtime.manifest["task"]]
+    columns = Columns(text or usual.text, text_pair or usual.text_pair, label or usual.label, options=True)
+    examples = list(read_examples(data, columns, runtime.task, root=Path.cwd(), split="test"))
+    show(format, score(runtime, examples, point, policy, threshold or None))
+
+
+def bench(
+    models: Models,
+    texts: Annotated[Path | None, typer.Option("--texts", envvar="COMPRESS_TEXTS", help="Time these, one a line.")] = None,
+    shape: Annotated[
+        list[str],
+        typer.Option("--shape", envvar="COMPRESS_SHAPE", help="Texts x tokens, as 8x32 (default: 1x32, 1x128, 1x384). Repeatable."),
+    ] = [],
+    threads: Annotated[list[int], typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads of a run. Repeatable.")] = [1],
+    point: Annotated[
+        list[str], typer.Option("--point", envvar="COMPRESS_POINT", help="Operating point, or cascade; absent: all. Repeatable.")
+    ] = [],
+    backend: Annotated[
+        Literal["onnxruntime", "openvino", "both"] | None,
+        typer.Option("--backend", envvar="COMPRESS_BACKEND", help="What runs the graphs (default: what each was built for)."),
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", envvar="COMPRESS_ROUNDS", min=1, help="Timed runs of each, in turn.")] = 10,
+    format: OutputFormat = "text",
+) -> None:
+    """Time bundles, and any encoder's .onnx file, beside each other; speed-ups are over the first."""
+    from compressor.bench import bench as timed
+    from compressor.session import Backend
+
+    backends: list[Backend] = ["onnxruntime", "openvino"] if backend == "both" else [backend] if backend else []
+    show(format, timed(models, list(_lines(texts)) if texts else None, shape, threads, point, backends, rounds))
+
+
+def explain(
+    model: Annotated[Path, typer.Argument(help="Folder of a bundle, or an .onnx file.", show_default=False)],
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", envvar="COMPRESS_TOKENS", min=1, help="Length of the text (default: 128).")
+    ] = None,
+    point: Point = None,
+    rounds: Annotated[int, typer.Option("--rounds", envvar="COMPRESS_ROUNDS", min=1, help="Runs that are timed.")] = 30,
+    format: OutputFormat = "text",
+) -> None:
+    """Say where one text's time goes, what stayed in float, how far the floor is, and what each stage of the build gave."""
+    from compressor.explain import explain as explained
+
+    show(format, explained(model, tokens, point, rounds))
