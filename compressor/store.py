@@ -12,21 +12,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Condition, Lock, RLock
-from typing import Any, TypeVar
+from threading import Lock, RLock
+from typing import Any
 
 import lmdb
 
 from compressor.behind import WriteBehind
 from compressor.entries import DType, decoded, encoded
 from compressor.errors import RecipeError
+from compressor.store_file import StoreFile
 from compressor.tokens import Floats
 
-T = TypeVar("T")
 FORMAT = 2
 """Of entries: stores of another are refused."""
 FULL, ROOM = 0.8, 0.6
@@ -58,32 +58,6 @@ class Identity:
         return hashlib.sha256(json.dumps(self.noted(), sort_keys=True).encode() + b"\n" + content).digest()
 
 
-class _Map:
-    """Who looks at the file in memory: any number of threads, or one alone that maps it anew, which ends all transactions."""
-
-    def __init__(self) -> None:
-        self._change, self._looking = Condition(), 0
-
-    @contextmanager
-    def looked_at(self) -> Iterator[None]:
-        """Keep the map as it is meanwhile."""
-        with self._change:
-            self._looking += 1
-        try:
-            yield
-        finally:
-            with self._change:
-                self._looking -= 1
-                self._change.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until nobody looks, and let nobody look meanwhile."""
-        with self._change:
-            self._change.wait_for(lambda: not self._looking)
-            yield
-
-
 class Store:
     """Arrays (rows, width) by key; reading and writing never fail for a full or read-only disk, they only find and keep less.
 
@@ -102,29 +76,23 @@ class Store:
         self.folder, self.identity, self.tell = folder, identity, tell
         self.touched: dict[bytes, int] = {}
         self.behind: WriteBehind | None = None
-        self._writing, self._touching, self._map = RLock(), Lock(), _Map()
-        self.filling, self.evicted = True, 0
-        self.found, self.computed = 0, 0
+        self._writing, self._touching = RLock(), Lock()
+        self.evicted, self.found, self.computed = 0, 0, 0
         size = max(SMALLEST, int(largest))
         self.limit, self._process = FULL * size, os.getpid()
         if folder.exists() and not folder.is_dir():
             raise RecipeError(f"recycle.store {folder}: this is a file; name a folder")
-        self.readable = self._opened(size, readonly=False) or self._opened(size, readonly=True)
+        self.file = StoreFile(folder, size, tell)
         try:
             self.check(identity)
         except BaseException:
-            self._let_go()
+            self.file.close()
             raise
 
-    def _opened(self, size: int, *, readonly: bool) -> bool:
-        try:
-            if not readonly:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            self.env, self.entries, self.used = _file(self.folder, size, readonly=readonly)
-        except (lmdb.Error, OSError) as error:
-            self._stop(f"it cannot be written ({error})")
-            return False
-        return True
+    @property
+    def filling(self) -> bool:
+        """Whether it keeps what is computed: not where the disk is full or read-only."""
+        return self.file.filling
 
     @property
     def is_of_this_process(self) -> bool:
@@ -153,7 +121,7 @@ class Store:
         Raises:
             RecipeError: they are another model's, layer's, tokenizer's, type's or format's.
         """
-        noted = self._guarded(lambda: self._noted(identity), None)
+        noted = self.file.guarded(lambda: self._noted(identity), None)
         there, wanted = noted or self.identity.noted(), identity.noted()
         if there != wanted:
             named = [(k, str(there.get(k)), str(v)) for k, v in wanted.items() if there.get(k) != v]
@@ -163,7 +131,7 @@ class Store:
     def _noted(self, identity: Identity) -> dict[str, Any] | None:
         """Return whose outputs these are, which the first that fills them writes there."""
         filling = self.filling
-        with self.env.begin(write=filling) as txn:
+        with self.file.env.begin(write=filling) as txn:
             if filling:
                 txn.put(b"about", json.dumps(identity.noted()).encode(), overwrite=False)
             about = txn.get(b"about")
@@ -173,7 +141,7 @@ class Store:
         """Return what is known of each key, float32 (rows, width); None for a miss."""
         waiting = self.behind.waiting(keys) if self.behind else {}  # first: what is written meanwhile is then in one or the other
         misses: list[Floats | None] = [None] * len(keys)
-        found = self._guarded(lambda: self._found(keys), misses)
+        found = self.file.guarded(lambda: self._found(keys), misses)
         self._touch(key for key, values in zip(keys, found, strict=True) if values is not None)
         if len(self.touched) > TOUCHES:
             self._write([])
@@ -182,37 +150,15 @@ class Store:
         return [waiting.get(key) if own is None else own for key, own in zip(keys, found, strict=True)]
 
     def _found(self, keys: Sequence[bytes]) -> list[Floats | None]:
-        with self.env.begin(db=self.entries, buffers=True) as txn:
+        with self.file.env.begin(db=self.file.entries, buffers=True) as txn:
             return [decoded(key, value) if (value := txn.get(key)) is not None else None for key in keys]
-
-    def _guarded(self, work: Callable[[], T], otherwise: T) -> T:
-        """Return what work on the file gives; where that fails, say so once, fill no more, and return `otherwise`.
-
-        A process that opened the store with a larger max_size may have made the file larger than it is mapped here. Work must not be
-        guarded within: it would wait for itself.
-        """
-        if not self.readable:
-            return otherwise
-        for again in (True, False):
-            try:
-                if not again:
-                    with self._map.alone():
-                        self.env.set_mapsize(0)  # as large as the file now says
-                with self._map.looked_at():
-                    return work()
-            except lmdb.MapResizedError as error:
-                if not again:
-                    self._stop(f"it grows faster than it can be read ({error})")
-            except lmdb.Error as error:
-                self._stop(f"it cannot be read or written any more ({error})")
-                break
-        return otherwise
 
     def _touch(self, keys: Iterable[bytes]) -> None:
         with self._touching:
-            if not self.filling:  # nothing will write it down
-                return
-            self.touched |= dict.fromkeys(keys, time.time_ns())
+            if self.filling:
+                self.touched |= dict.fromkeys(keys, time.time_ns())
+            else:  # nothing will write it down
+                self.touched = {}
 
     def through(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[Floats]]) -> list[Floats]:
         """Return the array of each key; those that are missing are computed, each once, from their positions in `keys`, and kept."""
@@ -239,77 +185,65 @@ class Store:
     def _write(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         with self._writing:
             if self.filling:
-                self._guarded(lambda: self._fit_and_put(entries), None)
+                self.file.guarded(lambda: self._fit_and_put(entries), None)
 
     def _fit_and_put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         coming = sum(len(value) for _, value in entries)
         for in_pieces in (False, True):  # what the first time freed may be, so that there is no room yet
             try:
                 if in_pieces:
-                    self._evict(self._taken() / 2)
-                elif self._taken() + coming > self.limit:
+                    self._evict(self.file.taken() / 2)
+                elif self.file.taken() + coming > self.limit:
                     self._evict(ROOM / FULL * self.limit - coming)
                 self._put(entries)
                 return
             except lmdb.MapFullError:
                 continue
-        self._stop("these outputs are larger than max_size")
+        self.file.stop("these outputs are larger than max_size")
 
     def _put(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         with self._touching:
             touched = dict(self.touched)
-        with self.env.begin(write=True) as txn:
+        with self.file.env.begin(write=True) as txn:
             for key, value in entries:
-                txn.put(key, value, db=self.entries)
+                txn.put(key, value, db=self.file.entries)
             for key, when in sorted(touched.items()):  # pages in turn
-                if when > _when(txn.get(key, db=self.used)):  # another process may have read it since
-                    txn.put(key, when.to_bytes(8, "big"), db=self.used)
+                if when > _when(txn.get(key, db=self.file.used)):  # another process may have read it since
+                    txn.put(key, when.to_bytes(8, "big"), db=self.file.used)
         with self._touching:  # what was read meanwhile waits for the next time
             self.touched = {key: when for key, when in self.touched.items() if touched.get(key) != when}
 
     def bytes(self) -> int:
         """Return what the entries take on disk."""
-        return self._guarded(self._taken, 0)
-
-    def _taken(self) -> int:
-        with self.env.begin() as txn:
-            facts = txn.stat(self.entries)
-        return int(facts["psize"] * (facts["leaf_pages"] + facts["branch_pages"] + facts["overflow_pages"]))
+        return self.file.guarded(self.file.taken, 0)
 
     def _evict(self, wanted: float) -> None:
         """Remove what was not read for longest, until the rest takes no more bytes than wanted."""
-        self.env.reader_check()  # a reader that was killed keeps what is removed from being used again
-        with self.env.begin(db=self.used) as txn, self._touching:
+        self.file.env.reader_check()  # a reader that was killed keeps what is removed from being used again
+        with self.file.env.begin(db=self.file.used) as txn, self._touching:
             ages = {bytes(key): _when(value) for key, value in txn.cursor()}
             ages |= {key: max(when, ages.get(key, 0)) for key, when in self.touched.items()}
         oldest, gone = sorted(ages, key=lambda key: ages[key]), 0
         at_once = min(256, len(oldest) // 20 + 1)
-        while oldest and self._taken() > wanted:
+        while oldest and self.file.taken() > wanted:
             some, oldest = oldest[:at_once], oldest[at_once:]
-            with self.env.begin(write=True) as txn, self._touching:
-                gone += sum(txn.delete(key, db=self.entries) for key in some)
+            with self.file.env.begin(write=True) as txn, self._touching:
+                gone += sum(txn.delete(key, db=self.file.entries) for key in some)
                 for key in some:
-                    txn.delete(key, db=self.used)
+                    txn.delete(key, db=self.file.used)
                     self.touched.pop(key, None)
         if gone and not self.evicted:
             self.tell(f"{self.folder}: full, what was not read for longest goes; recycle.max_size may be raised")
         self.evicted += gone
 
-    def _stop(self, why: str) -> None:
-        """Go on without filling, and say so once."""
-        if self.filling:
-            self.tell(f"{self.folder}: {why}; going on, what is not in it is computed each time")
-        with self._touching:
-            self.filling, self.touched = False, {}
-
     def __len__(self) -> int:
         if self.behind:
             self.behind.flush()
-        return self._guarded(self._count, 0)
+        return self.file.guarded(self._count, 0)
 
     def _count(self) -> int:
-        with self.env.begin() as txn:
-            return int(txn.stat(self.entries)["entries"])
+        with self.file.env.begin() as txn:
+            return int(txn.stat(self.file.entries)["entries"])
 
     def close(self) -> None:
         """Write down what waits and what was read when, and let go of the file, also where writing fails.
@@ -322,15 +256,9 @@ class Store:
                 self.behind.close()
             self._write([])
         finally:
-            self._let_go()
+            self.file.close()
             if _OPEN.get(self.folder.resolve()) is self:
                 del _OPEN[self.folder.resolve()]
-
-    def _let_go(self) -> None:
-        with self._map.alone():
-            if self.readable:
-                self.env.close()
-            self.readable = self.filling = False
 
 
 _OPEN: dict[Path, Store] = {}
@@ -345,19 +273,6 @@ def _close_all() -> None:
         for store in list(_OPEN.values()):
             if store.is_of_this_process:
                 stack.callback(store.close)
-
-
-def _file(folder: Path, size: int, *, readonly: bool) -> tuple[Any, Any, Any]:
-    """Return an open store's file, its entries, and when each was read."""
-    options = {"readonly": True, "lock": False} if readonly else {"metasync": False}
-    env = lmdb.open(str(folder), map_size=size, max_dbs=2, **options)
-    try:
-        if not readonly:
-            env.reader_check()
-        return env, env.open_db(b"entries", create=not readonly), env.open_db(b"used", create=not readonly)
-    except lmdb.Error:
-        env.close()
-        raise
 
 
 def _when(stamp: bytes | None) -> int:

@@ -130,7 +130,7 @@ def test_each_distinct_text_is_computed_once(tiny_model: Path, tmp_path: Path, m
     assert sum(asked) == len(store) == 30
     list(recycled.fill())
     assert sum(asked) == 30
-    store.filling = False  # what is not kept is computed with the batch that needs it
+    store.file.filling = False  # what is not kept is computed with the batch that needs it
     assert list(recycled.fill()) == []
     store.close()
 
@@ -296,7 +296,7 @@ def test_what_a_store_of_probes_lost_is_computed_anew_at_its_own_depth(
         assert isinstance(parts, dict)
         if layers:
             recycled = parts["train"]
-            with recycled.store.env.begin(write=True, db=recycled.store.entries) as txn:
+            with recycled.store.file.env.begin(write=True, db=recycled.store.file.entries) as txn:
                 for lost in recycled.keys[::2]:
                     txn.delete(lost)
             for _ in range(2):  # computed anew, then as it was kept

@@ -76,7 +76,7 @@ def test_smaller_types_take_less_and_stay_near(opened: Callable[..., Store], dty
     assert found is not None
     assert found.dtype == np.float32
     assert np.abs(found - whole).max() <= error * np.abs(whole).max()
-    with store.env.begin(db=store.entries) as txn:
+    with store.file.env.begin(db=store.file.entries) as txn:
         assert len(txn.get(key(1, identity))) == pytest.approx(size * whole.nbytes, rel=0.02)
 
 
@@ -94,11 +94,11 @@ def test_a_store_of_another_model_is_refused_and_its_keys_never_hit(opened: Call
 def test_a_changed_byte_is_a_miss(opened: Callable[..., Store]) -> None:
     store = opened()
     store.write([(key(1), values(1)), (key(2), values(2))])
-    with store.env.begin(write=True) as txn:
-        entry = bytearray(txn.get(key(1), db=store.entries))
+    with store.file.env.begin(write=True) as txn:
+        entry = bytearray(txn.get(key(1), db=store.file.entries))
         entry[-7] ^= 1
-        txn.put(key(1), bytes(entry), db=store.entries)
-        txn.put(key(3), b"short", db=store.entries)
+        txn.put(key(1), bytes(entry), db=store.file.entries)
+        txn.put(key(3), b"short", db=store.file.entries)
     found = store.read([key(1), key(2), key(3)])
     assert found[0] is None
     assert found[1] is not None
@@ -108,7 +108,7 @@ def test_a_changed_byte_is_a_miss(opened: Callable[..., Store]) -> None:
 def test_another_texts_entry_is_a_miss(opened: Callable[..., Store]) -> None:
     store = opened()
     store.write([(key(1), values(1)), (key(2), values(2))])
-    with store.env.begin(write=True, db=store.entries) as txn:
+    with store.file.env.begin(write=True, db=store.file.entries) as txn:
         first, second = txn.get(key(1)), txn.get(key(2))
         txn.put(key(1), second)
         txn.put(key(2), first)
@@ -117,7 +117,7 @@ def test_another_texts_entry_is_a_miss(opened: Callable[..., Store]) -> None:
 
 def test_an_older_store_is_refused(opened: Callable[..., Store], told: list[str]) -> None:
     store = opened()
-    with store.env.begin(write=True) as txn:
+    with store.file.env.begin(write=True) as txn:
         txn.put(b"about", json.dumps(asdict(IDENTITY)).encode())
     store.close()
     with pytest.raises(RecipeError, match="made for format 1, not 2; name another folder, or remove this one"):
@@ -151,7 +151,7 @@ def test_what_another_process_read_since_stays(opened: Callable[..., Store], tol
     store.close()
     store = opened(largest=2**20)
     store.read([key(n) for n in range(8)])  # not written down yet
-    with store.env.begin(write=True, db=store.used) as txn:
+    with store.file.env.begin(write=True, db=store.file.used) as txn:
         assert txn.get(key(0)) == (1000).to_bytes(8, "big")
         txn.put(key(0), (5000).to_bytes(8, "big"))  # as another process does
     now[0] = 2000
@@ -161,7 +161,7 @@ def test_what_another_process_read_since_stays(opened: Callable[..., Store], tol
     found = store.read([key(n) for n in range(40)])
     assert found[0] is not None
     assert all(own is None for own in found[1:8])
-    with store.env.begin(db=store.used) as txn:
+    with store.file.env.begin(db=store.file.used) as txn:
         assert txn.get(key(0)) == (5000).to_bytes(8, "big")
 
 
@@ -182,14 +182,14 @@ serve()
 def test_a_process_that_only_reads_notes_when_it_did(opened: Callable[..., Store], tmp_path: Path) -> None:
     store, started = opened(), time.time_ns()
     store.write([(key(n), values(n)) for n in range(3)])
-    with store.env.begin(write=True, db=store.used) as txn:
+    with store.file.env.begin(write=True, db=store.file.used) as txn:
         for number in range(3):
             txn.put(key(number), (1).to_bytes(8, "big"))
     store.close()
     done = subprocess.run([sys.executable, "-c", READER, str(tmp_path / "store")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     store = opened()
-    with store.env.begin(db=store.used) as txn:
+    with store.file.env.begin(db=store.file.used) as txn:
         found = [int.from_bytes(txn.get(key(n)), "big") for n in range(3)]
     assert found[0] == found[2] == 1
     assert found[1] > started
@@ -244,10 +244,10 @@ def test_readers_that_were_killed_keep_no_room(opened: Callable[..., Store], tmp
     killed = "import lmdb, os, sys; txn = lmdb.open(sys.argv[1], max_dbs=2).begin(); txn.get(b'about'); os.kill(os.getpid(), 9)"
     reader = subprocess.Popen([sys.executable, "-c", killed, str(tmp_path / "store")])
     reader.wait()
-    assert str(reader.pid) in store.env.readers()
+    assert str(reader.pid) in store.file.env.readers()
     for number in range(60):  # twice what there is room for
         store.write([(key(number), entry)])
-    assert str(reader.pid) not in store.env.readers()
+    assert str(reader.pid) not in store.file.env.readers()
     assert store.filling
 
 
@@ -309,7 +309,7 @@ def test_what_cannot_be_written_down_is_not_remembered(
     monkeypatch.setattr("compressor.store.TOUCHES", 3)
     store, writes = opened(), list[int]()
     store.write([(key(n), values(n)) for n in range(8)])
-    store._stop("no more")
+    store.file.stop("no more")
     monkeypatch.setattr(store, "_fit_and_put", lambda entries: writes.append(1))
     for _ in range(3):
         assert store.read([key(n) for n in range(8)])[7] is not None
@@ -330,14 +330,14 @@ def test_a_store_that_cannot_be_written_any_more_goes_on_without_filling(
 
         def close(self) -> None: ...
 
-    store_env = store.env
-    monkeypatch.setattr(store, "env", Full())
+    store_env = store.file.env
+    monkeypatch.setattr(store.file, "env", Full())
     for number in (2, 3):
         store.write([(key(number), values(number))])
     assert store.read([key(1)])[0] is not None
     assert len(told) == 1
     assert "cannot be read or written any more" in told[0]
-    monkeypatch.setattr(store, "env", store_env)
+    monkeypatch.setattr(store.file, "env", store_env)
 
 
 def test_a_store_that_cannot_be_read_any_more_answers_only_misses(
@@ -350,14 +350,14 @@ def test_a_store_that_cannot_be_read_any_more_answers_only_misses(
         def begin(self, **options: object) -> object:
             raise lmdb.CorruptedError("mdb_get: Located page was wrong type")
 
-    store_env = store.env
-    monkeypatch.setattr(store, "env", Broken())
+    store_env = store.file.env
+    monkeypatch.setattr(store.file, "env", Broken())
     assert store.read([key(1), key(2)]) == [None, None]
     assert (len(store), store.bytes()) == (0, 0)
     store.write([(key(2), values(2))])
     assert len(told) == 1
     assert "cannot be read or written any more" in told[0]
-    monkeypatch.setattr(store, "env", store_env)
+    monkeypatch.setattr(store.file, "env", store_env)
 
 
 WRITER = """
@@ -399,7 +399,7 @@ def test_a_store_that_another_process_made_larger_is_read_and_filled_on(
         with ThreadPoolExecutor(4) as pool:
             assert all(own is not None for found in pool.map(store.read, [first] * 40) for own in found)
     assert writer.wait() == 0
-    assert store.env.info()["map_size"] > 2**20
+    assert store.file.env.info()["map_size"] > 2**20
     assert len(store) == 640
     assert store.bytes() > 2**20
     (found,) = store.read([key(1599)])
