@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -16,7 +17,7 @@ from compressor.files import opened
 from compressor.recipe import Recipe
 from compressor.settings.distilling import Student
 from compressor.tasks import TRAINED
-from compressor.words import Told, told_by_words
+from compressor.words import EDGES, Told, told_by_words
 
 FEW, MANY_WORDS, FEW_WORDS = 2000, 90, 45
 LOOK, SEEN = 2000, 20_000
@@ -77,10 +78,10 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
 def _of_words(told: Told, recipe: Recipe) -> str:
     """Return what words alone tell, and whether it speaks for a cascade."""
     fifths = ", ".join(f"{part:.0%}" for part in told.fifths)
-    facts = (
-        f"words alone answer {told.accuracy:.0%} of held-out texts ({told.guessed:.0%} by guessing; {fifths} from the surest fifth on), "
-    )
-    facts += f"shuffled ones {100 * (told.accuracy - told.shuffled):.0f} points less: "
+    facts = f"words alone answer {told.accuracy:.0%} of held-out texts ({told.guessed:.0%} by guessing; {fifths} from the surest fifth on; "
+    bins = zip(pairwise(EDGES), told.shares, strict=True)
+    facts += "confidence " + ", ".join(f"{100 * low:.0f}-{high:.0%}: {share:.0%}" for (low, high), share in bins)
+    facts += f" of texts), shuffled ones {100 * (told.accuracy - told.shuffled):.0f} points less: "
     if told.easy:
         return facts + ("easy texts are there for the cascade" if recipe.cascade else "easy texts are there, a cascade section may pay")
     return facts + "no easy texts stand out, a cascade will gain little"

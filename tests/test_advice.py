@@ -130,6 +130,11 @@ def test_words_alone_tell_whether_easy_texts_are_there(make_recipe: Callable[...
     told = advice(recipe)
     assert "words alone answer 8" in told  # a single word gives each label away; of 300 texts not all words are learned
     assert "easy texts are there, a cascade section may pay" in told
+    by_words = facts_of(load_recipe(recipe, [])).by_words
+    assert by_words is not None
+    assert sum(by_words.shares) == pytest.approx(1)
+    assert by_words.shares[-1] > 0.5  # sure where the word was learned
+    assert f"90-100%: {by_words.shares[-1]:.0%} of texts" in told
     cascade = "cascade={members: [{point: min}, {point: full}]}"
     assert "easy texts are there for the cascade" in advice(recipe, cascade)
     write(recipe, 600, "nothing to tell by")
