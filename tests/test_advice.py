@@ -52,7 +52,7 @@ def test_long_texts_may_be_read_in_part(make_recipe: Callable[..., Path]) -> Non
     recipe = make_recipe()
     assert "search.truncate" not in advice(recipe)
     write(recipe, 50, LONG)
-    assert "texts are so long (median 121 words) that search.truncate may find points that read only their beginning" in advice(recipe)
+    assert "texts are so long (median 121 words) that their beginnings may do: length_adapt.truncate and search.truncate" in advice(recipe)
     assert "search.truncate" not in advice(recipe, "search.truncate=true")
     recipe.write_text(recipe.read_text().replace("length_adapt: {", "length_adapt: {significance: sampled, "))
     assert "sampled" not in advice(recipe)
