@@ -12,9 +12,14 @@ from compressor.tokens import Floats, Ints, in_order, length_batches
 
 
 def score_of(model: nn.Module, data: Encoded, metric: str, *extra: Tensor | None) -> float:
-    """Return the score of a model on a split; `extra` are further inputs of its forward pass, as a length configuration."""
-    model.eval()
-    return data.score(predict(lambda b: model(*inputs_of(b), *extra), data), metric)
+    """Return the score of a model on a split; `extra` are further inputs of its forward pass, as a length configuration.
+
+    The model stays in evaluation mode, on the device that suits the machine.
+    """
+    device = Accelerator().device
+    model.eval().to(device)
+    further = [None if one is None else one.to(device) for one in extra]
+    return data.score(predict(lambda b: model(*inputs_of(b), *further), data), metric)
 
 
 def inputs_of(batch: Mapping[str, Tensor]) -> list[Tensor]:

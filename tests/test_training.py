@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,25 @@ def texts() -> Encoded:
     ids = np.arange(2 * TEXTS, dtype=np.int32)
     tokens = Tokens(ids, ids.astype(np.int8) * 0, np.arange(0, 2 * TEXTS + 1, 2))
     return Encoded(TextClassification(), Windows.whole(tokens), (np.arange(TEXTS) % 2).astype(np.int64), (), (), 0)
+
+
+def test_a_model_is_scored_on_the_machines_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere:
+        device = torch.device("meta")
+
+    class Probe(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+
+        def forward(self, ids: Tensor, *further: Tensor) -> Tensor:
+            assert {tensor.device for tensor in (ids, self.weight, *further)} == {Elsewhere.device}
+            return torch.zeros(len(ids), 2)
+
+    monkeypatch.setattr(scoring, "Accelerator", Elsewhere)
+    monkeypatch.setattr(scoring, "autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(Encoded, "score", lambda _, logits, metric: logits.shape)
+    assert scoring.score_of(Probe(), texts(), "accuracy", torch.ones(3)) == (TEXTS, 2)
 
 
 def model() -> nn.Module:
