@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoConfig
 
 from compressor.artifact import STATE
 from compressor.encoded import Encoded
@@ -67,6 +68,12 @@ def _line(candidate: Candidate) -> str:
     return json.dumps(dataclasses.asdict(candidate)) + "\n"
 
 
+def sizes_of(folder: Path) -> tuple[int, int, int]:
+    """Return a model's layers, its hidden size and that of its feed-forward, whatever its family calls them."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config.num_hidden_layers, config.hidden_size, getattr(config, "hidden_dim", 0) or config.intermediate_size
+
+
 class Bench:
     """Scores configurations on a split, in parallel, and times them alone."""
 
@@ -74,14 +81,14 @@ class Bench:
         assert recipe.search is not None
         splits, task = Splits.of(inputs["data"]), task_of(recipe)
         folder = inputs["checkpoint"].path / MODEL
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         graph = deployed(inputs).path / "model.onnx"
         self.settings: Search = recipe.search
         self.metric = recipe.task.metric
         adaptive = json.loads((inputs["checkpoint"].path / ADAPTIVE).read_text(encoding="utf-8"))
         self.absolute = adaptive["counts"] == "absolute"
-        self.layers, self.max_length = config["num_hidden_layers"], splits.max_length
-        self.sizes = (config["hidden_size"], config["intermediate_size"])
+        sizes = sizes_of(folder)
+        self.layers, self.sizes = sizes[0], sizes[1:]
+        self.max_length = splits.max_length
         self.truncates = recipe.search.truncate
         self.fixed = 0 if task.per_token else 1  # a sentence task's last layer computes only [CLS]
         self.data: Encoded = splits.encoded(split, task, folder)

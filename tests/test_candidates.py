@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from compressor.candidates import Results
+import pytest
+
+from compressor.candidates import Results, sizes_of
 from compressor.evolution import Candidate
+from tests.test_families import CONFIGS
 
 
 def candidate(length: int, share: float = 1.0) -> Candidate:
@@ -23,6 +26,12 @@ def test_a_result_is_found_once_and_read_back(tmp_path: Path) -> None:
     assert again.of((8, 1), 1.0, find) == candidate(8)
     assert again.measured() == [candidate(8)]
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_sizes_are_known_of_every_family(kind: str, tmp_path: Path) -> None:
+    CONFIGS[kind].save_pretrained(tmp_path)
+    assert sizes_of(tmp_path) == (3, 32, 64)
 
 
 def test_a_line_that_a_kill_cut_short_is_dropped_and_the_rest_kept(tmp_path: Path) -> None:
