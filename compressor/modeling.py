@@ -51,6 +51,8 @@ HEADS: Mapping[str, Any] = {
 def load_model(folder: Path, labels: Sequence[str], head: str = "sequence-classification") -> PreTrainedModel:
     """Return the folder's encoder with a head, for these labels if any; a head that fits is kept, any other is made anew.
 
+    A head that knows these labels in another order answers in this one.
+
     Raises:
         RecipeError: the folder holds no encoder that transformers can load.
     """
@@ -59,9 +61,10 @@ def load_model(folder: Path, labels: Sequence[str], head: str = "sequence-classi
     settings: dict[str, Any] = {"num_labels": len(labels), "id2label": names, "label2id": ids} if labels else {}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        own = own_labels(config)
         if hasattr(config, adapters.SIZE):
             return _with_adapters(folder, config, head, settings)
-        return HEADS[head].from_pretrained(
+        model: PreTrainedModel = HEADS[head].from_pretrained(
             folder,
             **settings,
             ignore_mismatched_sizes=True,
@@ -70,8 +73,29 @@ def load_model(folder: Path, labels: Sequence[str], head: str = "sequence-classi
             trust_remote_code=False,
             local_files_only=True,
         )
+        return _in_order(model, own, labels)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise RecipeError(f"{folder}: {' '.join(str(error).split())[:300]}; name a folder of a transformers encoder") from error
+
+
+def own_labels(config: Any) -> list[str]:
+    """Return the labels that a folder says its head answers, in their order."""
+    return [str(config.id2label[number]) for number in sorted(config.id2label or {})]
+
+
+def _in_order(model: PreTrainedModel, own: Sequence[str], labels: Sequence[str]) -> PreTrainedModel:
+    """Put what the head says of its own labels where these have them, where they are the same ones."""
+    ours, theirs = ([label.casefold() for label in some] for some in (labels, own))
+    if ours == theirs or sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
+        return model
+    rows = torch.tensor([theirs.index(label) for label in ours])
+    apart = [module for name, module in model.named_modules() if not name.startswith(f"{model.base_model_prefix}.")]
+    last = [module for module in apart if isinstance(module, nn.Linear) and module.out_features == len(labels)][-1]
+    with torch.no_grad():
+        last.weight.copy_(last.weight[rows])
+        if last.bias is not None:
+            last.bias.copy_(last.bias[rows])
+    return model
 
 
 def _with_adapters(folder: Path, config: Any, head: str, settings: dict[str, Any]) -> PreTrainedModel:

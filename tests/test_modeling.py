@@ -12,8 +12,10 @@ from transformers import (
 
 from compressor.dropping import State, drop, put_back
 from compressor.lengths import LengthConfig
-from compressor.modeling import AHEAD, LengthAdaptiveModel
+from compressor.modeling import AHEAD, LengthAdaptiveModel, PlainModel, load_model
+from compressor.stages.finetune import named_otherwise
 from compressor.students import select_layers
+from tests.test_families import model_of
 
 L = 16
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -41,6 +43,25 @@ def batch(*lengths: int, longest: int = L) -> tuple[Tensor, Tensor, Tensor]:
         ids[row, :length] = torch.randint(5, 50, (length,), generator=torch.Generator().manual_seed(length))
         mask[row, :length] = 1
     return ids, mask, torch.zeros_like(ids)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_a_head_that_knows_the_labels_in_another_order_answers_in_theirs(kind: str, tmp_path: Path) -> None:
+    ready = model_of(kind)
+    ready.config.id2label = {0: "Neutral", 1: "negative", 2: "positive"}
+    ready.save_pretrained(tmp_path)
+    ids, mask, segments = batch(16, 9)
+    expected = PlainModel(ready)(ids, mask, segments)[:, [1, 0, 2]]
+    found = load_model(tmp_path, ("negative", "neutral", "positive"))
+    torch.testing.assert_close(PlainModel(found)(ids, mask, segments), expected)
+    assert named_otherwise(tmp_path, ("negative", "neutral", "positive")) is None
+    other = load_model(tmp_path, ("0", "1", "2"))
+    torch.testing.assert_close(PlainModel(other)(ids, mask, segments), PlainModel(ready)(ids, mask, segments))
+    told = named_otherwise(tmp_path, ("0", "1", "2"))
+    assert (
+        told
+        == "its labels Neutral, negative, positive are taken for 0, 1, 2, in this order; add teacher.finetune if they mean something else"
+    )
 
 
 SHORTER = [(12, 8, 4), (16, 4, 1), (10, 10, 10), (1, 1, 1)]

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from compressor import checkpoint, sources
 from compressor.artifact import STATE
 from compressor.encoded import Encoded
 from compressor.errors import RecipeError
 from compressor.finetuning import TrainingData, finetune
-from compressor.modeling import PlainModel, has_head, load_model
+from compressor.modeling import PlainModel, has_head, load_model, own_labels
 from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -45,6 +45,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
 
     if settings is None:
         trained = _as_it_is(recipe, untrained(recipe.seed), splits.encoded("validation", task, folder), splits.labels, folder)
+        if told := named_otherwise(folder, splits.labels):
+            log.warn(f"teacher.model: {told}")
     elif recipe.recycle is None:
         data = TrainingData(splits.encoded("train", task, folder), splits.encoded("validation", task, folder), recipe.task.metric)
         trained = _train(untrained, settings, data, task, recipe.seed, out / STATE, log)
@@ -60,6 +62,16 @@ def _as_it_is(recipe: Recipe, model: PreTrainedModel, validation: Encoded, label
     if task_of(recipe).labelled and not has_head(folder, model):
         raise RecipeError(f"teacher.model: {recipe.teacher.model} is no classifier of these {len(labels)} labels; add teacher.finetune")
     return Trained(model, {"validation_score": score_of(PlainModel(model), validation, recipe.task.metric)})
+
+
+def named_otherwise(folder: Path, labels: Sequence[str]) -> str | None:
+    """Say which labels a model's own are taken for, where it calls them otherwise; names that transformers made up tell nothing."""
+    own = own_labels(AutoConfig.from_pretrained(folder, local_files_only=True))
+    made_up = own == [f"LABEL_{number}" for number in range(len(own))]
+    if not labels or made_up or {label.casefold() for label in own} == {label.casefold() for label in labels}:
+        return None
+    ours, theirs = (", ".join(some[:5]) + ", …" * (len(some) > 5) for some in (labels, own))
+    return f"its labels {theirs} are taken for {ours}, in this order; add teacher.finetune if they mean something else"
 
 
 def _train(
