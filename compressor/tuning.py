@@ -40,6 +40,9 @@ def prepare(model: PreTrainedModel, settings: Finetune, recycled: int = 0) -> nn
             for module in _layers(model)[recycled:] if recycled else [model.base_model]:
                 for name, parameter in module.named_parameters():
                     parameter.requires_grad = name.endswith("bias")
+            if not learning_parameters(model.base_model):
+                kind = model.config.model_type
+                raise RecipeError(f"teacher.finetune.method bitfit: {kind} here has no biases that could learn; use lora or adapters")
             _learn(_head(model))
         case "adapters":
             model.base_model.requires_grad_(False)

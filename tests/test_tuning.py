@@ -24,6 +24,11 @@ SETTINGS = {
 }
 
 
+def test_bitfit_of_a_family_without_biases_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"bitfit: modernbert here has no biases that could learn; use lora or adapters"):
+        prepare(model_of("modernbert"), SETTINGS["bitfit"])
+
+
 def train(model: PreTrainedModel, settings: Finetune, steps: int = 3) -> nn.Module:
     """Train on one batch; return the model as it was trained, before it is merged."""
     tuned = prepare(model, settings)
