@@ -105,11 +105,6 @@ def set_default_lengths(graph: onnx.ModelProto, lengths: Sequence[int]) -> None:
     graph.graph.initializer.extend([*kept, numpy_helper.from_array(np.asarray(lengths[-layers:], dtype=np.int64), "lengths")])
 
 
-def takes_lengths(path: Path) -> bool:
-    """Say whether the graph takes a length configuration."""
-    return any(i.name == "lengths" for i in onnx.load(path, load_external_data=False).graph.input)
-
-
 def parity(
     model: PlainModel | LengthAdaptiveModel,
     path: Path,

@@ -12,8 +12,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.errors import StageError
-from compressor.graphs import PlainModel, export_graph, layered, parity, takes_lengths
+from compressor.graphs import PlainModel, export_graph, layered, parity
 from compressor.modeling import LengthAdaptiveModel
+from compressor.session import Graph
 from compressor.tokens import Tokens
 
 CONFIGURATIONS = [None, (32, 32, 32), (20, 10, 1), (16, 16, 16), (1, 1, 1)]
@@ -52,7 +53,7 @@ def test_a_graph_of_other_weights_fails_the_parity_check(tmp_path: Path, tiny_mo
 def test_a_client_that_knows_no_lengths_gets_the_default(tmp_path: Path) -> None:
     model = tiny()
     export_graph(model, tmp_path / "model.onnx")
-    assert takes_lengths(tmp_path / "model.onnx")
+    assert Graph(tmp_path / "model.onnx", single=True).layers == 3
     session = ort.InferenceSession(str(tmp_path / "model.onnx"))
     feed = {
         "input_ids": np.array([[2, 6, 7, 3]]),
@@ -69,7 +70,7 @@ def test_a_model_without_lengths_exports_without_the_input(tmp_path: Path, tiny_
     model = PlainModel(tiny().model).eval()
     for exported in (model, layered(model)):
         export_graph(exported, tmp_path / "model.onnx")
-        assert not takes_lengths(tmp_path / "model.onnx")
+        assert not Graph(tmp_path / "model.onnx", single=True).layers
         assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), [None], 0, 1e-4) < 1e-4
 
 

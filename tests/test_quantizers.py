@@ -17,10 +17,10 @@ from compressor.artifact import Artifact
 from compressor.bundles import check_isa
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import UnfitError
-from compressor.graphs import takes_lengths
 from compressor.products import count_products, products
 from compressor.quantizers import QUANTIZERS, Quantizer, dynamic, smoothed, static
 from compressor.runtime import Runtime
+from compressor.session import Graph
 from compressor.stages.quantize import choose
 from tests.conftest import command, compress, sentences
 
@@ -147,7 +147,7 @@ def test_products_stay_float_and_weights_take_seven_bits_in_every_static_backend
     tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}  # rows are no products: they have all 8 bits
     arrays = [numpy_helper.to_array(i) for i in graph.initializer if i.name not in tables]
     assert max(int(np.abs(a.astype(int)).max()) for a in arrays if a.dtype == np.int8 and a.ndim == 2) <= 64
-    assert takes_lengths(tmp_path / "int8.onnx")
+    assert Graph(tmp_path / "int8.onnx", single=True).layers
 
 
 def test_an_environment_that_cannot_be_made_is_told_in_one_line(project: Path, tmp_path: Path) -> None:
