@@ -16,6 +16,7 @@ from compressor.errors import CompressorError
 from compressor.files import opened
 from compressor.recipe import Recipe
 from compressor.settings.distilling import Student
+from compressor.settings.serving import SizeGate
 from compressor.tasks import TRAINED
 from compressor.words import EDGES, Told, told_by_words
 
@@ -28,14 +29,29 @@ COUNTED = (".csv", ".tsv", ".jsonl", ".txt")
 
 
 @dataclass(frozen=True)
+class Size:
+    """An encoder's layers, its hidden size, that of its feed-forward, and its tokens."""
+
+    layers: int
+    width: int
+    inner: int
+    vocabulary: int
+
+    @property
+    def megabytes(self) -> float:
+        """About what its graph takes in 8 bits: a byte a weight."""
+        return (self.vocabulary * self.width + self.layers * (4 * self.width**2 + 2 * self.width * self.inner)) / 1e6
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the advice rests on; None where it cannot be seen at once."""
 
     examples: int | None
     words: float | None
-    teacher: tuple[int, int] | None
-    """Layers and hidden size."""
-    student: tuple[int, int] | None
+    teacher: Size | None
+    student: Size | None
+    """What ships where there is no distill section is the teacher."""
     by_words: Told | None
     """What words alone tell of the labels."""
     sharing: Sequence[str] = ()
@@ -54,8 +70,9 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     if facts.sharing and tuned and recipe.recycle is None and recipe.deployed:
         others = ", ".join(facts.sharing[:NAMED]) + ", …" * (len(facts.sharing) > NAMED)
         yield f"this encoder is that of {others} too: where they read the same texts, recycle runs its first layers once for all of them"
-    if recipe.distill is None and facts.teacher and facts.teacher[0] >= 6:
-        yield f"no distill section: a student of {facts.teacher[0] // 2} of the {facts.teacher[0]} layers halves the time, before all else"
+    if recipe.distill is None and facts.teacher and facts.teacher.layers >= 6:
+        half = f"{facts.teacher.layers // 2} of the {facts.teacher.layers}"
+        yield f"no distill section: a student of {half} layers halves the time, before all else"
     if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
         yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
     if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and recipe.deployed:
@@ -63,16 +80,31 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     if facts.words is not None and facts.words > MANY_WORDS and recipe.length_adapt and recipe.length_adapt.significance == "attention":
         yield f"texts are so long (median {facts.words:.0f} words) that length_adapt.significance sampled is nearly as good and faster"
     if facts.words is not None and facts.words > MANY_WORDS and recipe.search and not recipe.search.truncate and recipe.reads_single_texts:
-        yield f"texts are so long (median {facts.words:.0f} words) that their beginnings may do: length_adapt.truncate and search.truncate"
+        yield f"texts are so long (median {facts.words:.0f} words) that search.truncate may find points that read only their beginning"
     if facts.teacher and facts.student and recipe.assistant is None:
-        (layers, width), (few, narrow) = facts.teacher, facts.student
-        if 2 * few <= layers and 2 * narrow <= width:
-            sizes = f"the student ({few}x{narrow}) has at most half of the teacher's layers and width ({layers}x{width})"
-            yield f"{sizes}: an assistant section may help"
+        large, small = facts.teacher, facts.student
+        if 2 * small.layers <= large.layers and 2 * small.width <= large.width:
+            named = f"the student ({small.layers}x{small.width}) has at most half of the teacher's layers and width"
+            yield f"{named} ({large.layers}x{large.width}): an assistant section may help"
+    yield from _of_size(facts.student if recipe.distill else facts.teacher, recipe)
     if facts.by_words is not None and recipe.deployed:
         yield _of_words(facts.by_words, recipe)
     if recipe.quantize is None and recipe.deployed:
         yield "no quantize section: INT8 is the cheapest gain on a processor with VNNI or AMX"
+
+
+def _of_size(shipped: Size | None, recipe: Recipe) -> Iterator[str]:
+    """Say what would make the graph fit a size gate that it will break."""
+    allowed = min((gate.max for gate in recipe.gates if isinstance(gate, SizeGate)), default=None)
+    if shipped is None or allowed is None or not recipe.quantize or shipped.megabytes <= allowed:
+        return
+    if recipe.distill is None or recipe.distill.student.vocabulary != "corpus":
+        table = shipped.vocabulary * shipped.width / 1e6
+        smaller = f"distill.student.vocabulary: corpus (the table of {shipped.vocabulary:,} tokens takes {table:.0f} MB), fewer layers"
+        told = (
+            f"{shipped.layers} layers of {shipped.width} take some {shipped.megabytes:.0f} MB in 8 bits, the size gate allows {allowed:g}"
+        )
+        yield f"{told}: {smaller} or a narrower hidden_size"
 
 
 def _of_words(told: Told, recipe: Recipe) -> str:
@@ -91,8 +123,8 @@ def facts_of(recipe: Recipe) -> Facts:
     """Look at the data's first texts and at the models' configurations; what is not on this machine is not looked at."""
     path = sources.resolve(recipe.data.train.path, recipe.root)
     try:
-        examples = None if path is None else _count(path, recipe.data.train.limit)
         some = [] if path is None else _some(recipe)
+        examples = None if path is None else _count(path, recipe.data.train.limit) if len(some) == SEEN else len(some)
     except CompressorError:  # the data stage tells what is wrong with it
         examples, some = None, []
     words = median(len(_text(e).split()) for e in some[:LOOK]) if some else None
@@ -132,7 +164,8 @@ def _count(path: Path, limit: int | None) -> int | None:
 def _some(recipe: Recipe) -> list[Example]:
     """Return the first examples: so many that a file that is sorted by label shows more than one."""
     task, skipped = TRAINED[recipe.task.type](**recipe.task.settings), list[str]()
-    rows = read_examples(recipe.data.train.path, recipe.columns(), task, root=recipe.root, split="train", limit=SEEN, skipped=skipped)
+    limit = min(SEEN, recipe.data.train.limit or SEEN)
+    rows = read_examples(recipe.data.train.path, recipe.columns(), task, root=recipe.root, split="train", limit=limit, skipped=skipped)
     return list(rows)
 
 
@@ -140,22 +173,22 @@ def _text(example: Example) -> str:
     return f"{example.text} {example.text_pair or ''}"
 
 
-def _student_size(student: Student, teacher: tuple[int, int] | None, root: Path) -> tuple[int, int] | None:
+def _student_size(student: Student, teacher: Size | None, root: Path) -> Size | None:
     if student.model is not None:
         return _size(student.model, root)
     if student.layers is None or teacher is None:
         return None
     asked = student.layers
-    count = len(asked) if not isinstance(asked, str) else teacher[0] // 2 if asked.startswith("every") else int(asked.split()[1])
-    return count, student.hidden_size or teacher[1]
+    count = len(asked) if not isinstance(asked, str) else teacher.layers // 2 if asked.startswith("every") else int(asked.split()[1])
+    width = student.hidden_size or teacher.width
+    return Size(count, width, teacher.inner * width // teacher.width, teacher.vocabulary)
 
 
-def _size(model: str, root: Path) -> tuple[int, int] | None:
+def _size(model: str, root: Path) -> Size | None:
     folder = sources.resolve(model, root)
     if folder is None:
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    layers, width = (
-        next((config[k] for k in keys if k in config), 0) for keys in (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"))
-    )
-    return (layers, width) if isinstance(layers, int) and isinstance(width, int) and layers and width else None
+    named = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"), ("intermediate_size", "hidden_dim"), ("vocab_size",))
+    found = [next((config[k] for k in keys if k in config), 0) for keys in named]
+    return Size(*found) if all(isinstance(number, int) for number in found) and found[0] and found[1] else None

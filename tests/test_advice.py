@@ -41,6 +41,27 @@ def test_length_adaptation_is_for_long_texts(make_recipe: Callable[..., Path]) -
     assert "texts are long (median 121 words): length_adapt and search pay" in advice(recipe)
 
 
+def test_a_size_gate_that_a_student_breaks_calls_for_a_smaller_one(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = make_recipe(**{"student: {layers: [0, 2]}": "student: {model: ./small}"})
+    (tmp_path / "small").mkdir()
+    for names in (("num_hidden_layers", "hidden_size", "intermediate_size"), ("n_layers", "dim", "hidden_dim")):
+        config = dict(zip(names, (6, 384, 1536), strict=True)) | {"vocab_size": 30522}
+        (tmp_path / "small/config.json").write_text(json.dumps(config))
+        told = advice(recipe, "gates=[{metric: size, max: 20MB}]")
+        assert "6 layers of 384 take some 22 MB in 8 bits, the size gate allows 20: distill.student.vocabulary: corpus" in told
+        assert "the table of 30,522 tokens takes 12 MB" in told
+        assert "the size gate" not in advice(recipe)
+        assert "the size gate" not in advice(recipe, "gates=[{metric: size, max: 20MB}]", "distill.student.vocabulary=corpus")
+
+
+def test_few_sentences_of_any_format_are_told(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "train.conll").write_text("good O\nfilm B-X\n\n" * 300, encoding="utf-8")
+    recipe = tmp_path / "tags.yaml"
+    head = "version: 1\nname: tags\ntask: {type: token-classification, metric: entity_f1}\ndata: {train: train.conll}\n"
+    recipe.write_text(f"{head}teacher: {{model: {tiny_model}, finetune: {{epochs: 1}}}}\n", encoding="utf-8")
+    assert "300 labelled texts are few" in advice(recipe)
+
+
 def test_long_texts_are_ranked_by_a_sample_of_their_tokens(make_recipe: Callable[..., Path]) -> None:
     recipe = make_recipe()
     assert "sampled" not in advice(recipe)
@@ -52,7 +73,7 @@ def test_long_texts_may_be_read_in_part(make_recipe: Callable[..., Path]) -> Non
     recipe = make_recipe()
     assert "search.truncate" not in advice(recipe)
     write(recipe, 50, LONG)
-    assert "texts are so long (median 121 words) that their beginnings may do: length_adapt.truncate and search.truncate" in advice(recipe)
+    assert "texts are so long (median 121 words) that search.truncate may find points that read only their beginning" in advice(recipe)
     assert "search.truncate" not in advice(recipe, "search.truncate=true")
     recipe.write_text(recipe.read_text().replace("length_adapt: {", "length_adapt: {significance: sampled, "))
     assert "sampled" not in advice(recipe)
