@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from compressor.evolution import Candidate, Genome, pareto_front, repaired
 from compressor.formats import points_change
-from compressor.lengths import LEAST_READ, LengthConfig
+from compressor.lengths import LengthConfig
 
 PUBLISHED, PUBLISHED_AT = ((269, 253, 252, 202, 104, 34), (315, 251, 242, 159, 142, 33)), 384
 """QuaLA-MiniLM's configurations, and the length that they are counted at."""
@@ -43,7 +43,7 @@ def random_search(layers: int, max_length: int, fixed: int, count: int, seed: in
     for _ in range(20 * count):
         if len(found) < count:
             lengths = LengthConfig.sample(layers, max_length, rng.uniform(0.05, 0.6), rng).lengths
-            read = [rng.uniform(LEAST_READ, 1) * max_length] if truncates else []
+            read = [rng.uniform(0.25, 1) * max_length] if truncates else []
             found[repaired([*read, *lengths], max_length, fixed, truncates)] = None
     return list(found)
 

@@ -13,9 +13,6 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LEAST_READ = 0.25
-"""Share of `max_length` that is read of a text at least, where configurations that truncate are drawn."""
-
 
 @dataclass(frozen=True, slots=True)
 class LengthConfig:

@@ -124,11 +124,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _truncation_fits(self) -> "Recipe":
-        for name in ("length_adapt", "search"):
-            section = getattr(self, name)
-            if section and section.truncate and not self.reads_single_texts:
-                told = f"{self.task.type} asks of every word" if self.task.type in WINDOWED else "of a pair the second text would go first"
-                raise ValueError(f"{name}.truncate reads the beginning of a text, and {told}: leave it out")
+        if self.search and self.search.truncate and not self.reads_single_texts:
+            told = f"{self.task.type} asks of every word" if self.task.type in WINDOWED else "of a pair the second text would go first"
+            raise ValueError(f"search.truncate reads the beginning of a text, and {told}: leave it out")
         return self
 
     @model_validator(mode="after")

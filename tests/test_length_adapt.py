@@ -1,51 +1,37 @@
-"""Training at any length: what the sub-models of a step read."""
+"""Training at any length: the smallest sub-model, and what the full one learns."""
 
 import random
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor.lengths import LEAST_READ, LengthConfig
-from compressor.session import truncated as truncated_rows
+from compressor.errors import RecipeError
 from compressor.settings.deploying import LengthAdapt
-from compressor.stages.length_adapt import sandwich, truncated
-from tests.test_tokens import TEXTS, flat
+from compressor.stages.length_adapt import sandwich, smallest_of
 
 LAYERS, LONGEST = 4, 100
 
 
-@given(texts=TEXTS, most=st.none() | st.integers(2, 21))
-@settings(max_examples=60)
-def test_training_cuts_texts_as_serving_does(texts: list[list[int]], most: int | None) -> None:
-    def batch(most: int | None = None) -> list[Tensor]:
-        rows = flat(texts)
-        padded = (rows if most is None else truncated_rows(rows, most)).padded(7)
-        return [torch.from_numpy(padded[name]) for name in ("input_ids", "attention_mask", "token_type_ids")]
-
-    for found, expected in zip(truncated(batch(), most), batch(most), strict=True):
-        torch.testing.assert_close(found, expected)
+def settings_of(**asked: object) -> LengthAdapt:
+    return LengthAdapt.model_validate({"epochs": 1, "batch_size": 2, "learning_rate": 1e-4, **asked})
 
 
-@pytest.mark.parametrize("truncate", [False, True])
-def test_random_sub_models_alone_read_less(truncate: bool) -> None:
-    asked: list[tuple[LengthConfig | None, int | None]] = []
+def test_the_smallest_sub_model_may_be_larger_than_the_bound_makes_it() -> None:
+    assert smallest_of(settings_of(bound=0.5), 2, LONGEST).lengths == (50, 25)
+    assert smallest_of(settings_of(bound=0.5, smallest=0.64), 2, LONGEST).lengths == (80, 64)
+    with pytest.raises(RecipeError, match=r"length_adapt.smallest 0.01 leaves 1 of 100 tokens after 2 layers; raise it to 0.02 or more"):
+        smallest_of(settings_of(smallest=0.01), 2, LONGEST)
+    with pytest.raises(RecipeError, match=r"length_adapt.bound 0.9 leaves 1 of 100 tokens after 2 layers; lower it to 0.86 or less"):
+        smallest_of(settings_of(bound=0.9), 2, LONGEST)
 
-    def forward(config: LengthConfig | None, skipped: frozenset[int], read: int | None) -> Tensor:
-        asked.append((config, read))
-        return torch.zeros(2, 3, requires_grad=True)
 
-    wanted = LengthAdapt(epochs=1, batch_size=2, learning_rate=1e-4, sandwiches=20, truncate=truncate)
-    labels, mask = torch.tensor([0, 1]), torch.ones(2, LONGEST, dtype=torch.bool)
-    losses = sandwich(forward, labels, torch.zeros(2, 3), mask, wanted, LAYERS, LONGEST, "labels", random.Random(1))
-    assert len(list(losses)) == len(asked) == 22
-    assert asked[0] == (None, None)
-    assert asked[1] == (LengthConfig.smallest(LAYERS, LONGEST, wanted.bound), None)
-    read = [most for _, most in asked[2:]]
-    if truncate:
-        assert all(most is not None and LEAST_READ * LONGEST <= most <= LONGEST for most in read)
-        assert len(set(read)) > 10
-    else:
-        assert set(read) == {None}
+def test_without_soft_labels_the_full_model_learns_the_labels_alone() -> None:
+    logits, labels, mask = torch.randn(2, 3), torch.tensor([0, 1]), torch.ones(2, LONGEST, dtype=torch.bool)
+
+    def first(goal: Tensor | None, soft_labels: float) -> Tensor:
+        wanted = settings_of(soft_labels=soft_labels)
+        return next(iter(sandwich(lambda *_: logits, labels, goal, mask, wanted, LAYERS, LONGEST, "labels", random.Random(1))))
+
+    torch.testing.assert_close(first(None, 0.0), torch.nn.functional.cross_entropy(logits, labels))
+    torch.testing.assert_close(first(torch.randn(2, 3), 0.0), first(None, 0.0))

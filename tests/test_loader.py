@@ -212,15 +212,6 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
             ("search: {population: 12}", "search: {truncate: true}", "name: tiny", "name: tiny\ntask: {type: token-classification}"),
             "1:1: recipe: search.truncate reads the beginning of a text, and token-classification asks of every word: leave it out",
         ),
-        (
-            (
-                "length_adapt: {}",
-                "length_adapt: {truncate: true}",
-                "name: tiny",
-                "name: tiny\ntask: {type: question-answering, metric: f1}",
-            ),
-            "1:1: recipe: length_adapt.truncate reads the beginning of a text, and question-answering asks of every word: leave it out",
-        ),
         (("search: {population: 12}", "default_point: fast"), "1:1: recipe: default_point fast comes from a search: add a `search`"),
         (("end: 0.5", "start: 0.5, end: 0.5"), "12:7: distill.objectives.0: start 0.5 is not before end 0.5"),
         (("end: 0.5", "start: 0.6, end: 0.5"), "12:7: distill.objectives.0: start 0.6 is not before end 0.5"),

@@ -264,7 +264,7 @@ def test_answers_for_tokens_need_equal_tokens(tmp_path: Path, tiny_model: Path) 
         write(tmp_path / f"{name}.jsonl", tags, 100, seed)
     other = shutil.copytree(tiny_model, tmp_path / "other")
     tokenizer = (other / "tokenizer.json").read_text(encoding="utf-8")
-    (other / "tokenizer.json").write_text(tokenizer.replace('"film"', '"fi##"'), encoding="utf-8")
+    (other / "tokenizer.json").write_text(tokenizer.replace('"film"', '"fi"').replace('"unseen"', '"##lm"'), encoding="utf-8")
     text = RECIPE.format(task="type: token-classification", metric="entity_f1", model=tiny_model, data="", cascade="")
     text = text.replace("layers: [0, 2]", "model: other").replace("epochs: 3", "epochs: 1, max_steps: 2")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
@@ -276,6 +276,23 @@ def test_answers_for_tokens_need_equal_tokens(tmp_path: Path, tiny_model: Path) 
         done = compress("run", "tiny.yaml", "--until", "length_adapt", *(part for c in changes for part in ("--set", c)), cwd=tmp_path)
         assert done.returncode == (3 if told else 0), done.stderr
         assert told in done.stderr
+
+
+def test_a_question_is_protected_only_where_the_tokenizer_marks_it(tmp_path: Path, tiny_model: Path) -> None:
+    for seed, name in enumerate(("train", "search", "test")):
+        write(tmp_path / f"{name}.jsonl", spans, 40, seed)
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    ends = {"sep": ["[SEP]", 3], "cls": ["[CLS]", 2], "trim_offsets": True, "add_prefix_space": False}
+    (other / "tokenizer.json").write_text(
+        json.dumps({**tokenizer, "post_processor": {"type": "RobertaProcessing", **ends}}), encoding="utf-8"
+    )
+    text = RECIPE.format(task="type: question-answering", metric="f1", model=other, data="", cascade="")
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    done = compress("run", "tiny.yaml", "--set", "length_adapt.protect=question", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "length_adapt.protect question: the student's tokenizer does not tell the question from the context" in done.stderr
+    assert "finetune" not in done.stderr
 
 
 def test_bad_rows_are_left_out_and_counted_when_asked(tmp_path: Path, tiny_model: Path) -> None:

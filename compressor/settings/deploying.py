@@ -14,6 +14,8 @@ class LengthAdapt(Training):
     """Random sub-models per step, beside the full and the smallest one."""
     bound: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """LengthDrop: a layer keeps at least 1 - bound of what the layer before it passed on."""
+    smallest: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of a text that the smallest sub-model keeps after the last layer, an equal part of it lost in each; absent: as bound has it."""
     layer_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """LayerDrop: probability that a sub-model skips a layer in training."""
     soft_labels: Share = 0.5
@@ -24,8 +26,10 @@ class LengthAdapt(Training):
     """A length configuration keeps a share of each text's tokens after a layer, or up to so many of them whatever the text's length."""
     protect: Literal["cls", "question"] = "cls"
     """What leaves last: [CLS], which never does, or the whole first text of a pair too, as the question of question-answering."""
-    truncate: bool = False
-    """Random sub-models read only the beginning of long texts, from a quarter of max_length on: search.truncate then loses less."""
+
+    def lost_at_most(self, layers: int) -> float:
+        """Return the share of its tokens that each layer of the smallest sub-model drops."""
+        return self.bound if self.smallest is None else 1 - self.smallest ** (1 / layers)
 
 
 class EarlyExit(Training):

@@ -175,7 +175,8 @@ def _feeds(recipe: Recipe, inputs: Inputs, source: Path) -> Iterator[Feed]:
     full = next((numpy_helper.to_array(i) for i in graph.initializer if i.name == "lengths"), np.zeros(0, np.int64))
     half, smallest = (full / 2).astype(np.int64).clip(1), full
     if len(full):
-        bound = recipe.length_adapt.bound if recipe.length_adapt else LengthAdapt.model_fields["bound"].default
+        asked = recipe.length_adapt
+        bound = asked.lost_at_most(len(full)) if asked else LengthAdapt.model_fields["bound"].default
         smallest = np.array(LengthConfig.smallest(len(full), int(full[0]), bound).lengths)
     for number, row in enumerate(sample(tokens.lengths.tolist(), count)):
         feed = {**tokens.of_text(row).padded(0), "lengths": (full, half, smallest)[number % 3]}
