@@ -84,7 +84,8 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
         folder = joining_as(guide, folder, out / STATE / "tokenizer")
     train, teacher_train = _texts(settings, splits, task, model, folder, guide, recipe.seed)
     shapes = Shapes(shape_of(model), shape_of(teacher.model))
-    _check(section, settings, task, model, teacher.model, shapes, same_tokens=aligned(train.tokens, teacher_train.tokens, folder, guide))
+    same_tokens = aligned(train.tokens, teacher_train.tokens, folder, guide)
+    check_objectives(section, settings, task, model, teacher.model, shapes, same_tokens=same_tokens)
     room = settings.teacher_store * 1e6 if _epochs_inside(settings) > 1 else 0.0
     if task.head == "masked-lm":
         _check_vocabulary(section, settings, (model, folder), (teacher.model, guide))
@@ -157,10 +158,14 @@ def _texts(
     return texts, texts if folder == guide else splits.encode(map(as_teacher_reads, examples()), task, guide)
 
 
-def _check(
+def check_objectives(
     section: str, settings: Distill, task: Task, student: PreTrainedModel, teacher: PreTrainedModel, shapes: Shapes, *, same_tokens: bool
 ) -> None:
-    """Refuse objectives that do not fit the two models, or that compare tokens of two different tokenizations."""
+    """Refuse objectives that do not fit the two models, or that compare tokens of two different tokenizations.
+
+    Raises:
+        RecipeError: which objective, and what to use instead.
+    """
     if inside := looks_inside(settings.objectives):
         for who, model in (("student", student), ("teacher", teacher)):
             if (kind := model.config.model_type) not in FAMILIES:

@@ -103,6 +103,8 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
+TRAINING = ("finetune", "assistant", "distill", "length_adapt")
+"""Stages that take hours, before which a recipe's encoders are looked at."""
 LAST = ("bundle", "encoder")
 """Stages that end a build: what they write is published."""
 

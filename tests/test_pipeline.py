@@ -108,6 +108,29 @@ def test_a_search_may_read_the_beginning_of_texts_only(project: Path) -> None:
     assert len(told) == (min(read) < runtime.max_length)
 
 
+def test_the_front_is_the_same_for_any_number_of_workers(project: Path) -> None:
+    found = []
+    for workers in ("1", "4"):
+        changes = ("--set", "search.latency=macs", "--workers", workers, "--until", "search", "--force", "search")
+        done = compress("tiny.yaml", "--format", "json", *changes, cwd=project)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((project / json.loads(done.stdout)["artifact"] / "frontier.json").read_text()))
+    assert found[0] == found[1]
+
+
+def test_what_an_encoder_cannot_be_made_into_is_told_before_any_training(project: Path) -> None:
+    for change, told in (
+        ("distill.student.layers=[0, 40]", "distill.student.layers: 40 is out of range; the teacher has layers 0 to 2"),
+        ("data.max_length=4096", "data.max_length is 4096, but bert here has 64 positions"),
+        ("length_adapt.bound=0.99", "length_adapt.bound 0.99 leaves 1 of 32 tokens after 2 layers"),
+        ("distill.objectives=[{type: minilmv2, relation_heads: 7}]", "relation_heads 7 does not divide the teacher's hidden size 32"),
+    ):
+        done = compress("tiny.yaml", "--set", change, cwd=project)
+        assert done.returncode == 3, done.stderr
+        assert told in done.stderr
+        assert "finetune" not in done.stderr
+
+
 def test_changing_a_section_reruns_what_depends_on_it(project: Path) -> None:
     assert stale(project, "--set", "target.threads=2") == ["quantize", "search", "bundle"]
     assert stale(project, "--set", "target.backend=auto") == ["search", "bundle"]

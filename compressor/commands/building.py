@@ -58,6 +58,10 @@ def run(
     _known_stages([*force, *([until] if until else [])])
     if profile == "smoke":
         log.warn("smoke profile: a sliver of data, and no gate is judged; its figures mean nothing")
+    if _trains(chosen, artifacts, until, force):
+        from compressor.preflight import check_encoders
+
+        check_encoders(chosen)  # now, and not after hours of the stages before the one that makes them
     artifact = pipeline.run(chosen, artifacts, log, until=until, force=force)
     if artifact.manifest["stage"] not in pipeline.LAST:
         show(format, {"artifact": str(artifact.path), "metrics": dict(artifact.metrics)})
@@ -72,6 +76,16 @@ def run(
     if broken:
         told = "; ".join(f"{g['gate']} is {g['value']}, must be {g['limit']}" for g in broken)
         raise GateError(f"{told}. The bundle is in {place}; loosen the gate or improve the recipe")
+
+
+def _trains(recipe: Any, artifacts: Path, until: str | None, force: Sequence[str]) -> bool:
+    """Say whether a stage that trains would run."""
+    from compressor import pipeline
+
+    rows = pipeline.plan(recipe, artifacts, force)
+    names = [row.stage.name for row in rows]
+    asked = rows[: names.index(until) + 1] if until in names else rows
+    return any(not row.cached and row.stage.name in pipeline.TRAINING for row in asked)
 
 
 def _known_stages(names: Sequence[str]) -> None:
