@@ -78,7 +78,7 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and recipe.deployed:
         yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
     if facts.words is not None and facts.words > MANY_WORDS and recipe.length_adapt and recipe.length_adapt.significance == "attention":
-        yield f"texts are so long (median {facts.words:.0f} words) that length_adapt.significance sampled is nearly as good and faster"
+        yield f"texts are so long (median {facts.words:.0f} words) that length_adapt.significance sampled is faster"
     if facts.words is not None and facts.words > MANY_WORDS and recipe.search and not recipe.search.truncate and recipe.reads_single_texts:
         yield f"texts are so long (median {facts.words:.0f} words) that search.truncate may find points that read only their beginning"
     if facts.teacher and facts.student and recipe.assistant is None:

@@ -120,10 +120,8 @@ def test_the_front_is_the_same_for_any_number_of_workers(project: Path) -> None:
 
 def test_what_an_encoder_cannot_be_made_into_is_told_before_any_training(project: Path) -> None:
     for change, told in (
-        ("distill.student.layers=[0, 40]", "distill.student.layers: 40 is out of range; the teacher has layers 0 to 2"),
         ("data.max_length=4096", "data.max_length is 4096, but bert here has 64 positions"),
         ("length_adapt.bound=0.99", "length_adapt.bound 0.99 leaves 1 of 32 tokens after 2 layers"),
-        ("distill.objectives=[{type: minilmv2, relation_heads: 7}]", "relation_heads 7 does not divide the teacher's hidden size 32"),
     ):
         done = compress("tiny.yaml", "--set", change, cwd=project)
         assert done.returncode == 3, done.stderr
@@ -531,8 +529,8 @@ def test_what_does_not_fit_together_is_refused_with_its_reason(
     assert done.returncode == 3
     assert f"error: {message}" in done.stderr
     assert len(done.stderr.split("error: ")[1].splitlines()) == 1
-    if "finetune" not in message:
-        assert list((recipe.parent / "artifacts").glob("finetune-*"))  # what was done stays
+    trained = list((recipe.parent / "artifacts").glob("finetune-*"))
+    assert bool(trained) == ("tokenize" in message)  # which only the data tells; all else is told before any training
 
 
 def test_a_loss_that_is_no_number_names_step_and_texts_and_a_mended_recipe_goes_on(make_recipe: Callable[..., Path]) -> None:

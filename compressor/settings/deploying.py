@@ -21,7 +21,7 @@ class LengthAdapt(Training):
     soft_labels: Share = 0.5
     """Share of the teacher's soft labels, against the labels, in what the full model learns."""
     significance: Literal["attention", "sampled", "cls"] = "attention"
-    """A token counts for the attention it receives from all real tokens, every eighth (nearly as good, cheaper) or [CLS] (cheapest)."""
+    """A token counts for the attention it receives from all real tokens, every eighth (cheaper) or [CLS] (cheapest)."""
     counts: Literal["ratio", "absolute"] = "ratio"
     """A length configuration keeps a share of each text's tokens after a layer, or up to so many of them whatever the text's length."""
     protect: Literal["cls", "question"] = "cls"
