@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.interop import difference
+from benchmarks.interop import answers, compared
 from benchmarks.peers.models import OPTIMUM
 from tests.conftest import BAD, GOOD, WORDS, compress
 
@@ -165,7 +165,9 @@ def test_optimum_loads_a_bundle_and_gives_the_same_answers(project: tuple[str, P
         pytest.skip("its head is that of classification")
     pair = ("the film is", "a good film with a very dull plot")
     texts = {"token-classification": [["a", "film", "good"], ["the", "actor"]], "question-answering": [pair, pair[::-1]]}
-    assert difference(folder / "artifacts/dist/tiny", texts.get(kind, ["a good film", "it was dull"])) < 1e-5
+    found = compared(answers(folder / "artifacts/dist/tiny", texts.get(kind, ["a good film", "it was dull"])))
+    assert found["largest_difference"] < 1e-5
+    assert found["other_answers"] == 0
 
 
 def test_eval_names_a_label_that_the_bundle_does_not_know(project: tuple[str, Path]) -> None:
