@@ -36,7 +36,9 @@ VARIANTS: Mapping[str, list[str]] = {
     "plain dropping, cls": ["length_adapt.significance=cls", "length_adapt.max_steps=1"],
 }
 QUESTION: Mapping[str, list[str]] = {
-    "attention, question protected": ["length_adapt.significance=attention", "length_adapt.protect=question"]
+    "attention, question protected": ["length_adapt.significance=attention", "length_adapt.protect=question"],
+    "question": ["length_adapt.significance=question", "length_adapt.protect=question"],
+    "question, neighbours": ["length_adapt.significance=question", "length_adapt.protect=question", "length_adapt.neighbours=8"],
 }
 BOUNDS = (0.05, 0.1, 0.15, 0.2, 0.25)
 

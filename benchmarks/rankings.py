@@ -37,7 +37,7 @@ class Told(LengthAdaptiveModel):
     def __init__(self, plain: LengthAdaptiveModel, rows: slice) -> None:
         """Take a model's weights and settings; `rows` are the tokens of the last layer whose attention ranks."""
         counts = "absolute" if plain.absolute else "ratio"
-        super().__init__(plain.model, plain.max_length, plain.significance, plain.protect, counts)
+        super().__init__(plain.model, plain.max_length, plain.significance, plain.protect, counts, plain.neighbours)
         self.rows, self.told = rows, torch.empty(0)
 
     def without_layers(self, skipped: Any, input_ids: Tensor, attention_mask: Tensor, *others: Any) -> Tensor:

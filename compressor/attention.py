@@ -2,7 +2,7 @@
 
 What:     the exporter writes the operators below as single nodes: compressor/operators.py says what onnxruntime computes for them.
 Formula:  context = softmax(q·kᵀ / √d)·v; significance of token j = sum over heads and real queries i of attention[i, j], where i is every
-          token, every eighth, or [CLS] alone.
+          token, every eighth, each of a question's, or [CLS] alone.
 Limits:   the operators have no gradients; they are used while a graph is traced.
 """
 
@@ -16,8 +16,9 @@ from compressor.attending import attend
 
 DOMAIN = "compressor"
 """Domain of the graph's own functions."""
-Significance = Literal["attention", "sampled", "cls", "none"]
-"""Whose attention counts for a token: all real tokens', every eighth's from [CLS] on, [CLS]'s, or nobody's, where no token leaves."""
+Significance = Literal["attention", "sampled", "question", "cls", "none"]
+"""Whose attention counts for a token: all real tokens', every eighth's from [CLS] on, the question's, [CLS]'s, or nobody's, where no
+token leaves."""
 EVERY = 8
 """Of so many tokens one is asked where significance is sampled."""
 UNSEEN = -1e4
@@ -25,19 +26,27 @@ UNSEEN = -1e4
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, real: Tensor, bias: Tensor | None, heads: int, kind: Significance, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    real: Tensor,
+    voters: Tensor,
+    bias: Tensor | None,
+    heads: int,
+    kind: Significance,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the context (batch, queries, hidden) and the significance (batch, seq), of kind none empty (0,).
 
-    q is (batch, queries, hidden), k and v are (batch, seq, hidden); `real` (batch, seq) says which keys are no padding; `bias` (batch,
-    heads or 1, queries, seq) is added to the scores.
+    q is (batch, queries, hidden), k and v are (batch, seq, hidden); `real` (batch, seq) says which keys are no padding, `voters` (batch,
+    seq) whose attention counts; `bias` (batch, heads or 1, queries, seq) is added to the scores.
     """
 
     def split(x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # (batch, heads, tokens, head_dim)
 
     def read(probabilities: Tensor, texts: slice) -> Tensor:
-        return significance_of(probabilities, real[texts], kind)
+        return significance_of(probabilities, voters[texts], kind)
 
     unseen = torch.where(real, 0.0, UNSEEN)[:, None, None].to(q.dtype)
     added = unseen if bias is None else bias.to(q.dtype) + unseen
@@ -45,15 +54,15 @@ def attention(
     return context.transpose(1, 2).flatten(2), significance
 
 
-def significance_of(probabilities: Tensor, real: Tensor, kind: Significance) -> Tensor:
-    """Return how much each key counts (batch, seq); padding queries have no vote. Of kind none it is empty (0,)."""
+def significance_of(probabilities: Tensor, voters: Tensor, kind: Significance) -> Tensor:
+    """Return how much each key counts (batch, seq); only `voters`, no padding, have a vote. Of kind none it is empty (0,)."""
     if kind == "none":
         return probabilities.new_zeros(0)
     if kind == "cls":
         return probabilities[:, :, 0].sum(1)
     if kind == "sampled":
-        probabilities, real = probabilities[:, :, ::EVERY], real[:, ::EVERY]
-    return (probabilities * real[:, None, :, None]).sum(2).sum(1)  # onnxruntime is 14x slower on the joint reduction
+        probabilities, voters = probabilities[:, :, ::EVERY], voters[:, ::EVERY]
+    return (probabilities * voters[:, None, :, None]).sum(2).sum(1)  # onnxruntime is 14x slower on the joint reduction
 
 
 def exported_attention(
@@ -61,6 +70,7 @@ def exported_attention(
     k: Tensor,
     v: Tensor,
     real: Tensor,
+    voters: Tensor,
     padded: Tensor,
     leaves: Tensor,
     bias: Tensor | None,
@@ -70,13 +80,13 @@ def exported_attention(
 ) -> tuple[Tensor, Tensor]:
     """Return context (batch, queries, hidden) and significance (batch, seq) as one node of the graph.
 
-    It computes significance only where tokens leave; of kind none that is empty.
+    It computes significance only where tokens leave; of kind none that is empty. A question's voters come before all other tokens.
     """
     if not torch.compiler.is_exporting():
-        return _Attention.apply(q, k, v, real, padded, leaves, bias, heads, size, kind)  # type: ignore[no-untyped-call,no-any-return]
+        return _Attention.apply(q, k, v, real, voters, padded, leaves, bias, heads, size, kind)  # type: ignore[no-untyped-call,no-any-return]
     name, inputs, settings = _named(bias, heads, size, kind)
     shapes = (q.shape,) if kind == "none" else (q.shape, k.shape[:2])
-    found = node(name, (q, k, v, real, padded, leaves, *inputs), shapes, (q.dtype,) * len(shapes), settings)
+    found = node(name, (q, k, v, real, voters, padded, leaves, *inputs), shapes, (q.dtype,) * len(shapes), settings)
     return found[0], q.new_zeros(0) if kind == "none" else found[1]
 
 
@@ -103,15 +113,15 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        q, k, v, real, _, _, bias, heads, _, kind = given
-        return attention(q, k, v, real, bias, heads, kind)
+        q, k, v, real, voters, _, _, bias, heads, _, kind = given
+        return attention(q, k, v, real, voters, bias, heads, kind)
 
     @staticmethod
     def symbolic(g: Any, *given: Any) -> Any:
-        q, k, v, real, padded, leaves, bias, heads, size, kind = given
+        q, k, v, real, voters, padded, leaves, bias, heads, size, kind = given
         name, inputs, told = _named(bias, heads, size, kind)
         settings = {"num_heads_i": told["num_heads"], "split_i": told["split"], "scale_f": told["scale"]}
-        found = g.op(f"{DOMAIN}::{name}", q, k, v, real, padded, leaves, *inputs, **settings, outputs=1 if kind == "none" else 2)
+        found = g.op(f"{DOMAIN}::{name}", q, k, v, real, voters, padded, leaves, *inputs, **settings, outputs=1 if kind == "none" else 2)
         context, significance = (found, g.op("Constant", value_t=torch.zeros(0))) if kind == "none" else found
         context.setType(q.type())  # the exporter warns of what it cannot infer
         significance.setType(q.type().with_sizes([None, None]))

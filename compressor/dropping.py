@@ -1,14 +1,17 @@
 """Drop-and-Restore: tokens leave after a layer's attention, and come back with the last state they had before a per-token head.
 
-What:     in torch for training, as few operators of whole rows in the exported graph (compressor/operators.py).
+What:     in torch for training, as few operators of whole rows in the exported graph (compressor/operators.py). With `neighbours` a
+          token counts for those beside it too, so that a text is left in whole stretches.
 Paper:    Length-Adaptive Transformer (arXiv:2010.07003).
+Formula:  score of token j = mean of the significance of tokens j - n … j + n of the text, and a (2n + 1)th of its own once more, by which
+          the tokens of a text that is shorter than that differ; tokens that have left count nothing.
 Limits:   which tokens leave has no gradient; what their states become has.
 """
 
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.attention import DOMAIN, node
 
@@ -26,23 +29,38 @@ class State(NamedTuple):
     """By how much each goes before others when tokens leave, (batch, tokens)."""
 
 
-def drop(state: State, significance: Tensor, keep: Tensor, leaves: Tensor) -> State:
-    """Keep the `keep[b]` most significant real tokens of each text, most significant first.
+def drop(state: State, significance: Tensor, keep: Tensor, leaves: Tensor, neighbours: int = 0) -> State:
+    """Keep the `keep[b]` most significant real tokens of each text, most significant first, by themselves and `neighbours` on each side.
 
     Where no text's tokens leave, `leaves` is false and the graph does nothing, not even reorder.
     """
     if not torch.onnx.is_in_onnx_export():
-        return _drop(state, significance, keep)
+        return _drop(state, significance, keep, neighbours)
     inputs = (*state, significance, keep, leaves)
     if not torch.compiler.is_exporting():
-        return State(*_Drop.apply(*inputs))  # type: ignore[no-untyped-call]
+        return State(*_Drop.apply(*inputs, neighbours))  # type: ignore[no-untyped-call]
     left: Any = keep.max().item()  # a symbol
     torch._check(left >= 1)  # type: ignore[no-untyped-call]
     batch, _, width = state.hidden.shape
-    return State(*node("drop", inputs, ((batch, left, width), *[(batch, left)] * 3), [x.dtype for x in state]))
+    name, settings = _named(neighbours)
+    return State(*node(name, inputs, ((batch, left, width), *[(batch, left)] * 3), [x.dtype for x in state], settings))
 
 
-def _drop(state: State, significance: Tensor, keep: Tensor) -> State:
+def _named(neighbours: int) -> tuple[str, dict[str, Any]]:
+    """Return the node's name and its settings."""
+    size = 2 * neighbours + 1
+    return ("drop_around", {"kernel": [size], "pads": [neighbours] * 2, "share": 1 / size}) if neighbours else ("drop", {})
+
+
+def _around(significance: Tensor, rows: Tensor, neighbours: int) -> Tensor:
+    size, significance = 2 * neighbours + 1, significance.float()
+    in_text = significance.new_zeros(len(rows), int(rows.max()) + 1).scatter(1, rows, significance)
+    means = nn.functional.avg_pool1d(in_text[:, None], size, stride=1, padding=neighbours)[:, 0]
+    return means.gather(1, rows) + significance / size
+
+
+def _drop(state: State, significance: Tensor, keep: Tensor, neighbours: int) -> State:
+    significance = _around(significance, state.rows, neighbours) if neighbours else significance
     score = (significance + state.ahead).masked_fill(~state.real, -1.0)
     kept = score.topk(keep.max(), dim=1).indices  # type: ignore[arg-type]
     real = torch.arange(kept.shape[1], device=kept.device) < keep[:, None]
@@ -60,15 +78,15 @@ class _Drop(torch.autograd.Function):
     """One node; what it stands for is a function of the graph."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, real: Tensor, rows: Tensor, ahead: Tensor, significance: Tensor, keep: Tensor, leaves: Tensor
-    ) -> tuple[Tensor, ...]:
-        return tuple(_drop(State(hidden, real, rows, ahead), significance, keep))
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        significance, keep, _, neighbours = given[4:]
+        return tuple(_drop(State(*given[:4]), significance, keep, neighbours))
 
     @staticmethod
-    def symbolic(g: Any, hidden: Any, real: Any, rows: Any, ahead: Any, significance: Any, keep: Any, leaves: Any) -> Any:
-        state = (hidden, real, rows, ahead)
-        found = g.op(f"{DOMAIN}::drop", *state, significance, keep, leaves, outputs=4)
+    def symbolic(g: Any, hidden: Any, real: Any, rows: Any, ahead: Any, significance: Any, keep: Any, leaves: Any, neighbours: int) -> Any:
+        state, (name, told) = (hidden, real, rows, ahead), _named(neighbours)
+        settings = {f"{key}_{'f' if key == 'share' else 'i'}": value for key, value in told.items()}
+        found = g.op(f"{DOMAIN}::{name}", *state, significance, keep, leaves, **settings, outputs=4)
         for left, before in zip(found, state, strict=True):
             left.setType(before.type().with_sizes([None] * (before.type().dim())))
         return found

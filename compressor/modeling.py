@@ -4,8 +4,8 @@ What:     after a layer's attention the least significant tokens leave; before a
           the last state they had (Drop-and-Restore).
 Papers:   PoWER-BERT (arXiv:2001.08950), Length-Adaptive Transformer (arXiv:2010.07003).
 Formula:  significance of token j = sum over heads and real queries i of attention[i, j]; [CLS] always stays first.
-Defaults: significance from all real queries (`attention`); `sampled` asks every eighth of them, `cls` only [CLS]; `protect` question
-          lets the question's tokens leave last.
+Defaults: significance from all real queries (`attention`); `sampled` asks every eighth of them, `question` the question's, `cls` only
+          [CLS]; `protect` question lets the question's tokens leave last; with `neighbours` those beside a token count for it too.
 Limits:   the families of compressor/backbones.py; a question is told by segment ids, which RoBERTa's tokenizers do not give.
 """
 
@@ -151,12 +151,13 @@ class LengthAdaptiveModel(nn.Module):
         significance: Significance = "attention",
         protect: str = "cls",
         counts: str = "ratio",
+        neighbours: int = 0,
     ) -> None:
         """Take a model in; the settings are those of a recipe's `length_adapt`."""
         super().__init__()
         self.parts = backbone(model)
         self.model, self.max_length, self.significance, self.protect = model, max_length, significance, protect
-        self.absolute = counts == "absolute"
+        self.absolute, self.neighbours = counts == "absolute", neighbours
         self.layers, self.heads = len(self.parts.layers), model.config.num_attention_heads
         self.head_size = model.config.hidden_size // self.heads
         self.per_token = reads_tokens(model)
@@ -202,7 +203,7 @@ class LengthAdaptiveModel(nn.Module):
                 state = state._replace(hidden=hidden)
             else:
                 hidden, significance = self._attend(layer, queries, state, padded, self.significance, leaves[index])
-                state = drop(state._replace(hidden=hidden), significance, keep[index], leaves[index])
+                state = drop(state._replace(hidden=hidden), significance, keep[index], leaves[index], self.neighbours)
             state = state._replace(hidden=self.parts.feed_forward(layer, state.hidden))
             if restore:
                 due = torch.ones_like(padded) if leaves is None or index == last else leaves[index + 1]
@@ -228,12 +229,13 @@ class LengthAdaptiveModel(nn.Module):
         q, k, v = self.parts.project(layer, queries, state.hidden, state.rows)
         bias = self.parts.bias(layer, state.rows)
         bias = None if bias is None else bias[:, :, : queries.shape[1]]
+        voters = state.real & (state.ahead >= AHEAD) if kind == "question" else state.real
         if torch.onnx.is_in_onnx_export():
             leaves = torch.zeros((), dtype=torch.bool) if leaves is None else leaves
             sizes = (self.heads, self.head_size)
-            context, significance = exported_attention(q, k, v, state.real, padded, leaves, bias, *sizes, kind)
+            context, significance = exported_attention(q, k, v, state.real, voters, padded, leaves, bias, *sizes, kind)
         else:
             dropout = self.parts.dropout(layer)
             rate = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
-            context, significance = attention(q, k, v, state.real, bias, self.heads, kind, rate)
+            context, significance = attention(q, k, v, state.real, voters, bias, self.heads, kind, rate)
         return self.parts.attended(layer, context, queries), significance

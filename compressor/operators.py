@@ -60,11 +60,21 @@ _FUSED = """
         }
     >
 """
+_EIGHTHS = """
+    tokens = Constant <value_ints = [1]> ()
+    end = Constant <value_ints = [9223372036854775807]> ()
+    every = Constant <value_ints = [EVERY]> ()
+"""
+# A question's tokens are the first of their text, and stay so when others leave.
+_QUESTION = """
+    tokens = Constant <value_ints = [1]> ()
+    of_question = Cast <to = 7> (voters)
+    counts = ReduceSum <keepdims = 0> (of_question, tokens)
+    end = ReduceMax <keepdims = 1> (counts)
+    every = Constant <value_ints = [1]> ()
+"""
 _ROWS_OF_SOME = """
     begin = Constant <value_ints = [0]> ()
-    end = Constant <value_ints = [9223372036854775807]> ()
-    tokens = Constant <value_ints = [1]> ()
-    every = Constant <value_ints = [EVERY]> ()
     asking = Slice (q, begin, end, tokens, every)
     asking4 = Reshape (asking, split)
     asked4 = Reshape (k, split)
@@ -74,7 +84,15 @@ _ROWS_OF_SOME = """
     some_scaled = Mul (some_queries, scale)
     some_scores = MatMul (some_scaled, asked)
     some = SOFTMAX
-    voters = Slice (real, begin, end, tokens, every)
+    voting = Slice (voters, begin, end, tokens, every)
+"""
+_COUNTED = """
+    one = Constant <value_ints = [1]> ()
+    last = Constant <value_ints = [-1]> ()
+    numbers = Cast <to = 1> (VOTERS)
+    by_head = Unsqueeze (numbers, one)
+    rows = Unsqueeze (by_head, last)
+    counted = Mul (ROWS, rows)
 """
 # Two reductions, not one over both axes: onnxruntime is 14x slower on the joint one.
 _VOTES = """
@@ -82,12 +100,7 @@ _VOTES = """
     over_queries = Constant <value_ints = [2]> ()
     votes = If (padded) <
         then_branch = masked () => (float[b, h, n] of_real) {
-            one = Constant <value_ints = [1]> ()
-            last = Constant <value_ints = [-1]> ()
-            numbers = Cast <to = 1> (VOTERS)
-            by_head = Unsqueeze (numbers, one)
-            rows = Unsqueeze (by_head, last)
-            counted = Mul (ROWS, rows)
+            COUNTED
             of_real = ReduceSum <keepdims = 0> (counted, over_queries)
         },
         else_branch = plain () => (float[b, h, n] of_all) {
@@ -95,6 +108,12 @@ _VOTES = """
         }
     >
     SIGNIFICANCE = ReduceSum <keepdims = 0> (votes, over_heads)
+"""
+_VOTES_OF_QUESTION = """
+    COUNTED
+    over_queries = Constant <value_ints = [2]> ()
+    votes = ReduceSum <keepdims = 0> (counted, over_queries)
+    SIGNIFICANCE = ReduceSum <keepdims = 0> (votes, one)
 """
 _VOTE_OF_CLS = """
     from = Constant <value_ints = [0]> ()
@@ -140,7 +159,7 @@ _DROP = """
             last = Constant <value_ints = [-1]> ()
             none = Constant <value_int = 0> ()
             one = Constant <value_int = 1> ()
-            score = Add (significance, ahead)
+            SCORE
             ranked = Where (real, score, never)
             most = ReduceMax <keepdims = 1> (keep)
             best, kept = TopK <axis = 1> (ranked, most)
@@ -160,6 +179,28 @@ _DROP = """
             ahead_stayed = Identity (ahead)
         }
     >
+"""
+_ALONE = "score = Add (significance, ahead)"
+# A mean over the text as it was: tokens that have left count nothing, as places beyond its ends do.
+_AROUND = """
+            own = Constant <value_float: float = @share> ()
+            first = Constant <value_ints = [0]> ()
+            second = Constant <value_ints = [1]> ()
+            shape = Shape (rows)
+            texts = Slice (shape, first, second)
+            row = ReduceMax <keepdims = 0> (rows)
+            place = Add (row, one)
+            length = Unsqueeze (place, first)
+            size = Concat <axis = 0> (texts, length)
+            nothing = ConstantOfShape <value = float[1] {0.0}> (size)
+            in_text = ScatterElements <axis = 1> (nothing, rows, significance)
+            channel = Unsqueeze (in_text, second)
+            means = AveragePool <kernel_shape: ints = @kernel, pads: ints = @pads, count_include_pad = 1> (channel)
+            mean = Squeeze (means, second)
+            around = GatherElements <axis = 1> (mean, rows)
+            alone = Mul (significance, own)
+            both = Add (around, alone)
+            score = Add (both, ahead)
 """
 _RESTORE = """
     states = If (due) <
@@ -198,12 +239,14 @@ def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
         return parser.parse_function(text)
 
     for name, inputs, of in (("attention", "", str), ("biased_attention", ", bias", _biased)):
-        head = f"<num_heads, split, scale> (q, k, v, real, padded, leaves{inputs})"
+        head = f"<num_heads, split, scale> (q, k, v, real, voters, padded, leaves{inputs})"
         for kind, body in _attention_bodies(portable).items():
             outputs = "context" if kind == "none" else "context, significance"
             yield function(f"{name}_{kind} {head} => ({outputs})", of(body))
     after = "hidden_after, real_after, rows_after, ahead_after"
-    yield function(f"drop (hidden, real, rows, ahead, significance, keep, leaves) => ({after})", _DROP)
+    head = f"(hidden, real, rows, ahead, significance, keep, leaves) => ({after})"
+    yield function(f"drop {head}", _DROP.replace("SCORE", _ALONE))
+    yield function(f"drop_around <kernel, pads, share> {head}", _DROP.replace("SCORE", _AROUND))
     yield function("restore (restored, hidden, rows, starts, real, padded, due) => (states)", _RESTORE)
 
 
@@ -211,16 +254,21 @@ def _attention_bodies(portable: bool) -> Mapping[str, str]:
     """Return what attention of each kind of significance stands for."""
     probabilities = _PROBABILITIES.replace("SOFTMAX", _SOFTMAX.replace("SCORES", "scores"))
     plain = probabilities if portable else _FUSED
+    some = _ROWS_OF_SOME.replace("SOFTMAX", _SOFTMAX.replace("SCORES", "some_scores"))
     votes = {
-        "attention": _VOTES.replace("VOTERS", "real").replace("ROWS", "probabilities"),
-        "sampled": _ROWS_OF_SOME.replace("SOFTMAX", _SOFTMAX.replace("SCORES", "some_scores"))
-        + _VOTES.replace("VOTERS", "voters").replace("ROWS", "some"),
+        "attention": _votes(_VOTES, "voters", "probabilities"),
+        "sampled": _EIGHTHS + some + _votes(_VOTES, "voting", "some"),
+        "question": _QUESTION + some + _votes(_VOTES_OF_QUESTION, "voting", "some"),
         "cls": _VOTE_OF_CLS,
     }
     context = plain.replace("CONTEXT", "context")
     ranked = _if_tokens_leave(probabilities + votes["attention"], plain + _NONE, "CONTEXT", "SIGNIFICANCE")
-    beside = {kind: context + _if_tokens_leave(votes[kind], _NONE, "SIGNIFICANCE") for kind in ("sampled", "cls")}
+    beside = {kind: context + _if_tokens_leave(votes[kind], _NONE, "SIGNIFICANCE") for kind in ("sampled", "question", "cls")}
     return {kind: _SHARED + body for kind, body in {"none": context, "attention": ranked, **beside}.items()}
+
+
+def _votes(body: str, voters: str, rows: str) -> str:
+    return body.replace("COUNTED", _COUNTED).replace("VOTERS", voters).replace("ROWS", rows)
 
 
 def _biased(body: str) -> str:

@@ -7,14 +7,18 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
+from compressor.answering import QuestionAnswering
+from compressor.attention import Significance
 from compressor.classification import TextClassification
 from compressor.data import Example
+from compressor.encoded import tokenizer_of
 from compressor.errors import StageError
 from compressor.graphs import PlainModel, export_graph, layered, parity
 from compressor.modeling import LengthAdaptiveModel
 from compressor.session import Graph
+from compressor.settings.deploying import Export
 from compressor.tokens import Tokens
 
 CONFIGURATIONS = [None, (32, 32, 32), (20, 10, 1), (16, 16, 16), (1, 1, 1)]
@@ -29,8 +33,6 @@ def tiny(seed: int = 1) -> LengthAdaptiveModel:
 
 
 def tokens(tiny_model: Path, *texts: str) -> Tokens:
-    from compressor.encoded import tokenizer_of
-
     return TextClassification().windows(tokenizer_of(tiny_model), [Example(t) for t in texts], 32, 0).tokens
 
 
@@ -42,6 +44,22 @@ def test_the_graph_equals_torch_at_all_lengths_batches_and_paddings(tmp_path: Pa
     model = LengthAdaptiveModel(tiny().model, 32, significance).eval()
     export_graph(model, tmp_path / "model.onnx")
     assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4) < 1e-4
+
+
+PAIRS = [("film", "good"), ("was it a dull plot", "the music is weak and it was quite awful"), ("it", "witty ending " * 30)]
+
+
+@pytest.mark.parametrize("settings", [Export(), Export(portable=True), Export(exporter="dynamo", opset=18)], ids=str)
+@pytest.mark.parametrize(("significance", "neighbours"), [("question", 0), ("question", 3), ("sampled", 2), ("cls", 20)])
+def test_the_graph_of_a_question_and_of_neighbours_equals_torch(
+    tmp_path: Path, tiny_model: Path, significance: Significance, neighbours: int, settings: Export
+) -> None:
+    answering = BertForQuestionAnswering(tiny().model.config)
+    model = LengthAdaptiveModel(answering, 32, significance, "question", neighbours=neighbours).eval()
+    export_graph(model, tmp_path / "model.onnx", settings)
+    windows = QuestionAnswering().windows(tokenizer_of(tiny_model), [Example(q, text_pair=c) for q, c in PAIRS], 32, 8)
+    assert windows.tokens.segments.any()
+    assert parity(model, tmp_path / "model.onnx", windows.tokens, CONFIGURATIONS, 0, 1e-4) < 1e-4
 
 
 def test_a_graph_of_other_weights_fails_the_parity_check(tmp_path: Path, tiny_model: Path) -> None:

@@ -202,6 +202,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
     ("changes", "message"),
     [
         (("length_adapt: {}\n", ""), "1:1: recipe: `search` chooses lengths of a length-adaptive student: add a `length_adapt` section"),
+        (("length_adapt: {}", "length_adapt: {significance: question}"), "14:1: length_adapt: significance question asks the question's"),
         (("length_adapt: {}", "length_adapt: {protect: question}"), "1:1: recipe: length_adapt.protect question keeps the first text of a"),
         (("metric: accuracy", "metric: macro_f1"), "1:1: recipe: a gate asks for macro_f1, but task.metric is accuracy"),
         (

@@ -10,6 +10,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from compressor.attention import Significance
 from compressor.dropping import State, drop, put_back
 from compressor.lengths import LengthConfig
 from compressor.modeling import AHEAD, LengthAdaptiveModel, PlainModel, load_model
@@ -75,9 +76,12 @@ def test_at_full_length_it_is_the_plain_hugging_face_model(model: LengthAdaptive
 
 
 @pytest.mark.parametrize("lengths", SHORTER)
+@pytest.mark.parametrize("neighbours", [0, 2])
 @pytest.mark.parametrize("significance", ["attention", "sampled", "cls"])
-def test_a_prediction_does_not_depend_on_its_batch(model: LengthAdaptiveModel, lengths: tuple[int, ...], significance: str) -> None:
-    model = LengthAdaptiveModel(model.model, L, significance).eval()
+def test_a_prediction_does_not_depend_on_its_batch(
+    model: LengthAdaptiveModel, lengths: tuple[int, ...], significance: Significance, neighbours: int
+) -> None:
+    model = LengthAdaptiveModel(model.model, L, significance, neighbours=neighbours).eval()
     config = torch.tensor(lengths)
     together = model(*batch(16, 9, 3, 5), config)
     for row, length in enumerate((16, 9, 3, 5)):
@@ -111,6 +115,33 @@ def test_drop_keeps_the_most_significant_real_tokens() -> None:
     assert left.rows[1, :2].tolist() == [0, 2]
     assert left.real.tolist() == [[True, True, True], [True, True, False]]
     assert left.hidden[0].flatten().tolist() == [0.0, 2.0, 3.0]
+
+
+def test_a_token_counts_for_those_beside_it_in_the_text_too() -> None:
+    """A stretch that counts goes before a single token that counts more; tokens that have left count nothing."""
+    significance = torch.tensor([[0.0, 9.0, 0.0, 0.0, 4.1, 5.0, 4.0, 0.0]])
+    state = state_of(torch.arange(8.0).view(1, 8, 1), torch.ones(1, 8).bool())
+    assert drop(state, significance, torch.tensor([3]), YES).rows.tolist() == [[1, 5, 4]]
+    stretch = drop(state, significance, torch.tensor([3]), YES, neighbours=1)
+    assert drop(state, significance, torch.tensor([1]), YES, neighbours=1).rows.tolist() == [[5]]
+    assert stretch.rows.tolist() == [[5, 1, 4]]
+    assert drop(stretch, torch.tensor([[4.5, 5.5, 4.0]]), torch.tensor([1]), YES, neighbours=1).rows.tolist() == [[5]]
+
+
+@torch.no_grad()
+def test_only_the_question_says_what_counts(model: LengthAdaptiveModel) -> None:
+    answering = BertForQuestionAnswering(model.model.config)
+    model = LengthAdaptiveModel(answering, L, "question", "question").eval()
+    ids, mask, _ = batch(16, 9)
+    segments = (torch.arange(L) >= torch.tensor([[6], [4]])).long()
+    hidden = model.parts.embed(ids, segments)
+    state = state_of(hidden, mask.bool(), model._ahead(segments))
+    layer = model.parts.layers[0]
+    _, found = model._attend(layer, hidden, state, ~state.real.all(), "question")
+    for row, length, asked in ((0, 16, 6), (1, 9, 4)):
+        q, k, _ = (x.view(L, 4, 8).transpose(0, 1) for x in [y[row] for y in model.parts.project(layer, hidden, hidden, state.rows)])
+        rows = (q[:, :asked] @ k[:, :length].transpose(1, 2) / 8**0.5).softmax(-1)
+        torch.testing.assert_close(found[row, :length], rows.sum((0, 1)), atol=1e-5, rtol=1e-5)
 
 
 def test_cls_stays_however_much_another_token_counts(model: LengthAdaptiveModel) -> None:

@@ -20,12 +20,21 @@ class LengthAdapt(Training):
     """LayerDrop: probability that a sub-model skips a layer in training."""
     soft_labels: Share = 0.5
     """Share of the teacher's soft labels, against the labels, in what the full model learns."""
-    significance: Literal["attention", "sampled", "cls"] = "attention"
-    """A token counts for the attention it receives from all real tokens, every eighth (cheaper) or [CLS] (cheapest)."""
+    significance: Literal["attention", "sampled", "question", "cls"] = "attention"
+    """A token counts for the attention it receives from all real tokens, every eighth (cheaper), those of a protected question, or [CLS]
+    (cheapest)."""
+    neighbours: Annotated[int, Field(ge=0, le=LARGEST)] = 0
+    """Tokens on each side whose significance counts for a token too: a text is left in whole stretches, not in single words."""
     counts: Literal["ratio", "absolute"] = "ratio"
     """A length configuration keeps a share of each text's tokens after a layer, or up to so many of them whatever the text's length."""
     protect: Literal["cls", "question"] = "cls"
     """What leaves last: [CLS], which never does, or the whole first text of a pair too, as the question of question-answering."""
+
+    @model_validator(mode="after")
+    def _question_stays(self) -> "LengthAdapt":
+        if self.significance == "question" and self.protect != "question":
+            raise ValueError("significance question asks the question's tokens, which must stay: set length_adapt.protect: question")
+        return self
 
     def lost_at_most(self, layers: int) -> float:
         """Return the share of its tokens that each layer of the smallest sub-model drops."""

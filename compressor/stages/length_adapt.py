@@ -60,9 +60,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
             )
         outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", 0.0, log)
 
+    made_for = {"max_length": splits.max_length} | settings.model_dump(include={"significance", "neighbours", "protect", "counts"})
+
     def once(seed: int, state: Path) -> Trained:
         plain = checkpoint.load_plain(inputs["checkpoint"], splits.labels, task.head)
-        model = LengthAdaptiveModel(plain, splits.max_length, settings.significance, settings.protect, settings.counts)
+        model = LengthAdaptiveModel(plain, **made_for)
         smallest = torch.tensor(smallest_of(settings, model.layers, model.max_length).lengths)
 
         def scores() -> dict[str, float]:
@@ -76,7 +78,6 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         return Trained(plain, {**dataclasses.asdict(fitted), **facts})
 
     trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
-    made_for = {"max_length": splits.max_length} | settings.model_dump(include={"significance", "protect", "counts"})
     checkpoint.save(trained.model, source, out, made_for)
     return trained.metrics
 
