@@ -1,6 +1,7 @@
 """What a token's significance, a protected question and LengthDrop training itself give a length-adaptive student, and what they cost.
 
     python -m benchmarks.lengths recipes/ner.yaml --set data.train=…
+    python -m benchmarks.lengths recipes/squad.yaml --set data.train=… --variant attention --variant question
 
 Every variant is the recipe with other settings of `length_adapt`; what comes before is built once. Each is scored at the same length
 configurations on the search split, on its INT8 graph, and all are timed in one interleaved run. `plain dropping` has one training step.
@@ -35,18 +36,27 @@ VARIANTS: Mapping[str, list[str]] = {
     "plain dropping, sampled": ["length_adapt.significance=sampled", "length_adapt.max_steps=1"],
     "plain dropping, cls": ["length_adapt.significance=cls", "length_adapt.max_steps=1"],
 }
-QUESTION: Mapping[str, list[str]] = {
+ASKED = {
     "attention, question protected": ["length_adapt.significance=attention", "length_adapt.protect=question"],
     "question": ["length_adapt.significance=question", "length_adapt.protect=question"],
     "question, neighbours": ["length_adapt.significance=question", "length_adapt.protect=question", "length_adapt.neighbours=8"],
+}
+QUESTION = {
+    **ASKED,
+    **{f"plain dropping, {name}": [*changes, "length_adapt.max_steps=1"] for name, changes in ASKED.items()},
 }
 BOUNDS = (0.05, 0.1, 0.15, 0.2, 0.25)
 
 
 def main() -> None:
     """Build every variant, score and time it, and record what was found."""
-    chosen = recipe_parser(__doc__).parse_args()
-    variants = {**VARIANTS, **(QUESTION if load_recipe(chosen.recipe, chosen.changes).task.type == "question-answering" else {})}
+    parser = recipe_parser(__doc__)
+    parser.add_argument("--variant", action="append", help="only this variant, by its name; may be given more than once")
+    chosen = parser.parse_args()
+    every = {**VARIANTS, **(QUESTION if load_recipe(chosen.recipe, chosen.changes).task.type == "question-answering" else {})}
+    if unknown := set(chosen.variant or ()) - set(every):
+        parser.error(f"no variant {'; '.join(sorted(unknown))}; there are {'; '.join(every)}")
+    variants = {name: every[name] for name in chosen.variant or every}
     benches, seconds = dict[str, Bench](), dict[str, float]()
     with tempfile.TemporaryDirectory() as scratch:
         for name, changes in variants.items():
