@@ -69,6 +69,16 @@ def test_long_texts_are_ranked_by_a_sample_of_their_tokens(make_recipe: Callable
     assert "texts are so long (median 121 words) that length_adapt.significance sampled is faster" in advice(recipe)
 
 
+def test_a_question_says_what_counts(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
+    recipe = make_recipe()
+    told = "significance question, protect question and neighbours 8"
+    assert told not in advice(recipe)
+    asked = "version: 1\nname: asked\ntask: {type: question-answering, metric: f1}\ndata: {train: train.csv}\nlength_adapt: {epochs: 1}\n"
+    recipe.write_text(f"{asked}teacher: {{model: {tiny_model}, finetune: {{epochs: 1}}}}\n", encoding="utf-8")
+    assert told in advice(recipe)
+    assert told not in advice(recipe, "length_adapt.significance=question", "length_adapt.protect=question")
+
+
 def test_long_texts_may_be_read_in_part(make_recipe: Callable[..., Path]) -> None:
     recipe = make_recipe()
     assert "search.truncate" not in advice(recipe)
