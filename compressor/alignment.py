@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, processors
 
 from compressor.encoded import TOKENIZER_FILES, tokenizer_of
-from compressor.tokens import Tokens
+from compressor.tokens import Ints, Tokens
 
 SPECIAL = -1
 UNKNOWN = -2
@@ -22,6 +23,23 @@ def aligned(student: Tokens, teacher: Tokens, student_model: Path, teacher_model
         return False
     ours, theirs = translation(student_model, teacher_model)
     return bool(np.array_equal(ours[student.ids], theirs[teacher.ids]))
+
+
+def alike(texts: Sequence[str], student_model: Path, teacher_model: Path) -> bool:
+    """Say whether two tokenizers split these texts into the same pieces, special tokens aside."""
+    ours, theirs = translation(student_model, teacher_model)
+    return student_model == teacher_model or all(
+        np.array_equal(ours[student], theirs[teacher])
+        for student, teacher in zip(_ids(student_model, texts), _ids(teacher_model, texts), strict=True)
+    )
+
+
+def _ids(model: Path, texts: Sequence[str]) -> Iterator[Ints]:
+    tokenizer = tokenizer_of(model)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    for found in tokenizer.encode_batch(texts, add_special_tokens=False):
+        yield np.array(found.ids, np.int64)
 
 
 def translation(student_model: Path, teacher_model: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -94,7 +94,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     with student_layers(settings, f"{section}.recycled_layers", recipe, model, folder, out.parent, log) as layers:
         del model  # the checks needed it; each seed starts from one of its own
         if layers:
-            _check_above(section, settings, shapes, layers.count)
+            check_above(section, settings, shapes, layers.count)
         trained = _taught(settings, recipe, untrained, lesson, layers, out / STATE, log)
     counts = inputs["data"].metrics["examples"]
     originals = counts["train"] + counts.get("unlabelled", 0)
@@ -198,8 +198,12 @@ def _check_vocabulary(
         )
 
 
-def _check_above(section: str, settings: Distill, shapes: Shapes, below: int) -> None:
-    """Refuse objectives that look at layers which are taken out."""
+def check_above(section: str, settings: Distill, shapes: Shapes, below: int) -> None:
+    """Refuse objectives that look at layers which are taken out.
+
+    Raises:
+        RecipeError: which one, and what to use instead.
+    """
     if found := looks_below(settings.objectives, shapes, below):
         told = f"{found} compares layers that are recycled and never learn"
         raise RecipeError(f"{section}.objectives: {told}; choose another objective, or recycle fewer than {below} layers")

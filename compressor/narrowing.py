@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compressor import adapters
 from compressor.errors import RecipeError
 from compressor.families import Family, family
 
@@ -40,6 +41,8 @@ def narrow(model: PreTrainedModel, width: int, key: str = "hidden_size") -> PreT
         raise RecipeError(f"{key}: {width} does not fit this teacher; choose {sizes}")
     if where.query == where.key:
         raise RecipeError(f"{key}: {config.model_type} layers cannot be narrowed; leave hidden_size out, or use another teacher")
+    if hasattr(config, adapters.SIZE):
+        raise RecipeError(f"{key}: layers with adapters cannot be narrowed; leave hidden_size out, or choose another finetune.method")
     inner = _inner_size(model, where)
     layers = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
     hidden = _hidden_dimensions(layers, old, width)

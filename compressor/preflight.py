@@ -1,38 +1,78 @@
 """What can be said of a recipe's encoders before hours of training: whether each can be made into what the recipe asks of it.
 
-Limits:   the stages check the same again, with what only the data tells: tokens, and the labels.
+Limits:   the stages check the same again, with what only the whole data tells: all tokens, and the labels.
 """
 
+from itertools import islice
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
 from compressor import sources
+from compressor.alignment import alike
 from compressor.checkpoint import check_positions
-from compressor.distillation import check_objectives
+from compressor.data import read_examples
+from compressor.distillation import check_above, check_objectives
 from compressor.families import shape_of
 from compressor.modeling import LengthAdaptiveModel, load_model
 from compressor.objectives import Shapes
 from compressor.recipe import Recipe
+from compressor.recycling import check_layers
+from compressor.settings.distilling import Distill
+from compressor.settings.training import count_layers
 from compressor.splits import task_of
+from compressor.stages.early_exit import check_layer
 from compressor.stages.length_adapt import check_question, smallest_of
 from compressor.students import student_of
+from compressor.tuning import prepare
+from compressor.vocabulary import check_wordpiece
+
+TEXTS = 200
+"""Training texts, the first ones, on which two tokenizers are compared."""
 
 
 def check_encoders(recipe: Recipe) -> None:
     """Make the assistant and the student as the recipe has them, from the teacher as it starts, and look whether they fit.
 
     Raises:
-        RecipeError: a layer map is out of range, objectives do not fit, a text is longer than a position table, a family has no
-            adaptive length, the smallest sub-model has next to no tokens, or a question cannot be told from its context.
+        RecipeError: a layer map is out of range, a fine-tuning method or objectives do not fit, a text is longer than a position table, a
+            family has no adaptive length, the smallest sub-model has next to no tokens, a question cannot be told from its context, a
+            vocabulary cannot be pruned, or layers to recycle or to exit from are not there.
     """
-    task, longest = task_of(recipe), recipe.data.max_length
+    task, longest, tuned = task_of(recipe), recipe.data.max_length, recipe.teacher.finetune
     folder = sources.model_folder(recipe.teacher.model, recipe.root)
     model = load_model(folder, (), task.head)
     check_positions(model, longest)
+    if tuned and tuned.method != "lora":  # which is merged
+        prepare(model, tuned)
     for section, settings in (("assistant", recipe.assistant), ("distill", recipe.distill)):
         if settings is not None:
-            student, beside = student_of(settings.student, section, recipe.root, model, folder, (), task.head)
-            check_positions(student, longest)
-            shapes = Shapes(shape_of(student), shape_of(model))
-            check_objectives(section, settings, task, student, model, shapes, same_tokens=True)
-            model, folder = student, beside
+            model, folder = _student(recipe, section, settings, model, folder)
     if recipe.length_adapt:
         smallest_of(recipe.length_adapt, LengthAdaptiveModel(model, longest).layers, longest)
         check_question(recipe.length_adapt, folder)
+    if recipe.early_exit:
+        check_layer(recipe.early_exit.layer, shape_of(model).layers)
+
+
+def _student(recipe: Recipe, section: str, settings: Distill, guide: PreTrainedModel, beside: Path) -> tuple[PreTrainedModel, Path]:
+    """Return a section's student as it starts, and the folder of its tokenizer."""
+    task = task_of(recipe)
+    student, folder = student_of(settings.student, section, recipe.root, guide, beside, (), task.head)
+    check_positions(student, recipe.data.max_length)
+    shapes = Shapes(shape_of(student), shape_of(guide))
+    same_tokens = folder == beside or alike(_texts(recipe), folder, beside)
+    check_objectives(section, settings, task, student, guide, shapes, same_tokens=same_tokens)
+    if settings.student.vocabulary == "corpus":
+        check_wordpiece(folder, f"{section}.student.vocabulary")
+    if settings.recycled_layers is not None:
+        below = count_layers(settings.recycled_layers, shapes.student.layers)
+        check_layers(student, below, f"{section}.recycled_layers")
+        check_above(section, settings, shapes, below)
+    return student, folder
+
+
+def _texts(recipe: Recipe) -> list[str]:
+    data, skipped = recipe.data.train, list[str]()
+    rows = read_examples(data.path, recipe.columns(), task_of(recipe), root=recipe.root, split="train", limit=data.limit, skipped=skipped)
+    return [part for example in islice(rows, TEXTS) for part in (example.text, example.text_pair) if part]

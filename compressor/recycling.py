@@ -51,9 +51,8 @@ class Lower:
         Raises:
             RecipeError: the model has fewer layers.
         """
-        where, count = family(model), most_layers(model)
-        if not 1 <= layers <= count:
-            raise RecipeError(f"{key} {layers}: this encoder can recycle 1 to {count} layers; choose one of these")
+        check_layers(model, layers, key)
+        where = family(model)
         self.place, self.device, self.precision = layers, device, precision
         self._one = Lock()  # a reader ahead and a validation may ask at once: what is captured, and autocast, are of the model
         upper = list(model.get_submodule(where.layers))[layers:]  # type: ignore[arg-type]
@@ -90,6 +89,16 @@ class Lower:
             self.model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         whole, lengths = {layer: seen[place].float().cpu().numpy() for layer, place in places.items()}, tokens.lengths.tolist()
         return {layer: [text[:length] for text, length in zip(found, lengths, strict=True)] for layer, found in whole.items()}
+
+
+def check_layers(model: PreTrainedModel, layers: int, key: str) -> None:
+    """Refuse to recycle layers that are not there.
+
+    Raises:
+        RecipeError: the model has fewer.
+    """
+    if not 1 <= layers <= (count := most_layers(model)):
+        raise RecipeError(f"{key} {layers}: this encoder can recycle 1 to {count} layers; choose one of these")
 
 
 def most_layers(model: PreTrainedModel) -> int:

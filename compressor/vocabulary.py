@@ -28,15 +28,24 @@ def used(folder: Path, corpus: Tokens, key: str) -> Ints:
     Raises:
         RecipeError: the tokenizer is not WordPiece.
     """
-    described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    if described["model"]["type"] != "WordPiece":
-        kind = described["model"]["type"]
-        raise RecipeError(f"{key}: corpus is exact for WordPiece tokenizers only, and this one is {kind}; set vocabulary: full")
+    described = check_wordpiece(folder, key)
     vocabulary: dict[str, int] = described["model"]["vocab"]
     kept = {number for piece, number in vocabulary.items() if len(piece.removeprefix(PREFIX)) == 1}
     kept |= {token["id"] for token in described["added_tokens"]}
     kept |= {vocabulary[described["model"]["unk_token"]]}
     return np.array(sorted(kept | set(np.unique(corpus.ids).tolist())))
+
+
+def check_wordpiece(folder: Path, key: str) -> dict[str, Any]:
+    """Return what a folder's tokenizer.json says.
+
+    Raises:
+        RecipeError: the tokenizer is not WordPiece.
+    """
+    described: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    if (kind := described["model"]["type"]) != "WordPiece":
+        raise RecipeError(f"{key}: corpus is exact for WordPiece tokenizers only, and this one is {kind}; set vocabulary: full")
+    return described
 
 
 def covered(kept: Ints, tokens: Tokens) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from compressor.alignment import aligned, joining_as
+from compressor.alignment import aligned, alike, joining_as
 from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import tokenizer_of
@@ -37,6 +37,8 @@ def test_other_ids_and_other_names_of_special_tokens_are_still_the_same_pieces(t
     assert encoded(tiny_model).ids.tolist() != encoded(other).ids.tolist()
     assert aligned(encoded(tiny_model), encoded(other), tiny_model, other)
     assert aligned(encoded(other), encoded(tiny_model), other, tiny_model)
+    assert alike(TEXTS, tiny_model, other)
+    assert alike(TEXTS, other, tiny_model)
 
 
 def test_another_vocabulary_splits_otherwise(tiny_model: Path, tmp_path: Path) -> None:
@@ -45,6 +47,9 @@ def test_another_vocabulary_splits_otherwise(tiny_model: Path, tmp_path: Path) -
     assert not aligned(encoded(tiny_model), encoded(other), tiny_model, other)  # more tokens
     renamed = folder_of(tmp_path / "renamed", special, [*rest, *GOOD, *BAD])
     assert not aligned(encoded(tiny_model), encoded(renamed), tiny_model, renamed)  # as many, but one is unknown there
+    assert not alike(TEXTS, tiny_model, other)
+    assert not alike(TEXTS, tiny_model, renamed)
+    assert alike(TEXTS[1:], tiny_model, renamed)
 
 
 def test_a_tokenizer_is_aligned_with_itself(tiny_model: Path, tmp_path: Path) -> None:

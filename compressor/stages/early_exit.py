@@ -31,9 +31,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     student = checkpoint.load_plain(inputs["checkpoint"], Splits.of(inputs["data"]).labels, head)
     check_family(student, "early_exit")  # now, and not after the training
     count = shape_of(student).layers
-    if layer > count - 2:
-        told = f"choose 1 to {count - 2}" if count > 2 else "leave early_exit out"
-        raise RecipeError(f"early_exit.layer {layer}: the student has {count} layers, and an exit takes one of its own; {told}")
+    check_layer(layer, count)
     settings = Distill(
         **{name: getattr(recipe.early_exit, name) for name in Training.model_fields},
         student=Student(layers=(*range(layer), count - 1)),
@@ -41,3 +39,14 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         recycled_layers=layer,
     )
     return train_student(settings, "early_exit", recipe, {**inputs, "guide": inputs["checkpoint"]}, out, log) | {"layer": layer}
+
+
+def check_layer(layer: int, count: int) -> None:
+    """Refuse an exit that is none, of a student of so many layers.
+
+    Raises:
+        RecipeError: no layer of the student's own would be left to go on with.
+    """
+    if layer > count - 2:
+        told = f"choose 1 to {count - 2}" if count > 2 else "leave early_exit out"
+        raise RecipeError(f"early_exit.layer {layer}: the student has {count} layers, and an exit takes one of its own; {told}")
