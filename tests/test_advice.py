@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compressor.advice import advise, facts_of
+from compressor.advice import advise
+from compressor.facts import facts_of
 from compressor.loader import load_recipe
 from compressor.words import told_by_words
 
@@ -52,6 +53,23 @@ def test_a_size_gate_that_a_student_breaks_calls_for_a_smaller_one(make_recipe: 
         assert "the table of 30,522 tokens takes 12 MB" in told
         assert "the size gate" not in advice(recipe)
         assert "the size gate" not in advice(recipe, "gates=[{metric: size, max: 20MB}]", "distill.student.vocabulary=corpus")
+
+
+def test_a_speed_gate_beyond_what_a_student_can_calls_for_a_smaller_one(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    assert "the student multiplies 1.5 times less than its teacher" in advice(recipe, "gates=[{metric: speedup, min: 20}]")
+    assert "multiplies" not in advice(recipe, "gates=[{metric: speedup, min: 5}]")
+    assert "multiplies" not in advice(recipe, "gates=[{metric: speedup, against: student, min: 20}]")
+
+
+def test_skewed_labels_call_for_weights(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    rows = "".join(f"text {i},{'b' if i % 50 == 0 else 'a'}\n" for i in range(200))
+    (recipe.parent / "train.csv").write_text(f"text,label\n{rows}")
+    told = "the commonest label comes 49 times as often as the rarest: teacher.finetune.class_weights balanced may help"
+    assert told in advice(recipe, "task.metric=macro_f1", "gates=[]")
+    assert told not in advice(recipe)
+    assert told not in advice(recipe, "task.metric=macro_f1", "gates=[]", "teacher.finetune.class_weights=balanced")
 
 
 def test_few_sentences_of_any_format_are_told(tmp_path: Path, tiny_model: Path) -> None:

@@ -1,0 +1,139 @@
+"""What can be seen of a recipe in under a second: its data's size, lengths and labels, the models' sizes, and who shares its encoder."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from compressor import sources
+from compressor.data import Example, read_examples
+from compressor.errors import CompressorError
+from compressor.files import opened
+from compressor.recipe import Recipe
+from compressor.settings.distilling import Student
+from compressor.tasks import TRAINED
+from compressor.words import Told, told_by_words
+
+LOOK, SEEN = 2000, 20_000
+"""Examples that are counted for their lengths, and that are read."""
+COUNTED = (".csv", ".tsv", ".jsonl", ".txt")
+
+
+@dataclass(frozen=True)
+class Size:
+    """An encoder's layers, its hidden size, that of its feed-forward, and its tokens."""
+
+    layers: int
+    width: int
+    inner: int
+    vocabulary: int
+
+    @property
+    def weights(self) -> int:
+        """The weights of its layers, each of which multiplies once a token."""
+        return self.layers * (4 * self.width**2 + 2 * self.width * self.inner)
+
+    @property
+    def megabytes(self) -> float:
+        """About what its graph takes in 8 bits: a byte a weight."""
+        return (self.vocabulary * self.width + self.weights) / 1e6
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the advice rests on; None where it cannot be seen at once."""
+
+    examples: int | None
+    words: float | None
+    teacher: Size | None
+    student: Size | None
+    """What ships where there is no distill section is the teacher."""
+    by_words: Told | None
+    """What words alone tell of the labels."""
+    skew: float = 1.0
+    """How many times as often as the rarest label the commonest one comes."""
+    sharing: Sequence[str] = ()
+    """Recipes beside this one that start from the same encoder."""
+
+
+def facts_of(recipe: Recipe) -> Facts:
+    """Look at the data's first texts and at the models' configurations; what is not on this machine is not looked at."""
+    path = sources.resolve(recipe.data.train.path, recipe.root)
+    try:
+        some = [] if path is None else _some(recipe)
+        examples = None if path is None else _count(path, recipe.data.train.limit) if len(some) == SEEN else len(some)
+    except CompressorError:  # the data stage tells what is wrong with it
+        examples, some = None, []
+    words = median(len(_text(e).split()) for e in some[:LOOK]) if some else None
+    labels = [e.label for e in some] if recipe.task.type == "text-classification" else []
+    by_words = told_by_words([_text(e) for e in some], labels) if labels else None
+    counts = Counter(labels).values()
+    skew = max(counts) / min(counts) if counts else 1.0
+    teacher = _size(recipe.teacher.model, recipe.root)
+    student = _student_size(recipe.distill.student, teacher, recipe.root) if recipe.distill else None
+    return Facts(examples, words, teacher, student, by_words, skew, _sharing(recipe))
+
+
+def _sharing(recipe: Recipe) -> list[str]:
+    """Return the recipes of this folder, but for this one, whose teacher is the same encoder; what is no recipe is passed over."""
+    found = list[str]()
+    for path in sorted(recipe.root.glob("*.yaml")):
+        try:
+            text = path.read_text(encoding="utf-8")
+            if recipe.teacher.model not in text:  # parsing takes a hundred times as long
+                continue
+            read = YAML(typ="safe", pure=True).load(text)
+            if read["name"] != recipe.name and read["teacher"]["model"] == recipe.teacher.model:
+                found.append(str(read["name"]))
+        except (YAMLError, OSError, ValueError, LookupError, TypeError):
+            continue
+    return found
+
+
+def _count(path: Path, limit: int | None) -> int | None:
+    """Return about how many rows a file has: its lines."""
+    if not path.name.removesuffix(".gz").endswith(COUNTED):
+        return None
+    with opened(path) as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    headless = any(kind in path.suffixes for kind in (".jsonl", ".txt"))
+    rows = lines if headless else max(0, lines - 1)
+    return min(rows, limit or rows)
+
+
+def _some(recipe: Recipe) -> list[Example]:
+    """Return the first examples: so many that a file that is sorted by label shows more than one."""
+    task, skipped = TRAINED[recipe.task.type](**recipe.task.settings), list[str]()
+    limit = min(SEEN, recipe.data.train.limit or SEEN)
+    rows = read_examples(recipe.data.train.path, recipe.columns(), task, root=recipe.root, split="train", limit=limit, skipped=skipped)
+    return list(rows)
+
+
+def _text(example: Example) -> str:
+    return f"{example.text} {example.text_pair or ''}"
+
+
+def _student_size(student: Student, teacher: Size | None, root: Path) -> Size | None:
+    if student.model is not None:
+        return _size(student.model, root)
+    if student.layers is None or teacher is None:
+        return None
+    asked = student.layers
+    count = len(asked) if not isinstance(asked, str) else teacher.layers // 2 if asked.startswith("every") else int(asked.split()[1])
+    width = student.hidden_size or teacher.width
+    return Size(count, width, teacher.inner * width // teacher.width, teacher.vocabulary)
+
+
+def _size(model: str, root: Path) -> Size | None:
+    folder = sources.resolve(model, root)
+    if folder is None:
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"), ("intermediate_size", "hidden_dim"), ("vocab_size",))
+    found = [next((config[k] for k in keys if k in config), 0) for keys in named]
+    return Size(*found) if all(isinstance(number, int) for number in found) and found[0] and found[1] else None
