@@ -110,7 +110,8 @@ class QuestionAnswering:
         for text, start in answers:
             if start < 0 or context[start : start + len(text)] != text:
                 there = f"{context[max(0, start) : max(0, start) + len(text)]!r:.60} stands at character {start}"
-                raise RecipeError(f"{where}: answer {text!r:.60} is not in its context ({there}); mend it, or set data.skip_bad: true")
+                told = "mend it, or leave such rows out (data.skip_bad: true; --skip-bad)"
+                raise RecipeError(f"{where}: answer {text!r:.60} is not in its context ({there}); {told}")
         return Example(question, context, answers)
 
     def given(self, value: Any) -> Example:

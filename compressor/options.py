@@ -48,6 +48,7 @@ Texts = Annotated[Path | None, typer.Argument(help="One text a line; stdin when 
 Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help="Labelled examples: csv, tsv, jsonl, parquet.")]
 TaskName = Annotated[str, typer.Option("--task", envvar="COMPRESS_TASK", help="What the model answers, as in task.type of a recipe.")]
 PairColumn = Annotated[str | None, typer.Option("--text-pair", envvar="COMPRESS_TEXT_PAIR", help="Column of the second text.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", envvar="COMPRESS_SKIP_BAD", help="Leave out rows that are no examples.")]
 UsualText = Annotated[str | None, typer.Option("--text", envvar="COMPRESS_TEXT", help="Column of the text; absent: the task's usual one.")]
 UsualLabel = Annotated[
     str | None, typer.Option("--label", envvar="COMPRESS_LABEL", help="Column of what is known; absent: the task's usual one.")

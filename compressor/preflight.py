@@ -23,6 +23,7 @@ from compressor.settings.training import count_layers
 from compressor.splits import task_of
 from compressor.stages.early_exit import check_layer
 from compressor.stages.length_adapt import check_question, smallest_of
+from compressor.stages.members import read_calibration
 from compressor.students import student_of
 from compressor.tuning import prepare
 from compressor.vocabulary import check_wordpiece
@@ -37,7 +38,7 @@ def check_encoders(recipe: Recipe) -> None:
     Raises:
         RecipeError: a layer map is out of range, a fine-tuning method or objectives do not fit, a text is longer than a position table, a
             family has no adaptive length, the smallest sub-model has next to no tokens, a question cannot be told from its context, a
-            vocabulary cannot be pruned, or layers to recycle or to exit from are not there.
+            vocabulary cannot be pruned, layers to recycle or to exit from are not there, or a row of the calibration split is no example.
     """
     task, longest, tuned = task_of(recipe), recipe.data.max_length, recipe.teacher.finetune
     folder = sources.model_folder(recipe.teacher.model, recipe.root)
@@ -53,6 +54,8 @@ def check_encoders(recipe: Recipe) -> None:
         check_question(recipe.length_adapt, folder)
     if recipe.early_exit:
         check_layer(recipe.early_exit.layer, shape_of(model).layers)
+    if recipe.cascade and recipe.cascade.calibration:
+        read_calibration(recipe, [])
 
 
 def _student(recipe: Recipe, section: str, settings: Distill, guide: PreTrainedModel, beside: Path) -> tuple[PreTrainedModel, Path]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from compressor.artifact import Artifact
 from compressor.data import Example
@@ -57,26 +58,41 @@ class Splits:
         """Return a split as a model's tokenizer sees it, with what the model should answer; all but train can be scored."""
         return self.encode(self.examples(split), task, model, scored=split != "train")
 
+    def check_windows(self, task: Task, model: Path) -> None:
+        """Refuse answers at a cut between windows that share no token, of any split, before one of them is learned from.
+
+        Raises:
+            RecipeError: a text takes several such windows.
+        """
+        if task.choice == "positions" and not self.stride:
+            for file in sorted(self.folder.glob("*.jsonl")):
+                for _ in self._parts(self.examples(file.stem), task, tokenizer_of(model)):
+                    pass
+
+    def _parts(self, examples: Iterator[Example], task: Task, tokenizer: Tokenizer) -> Iterator[tuple[list[Example], Windows]]:
+        """Yield some examples after the others, and their windows."""
+        while chunk := list(islice(examples, CHUNK)):
+            windows = task.windows(tokenizer, chunk, self.max_length, self.stride)
+            if task.choice == "positions" and not self.stride and len(windows) > len(chunk):
+                long = chunk[windows.owners[np.flatnonzero(np.diff(windows.owners) == 0)[0]]]
+                raise RecipeError(
+                    f"data.stride is 0, but the context of {long.text!r:.60} takes more than max_length {self.max_length} tokens, and "
+                    f"answers at a cut would be lost; set data.stride: {self.max_length // 3}, or raise data.max_length"
+                )
+            yield chunk, windows
+
     def encode(self, examples: Iterator[Example], task: Task, model: Path, *, scored: bool = False) -> Encoded:
         """Return examples as a model's tokenizer sees them; those that are `scored` are held beside their tokens.
 
         Raises:
             RecipeError: a text takes several windows that share no token.
         """
-        tokenizer, kept = tokenizer_of(model), list[Example]()
-        windows, targets, counts = list[Windows](), list[NDArray[Any]](), list[int]()
-        while chunk := list(islice(examples, CHUNK)):
-            windows.append(task.windows(tokenizer, chunk, self.max_length, self.stride))
-            targets.append(task.targets(windows[-1], chunk, self.labels))
+        kept, windows, targets, counts = list[Example](), list[Windows](), list[NDArray[Any]](), list[int]()
+        for chunk, found in self._parts(examples, task, tokenizer_of(model)):
+            windows.append(found)
+            targets.append(task.targets(found, chunk, self.labels))
             counts.append(len(chunk))
             kept += chunk if scored else ()
-            if task.choice == "positions" and not self.stride and len(windows[-1]) > len(chunk):
-                owners = windows[-1].owners
-                long = chunk[owners[np.flatnonzero(np.diff(owners) == 0)[0]]]
-                raise RecipeError(
-                    f"data.stride is 0, but the context of {long.text!r:.60} takes more than max_length {self.max_length} tokens, and "
-                    f"answers at a cut would be lost; set data.stride: {self.max_length // 3}, or raise data.max_length"
-                )
         joined = Windows.joined(windows, counts)
         if not task.labelled:
             return MaskedText.of(task, joined, model)

@@ -75,6 +75,7 @@ def spans(rng: random.Random) -> dict[str, Any]:
     return {"question": "the film is", "context": context, "answers": {"text": [answer], "answer_start": [context.index(answer)]}}
 
 
+BAD_ROW = {"question": "what", "context": "good film", "answers": {"text": ["plot"], "answer_start": [0]}}
 ASKED = "length_adapt: {significance: question, protect: question, neighbours: 3, "
 CASCADE = "cascade: {members: [{point: min}, {teacher: float}], thresholds: [0.8]}"
 KINDS: dict[str, tuple[Callable[[random.Random], dict[str, Any]], str, Any, str]] = {
@@ -125,6 +126,22 @@ def test_eval_gives_the_score_that_the_build_gave(project: tuple[str, Path]) -> 
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["metric"] == KINDS[kind][1]
+    assert found["score"] == pytest.approx(built["INT8 min"]["score"])
+
+
+def test_eval_leaves_bad_rows_out_and_counts_them_when_asked(project: tuple[str, Path]) -> None:
+    kind, folder = project
+    if kind != "question-answering":
+        pytest.skip("one task's bad rows will do")
+    good = (folder / "test.jsonl").read_text(encoding="utf-8")
+    (folder / "odd.jsonl").write_text(f"{json.dumps(BAD_ROW)}\n{good}", encoding="utf-8")
+    call = ("eval", "artifacts/dist/tiny", "--data", "odd.jsonl", "--point", "min", "--format", "json")
+    refused, done = compress(*call, cwd=folder), compress(*call, "--skip-bad", cwd=folder)
+    assert refused.returncode == 3
+    assert "odd.jsonl: row 1" in refused.stderr
+    built = {row["name"]: row for row in json.loads((folder / "built.json").read_text(encoding="utf-8"))["variants"]}
+    found = json.loads(done.stdout)
+    assert found["skipped"] == 1
     assert found["score"] == pytest.approx(built["INT8 min"]["score"])
 
 
@@ -214,18 +231,20 @@ def test_a_question_without_a_context_is_refused_in_one_line(project: tuple[str,
     assert "a question needs its context" in done.stderr
 
 
-def test_a_context_longer_than_the_model_needs_a_stride(tmp_path: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize("split", ["train", "search", "test"])
+def test_a_context_longer_than_the_model_needs_a_stride(split: str, tmp_path: Path, tiny_model: Path) -> None:
     def long(rng: random.Random) -> dict[str, Any]:
         row = spans(rng)
         return row if rng.random() < 0.9 else row | {"context": row["context"] + " the plot" * 40}
 
     for seed, name in enumerate(("train", "search", "test")):
-        write(tmp_path / f"{name}.jsonl", long, 40, seed)
+        write(tmp_path / f"{name}.jsonl", long if name == split else spans, 40, seed)
     text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data=", stride: 0", cascade="")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     done = compress("run", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 3
     assert "data.stride is 0, but the context of 'the film is' takes more than max_length 32 tokens" in done.stderr
+    assert not list((tmp_path / "artifacts").glob("finetune-*"))
 
 
 def test_questions_on_one_context_stay_in_one_split(tmp_path: Path, tiny_model: Path) -> None:
@@ -300,14 +319,13 @@ def test_a_question_is_protected_only_where_the_tokenizer_marks_it(tmp_path: Pat
 
 
 def test_bad_rows_are_left_out_and_counted_when_asked(tmp_path: Path, tiny_model: Path) -> None:
-    bad = {"question": "what", "context": "good film", "answers": {"text": ["plot"], "answer_start": [0]}}
     for seed, name in enumerate(("train", "search", "test")):
-        write(tmp_path / f"{name}.jsonl", lambda rng: spans(rng) if rng.random() < 0.9 else bad, 40, seed)
+        write(tmp_path / f"{name}.jsonl", lambda rng: spans(rng) if rng.random() < 0.9 else BAD_ROW, 40, seed)
     text = RECIPE.format(task="type: question-answering", metric="f1", model=tiny_model, data="", cascade="")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     refused = compress("run", "tiny.yaml", "--until", "data", cwd=tmp_path)
     assert refused.returncode == 3
-    assert "set data.skip_bad: true" in refused.stderr
+    assert "leave such rows out (data.skip_bad: true; --skip-bad)" in refused.stderr
     done = compress("run", "tiny.yaml", "--until", "data", "--set", "data.skip_bad=true", "--format", "json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["metrics"]["skipped"] > 0

@@ -20,6 +20,7 @@ from compressor.options import (
     PairColumn,
     Point,
     Policy,
+    SkipBad,
     StoreFolder,
     Texts,
     Threads,
@@ -91,6 +92,7 @@ def evaluate(
     threads: Threads = None,
     store: StoreFolder = None,
     backend: BackendName = None,
+    skip_bad: SkipBad = False,
     format: OutputFormat = "text",
 ) -> None:
     """Score a bundle on labelled data, with a 95 % interval."""
@@ -106,8 +108,10 @@ def evaluate(
     runtime = Runtime(bundle, threads, store, backend=backend)
     usual = USUAL[runtime.manifest["task"]]
     columns = Columns(text or usual.text, text_pair or usual.text_pair, label or usual.label, options=True)
-    examples = list(read_examples(data, columns, runtime.task, root=Path.cwd(), split="test"))
-    show(format, score(runtime, examples, point, policy, threshold or None))
+    skipped = list[str]()
+    bad = skipped if skip_bad else None
+    examples = list(read_examples(data, columns, runtime.task, root=Path.cwd(), split="test", skipped=bad))
+    show(format, score(runtime, examples, point, policy, threshold or None) | ({"skipped": len(skipped)} if skip_bad else {}))
 
 
 def bench(

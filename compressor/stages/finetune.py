@@ -36,6 +36,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     """Write the teacher and return its score on the validation split."""
     splits, task, settings = Splits.of(inputs["data"]), task_of(recipe), recipe.teacher.finetune
     folder = sources.model_folder(recipe.teacher.model, recipe.root)
+    splits.check_windows(task, folder)
 
     def untrained(seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)  # the new head's weights

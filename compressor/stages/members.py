@@ -46,7 +46,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     """Write members.json, the pass of each, and the graphs of those that are no operating point; return score and time of each."""
     assert recipe.cascade is not None
     splits, task, settings = Splits.of(inputs["data"]), task_of(recipe), recipe.cascade
-    examples = _examples(recipe, splits, task)
+    examples = _examples(recipe, splits, task, log)
     built, times = _fastest(members_of(recipe, inputs, out, log), examples, out, log)
     log.note(f"{len(built)} members answer {len(examples)} texts: {', '.join(one.facts['name'] for one in built)}")
     metric = task.metrics[recipe.task.metric]
@@ -120,7 +120,21 @@ def _milliseconds(built: Sequence[Member], first: Member, examples: Sequence[Exa
     return [np.interp(tokens, known, np.bincount(where, ms) / np.bincount(where)) for ms in best]
 
 
-def _examples(recipe: Recipe, splits: Splits, task: Task) -> list[Example]:
+def read_calibration(recipe: Recipe, skipped: list[str]) -> list[Example]:
+    """Return the recipe's own calibration split; rows that are no examples are `skipped` where the recipe says so.
+
+    Raises:
+        RecipeError: a row is no example.
+    """
+    assert recipe.cascade is not None
+    assert recipe.cascade.calibration is not None
+    source, bad = recipe.cascade.calibration, skipped if recipe.data.skip_bad else None
+    columns, task = recipe.columns(), task_of(recipe)
+    rows = read_examples(source.path, columns, task, root=recipe.root, split="cascade.calibration", limit=source.limit, skipped=bad)
+    return list(rows)
+
+
+def _examples(recipe: Recipe, splits: Splits, task: Task, log: Progress) -> list[Example]:
     """Return the calibration split: the recipe's own, or the search split.
 
     Raises:
@@ -130,7 +144,10 @@ def _examples(recipe: Recipe, splits: Splits, task: Task) -> list[Example]:
     source = recipe.cascade.calibration
     if source is None:
         return list(splits.examples("search"))
-    examples = list(read_examples(source.path, recipe.columns(), task, root=recipe.root, split="cascade.calibration", limit=source.limit))
+    skipped = list[str]()
+    examples = read_calibration(recipe, skipped)
+    if skipped:
+        log.warn(f"{len(skipped)} rows of cascade.calibration are no examples and were left out (data.skip_bad); the first: {skipped[0]}")
     try:
         check_labels(task, examples, splits.labels)
     except RecipeError as error:
