@@ -10,7 +10,7 @@ Limits:   the closed form counts a sentence task's last layer like any other, th
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -47,11 +47,12 @@ class LengthConfig:
         return cls.repaired((max_length * (1 - bound) ** (layer + 1) for layer in range(layers)), max_length)
 
     @classmethod
-    def sample(cls, layers: int, max_length: int, bound: float, rng: random.Random) -> "LengthConfig":
-        """Draw each length from [(1 - bound) * previous, previous] (LengthDrop)."""
+    def sample(cls, layers: int, max_length: int, bound: float, rng: random.Random, least: Sequence[int] = ()) -> "LengthConfig":
+        """Draw each length from [(1 - bound) * previous, previous] (LengthDrop), and no lower than a layer keeps at `least`."""
         lengths, passed = [], max_length
-        for _ in range(layers):
-            passed = rng.randint(max(1, math.ceil((1 - bound) * passed)), passed)
+        for layer in range(layers):
+            floor = least[layer] if least else 1
+            passed = rng.randint(max(floor, math.ceil((1 - bound) * passed)), passed)
             lengths.append(passed)
         return cls(tuple(lengths), max_length)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import RecipeError
+from compressor.lengths import LengthConfig
 from compressor.settings.deploying import LengthAdapt
 from compressor.stages.length_adapt import sandwich, smallest_of
 
@@ -24,6 +25,21 @@ def test_the_smallest_sub_model_may_be_larger_than_the_bound_makes_it() -> None:
         smallest_of(settings_of(smallest=0.01), 2, LONGEST)
     with pytest.raises(RecipeError, match=r"length_adapt.bound 0.9 leaves 1 of 100 tokens after 2 layers; lower it to 0.86 or less"):
         smallest_of(settings_of(bound=0.9), 2, LONGEST)
+
+
+def test_no_random_sub_model_keeps_less_than_the_smallest() -> None:
+    seen = list[tuple[int, ...]]()
+    logits, labels, mask = torch.randn(2, 3), torch.tensor([0, 1]), torch.ones(2, LONGEST, dtype=torch.bool)
+
+    def forward(config: LengthConfig | None, _: frozenset[int]) -> Tensor:
+        seen.extend([config.lengths] if config else [])
+        return logits
+
+    wanted = settings_of(bound=0.5, smallest=0.64, sandwiches=100)
+    list(sandwich(forward, labels, None, mask, wanted, 2, LONGEST, "labels", random.Random(1)))
+    assert seen[0] == (80, 64)
+    assert min(first for first, _ in seen) == 80
+    assert min(last for _, last in seen) < 70
 
 
 def test_without_soft_labels_the_full_model_learns_the_labels_alone() -> None:

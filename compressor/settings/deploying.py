@@ -15,7 +15,8 @@ class LengthAdapt(Training):
     bound: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """LengthDrop: a layer keeps at least 1 - bound of what the layer before it passed on."""
     smallest: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of a text that the smallest sub-model keeps after the last layer, an equal part of it lost in each; absent: as bound has it."""
+    """Share of a text that the smallest sub-model keeps after the last layer, an equal part of it lost in each; absent: as bound has it.
+    Random ones keep no less after any layer."""
     layer_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """LayerDrop: probability that a sub-model skips a layer in training."""
     soft_labels: Share = 0.5

@@ -148,8 +148,9 @@ def sandwich(
         soft = soft_label_loss(full, goal, counted, choice, temperature=1.0)
         yield (1 - settings.soft_labels) * hard + settings.soft_labels * soft
     target = full.detach()
-    configurations = [LengthConfig.smallest(layers, max_length, settings.lost_at_most(layers))]
-    configurations += [LengthConfig.sample(layers, max_length, settings.bound, rng) for _ in range(settings.sandwiches)]
+    smallest = LengthConfig.smallest(layers, max_length, settings.lost_at_most(layers))
+    drawn = (LengthConfig.sample(layers, max_length, settings.bound, rng, smallest.lengths) for _ in range(settings.sandwiches))
+    configurations = [smallest, *drawn]
     for number, config in enumerate(configurations):
         skipped = frozenset() if number == 0 else drop_layers(layers, settings.layer_drop, rng)
         yield soft_label_loss(forward(config, skipped), target, counted, choice, temperature=1.0)
