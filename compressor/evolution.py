@@ -22,6 +22,8 @@ from compressor.lengths import LengthConfig
 Genome = tuple[int, ...]
 LOSSES: Mapping[str, float] = {"accurate": 0.0, "balanced": 0.005, "fast": 0.010}
 """Score that an operating point may lose against full length on the search split; it is the cheapest that loses no more."""
+WORTHWHILE = 0.05
+"""Score that the knee may lose: below it a front often falls so deep that its ends tell nothing of what is worth deploying."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,15 @@ def _seeded(seed: str) -> Iterator[None]:
 
 
 def operating_points(candidates: Sequence[Candidate], full: Candidate) -> dict[str, Candidate]:
-    """Name the points of a front: the cheapest that lose at most 0, 0.5 and 1 points against full length, the knee, the cheapest."""
+    """Name the points of a front: the cheapest that lose at most 0, 0.5 and 1 points against full length, the knee, the cheapest.
+
+    The knee is that of the front's part which loses at most 5 points.
+    """
     front = pareto_front([*candidates, full])
     named = {"full": full}
     for name, allowed in LOSSES.items():
         named[name] = next((c for c in front if c.score >= full.score - allowed - 1e-9), full)
-    return named | {"knee": knee(front), "min": front[0]}
+    return named | {"knee": knee([c for c in front if c.score >= full.score - WORTHWHILE]), "min": front[0]}
 
 
 def knee(front: Sequence[Candidate]) -> Candidate:

@@ -138,6 +138,19 @@ def test_the_knee_is_where_more_cost_begins_to_buy_little() -> None:
     assert knee(front[:1]).cost == 1
 
 
+def test_the_knee_that_is_named_lies_where_answers_are_still_worth_having() -> None:
+    full = candidate(0.90, 10, (9, 9))
+    rest = [candidate(0.20, 1, (1, 1)), candidate(0.60, 2, (2, 2)), candidate(0.87, 6, (6, 6)), candidate(0.89, 8, (8, 8))]
+    assert knee([*rest, full]).cost == 2
+    assert operating_points(rest, full)["knee"].cost == 8
+
+
+def test_few_evaluations_see_configurations_that_read_less_too() -> None:
+    start = starting_points(3, 64, 1, 12, 17, truncates=True)
+    assert start[0] == (64, 64, 64, 1)
+    assert {genome[0] for genome in start[:6]} == {64, 48}
+
+
 def test_a_search_starts_from_full_length_and_from_tokens_that_leave_late() -> None:
     start = starting_points(6, 256, 0, 12, 17)
     assert start[0] == (256,) * 6

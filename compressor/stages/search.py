@@ -11,7 +11,9 @@ Limits:   latencies hold for this machine; `search.latency: macs` holds anywhere
 import dataclasses
 import json
 import random
+import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     bench, settings = Bench(recipe, inputs, out), recipe.search
     measured = _measurer(bench, settings.evaluations, log)
     start = starting_points(bench.layers, bench.max_length, bench.fixed, settings.population, recipe.seed, bench.truncates)
+    if settings.evaluations < len(start) + settings.population:
+        enough = len(start) + settings.population
+        log.warn(f"search.evaluations {settings.evaluations}: {len(start)} go to starting points; from {enough} on there is a generation")
     known = evolve(
         start,
         measured,
@@ -43,9 +48,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         seed=recipe.seed,
         truncates=bench.truncates,
     )
-    full = next(c for c in known if c.lengths == bench.full)
-    points, front = operating_points(known, full), pareto_front(known)
+    full, began = next(c for c in known if c.lengths == bench.full), time.monotonic()
     baselines = _baselines(bench, len(known), recipe.seed, log) if settings.baselines else {}
+    apart = round(time.monotonic() - began, 2)
+    every = [*known, *(c for some in baselines.values() for c in some)]  # what was measured anyway may be the best
+    points, front = operating_points(every, full), pareto_front(every)
     frontier = {
         "truncates": bench.truncates,
         "evaluated": known,
@@ -56,11 +63,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     }
     write_json(out / "frontier.json", json.loads(json.dumps(frontier, default=dataclasses.asdict)))
     gain = full.latency_ms / points["fast"].latency_ms
-    log.note(f"{len(front)} of {len(known)} configurations are on the front; fast is {gain:.2f}x full length")
+    log.note(f"{len(front)} of {len(every)} configurations are on the front; fast is {gain:.2f}x full length")
     worst = dataclasses.replace(full, score=min(c.score for some in (known, *baselines.values()) for c in some))
     volumes = {name: hypervolume(some, worst) for name, some in {"evolution": known, **baselines}.items()}
     looks = len(bench.results.known) - len(bench.results.measured())
     facts = {"evaluations": len(known), "looks": looks, "front": len(front), "fast_over_full": gain}
+    facts |= {"seconds_of_baselines": apart} if baselines else {}
     return {**facts, "hypervolumes": volumes, "against_baselines": told(known, baselines)}
 
 
@@ -86,6 +94,7 @@ def _baselines(bench: Bench, count: int, seed: int, log: Progress) -> dict[str, 
     shape = (bench.layers, bench.max_length, bench.fixed)
     chosen = {"constant ratios": constant_ratios(*shape), "published configurations": published(*shape)}
     if bench.truncates:
+        chosen = {name: [(bench.max_length, *genome) for genome in some] for name, some in chosen.items()}
         chosen["truncation"] = truncation(*shape)
     chosen["random search"] = random_search(*shape, count, seed, bench.truncates)
     found: dict[str, Sequence[Candidate]] = {}
@@ -111,5 +120,6 @@ def starting_points(layers: int, max_length: int, fixed: int, population: int, s
         genomes.append([*LengthConfig.sample(layers, max_length, rng.choice([0.2, 0.35, 0.5]), rng).lengths])
     if truncates:
         shorter = [[max_length * share, *lengths] for share in (0.75, 0.5) for lengths in (whole, bounds[1], bounds[2], late[0], late[1])]
-        genomes = [*([max_length, *lengths] for lengths in genomes), *shorter]
+        longest = [[max_length, *lengths] for lengths in genomes]
+        genomes = [one for both in zip_longest(longest, shorter) for one in both if one]  # in turn: few evaluations should see some of each
     return list(dict.fromkeys(repaired(g, max_length, fixed, truncates) for g in genomes))
