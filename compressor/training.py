@@ -99,7 +99,7 @@ def fit(
                 log.note(f"stopped after step {run.done} of {steps}: no better score in {settings.patience} epochs")
                 break
             with held_back():
-                loss = _step(accelerator, precision, model, optimizer, losses(batch, step), step.number, rows)
+                loss = _step(accelerator, precision, model, optimizer, losses(batch, step), step.number, train.windows.owners[rows])
                 scheduler.step()
                 run.count(loss)
                 texts += len(rows)
@@ -162,7 +162,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     losses: Iterable[Tensor],
     number: int,
-    rows: Ints,
+    texts: Ints,
 ) -> float:
     values, pending = list[Tensor](), iter(losses)
     while True:
@@ -176,7 +176,7 @@ def _step(
     found: list[float] = torch.stack([torch.stack(values).sum(), norm]).tolist()  # read together: a GPU is waited for once a step
     value, size = found
     if not math.isfinite(value) or not math.isfinite(size):
-        batch = f"training texts {', '.join(str(row + 1) for row in rows[:3])}{' …' if len(rows) > 3 else ''}"
+        batch = f"training texts {', '.join(str(row + 1) for row in texts[:3])}{' …' if len(texts) > 3 else ''}"
         wrong = f"the gradient's norm is {size}" if math.isfinite(value) else f"the loss is {value}"
         told = "lower learning_rate or set precision: float32; the training then starts anew, because its checkpoint is of these settings"
         raise StageError(f"step {number + 1} ({batch}): {wrong}; {told}")
@@ -213,6 +213,8 @@ class _State:
                 if name in saved:
                     part.load_state_dict(saved[name])
             torch.set_rng_state(saved["rng"])
+            if saved["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(saved["cuda"])  # dropout on a GPU draws from its own
             self.done, self.loss, self.best, self.best_step = saved["progress"]
 
     def count(self, loss: float) -> None:
@@ -239,7 +241,8 @@ class _State:
         parts = {"model": self.model.state_dict()}
         if not finished:
             parts |= {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
-        self._write("fit.pt", parts | {"rng": torch.get_rng_state(), "progress": (self.done, self.loss, self.best, self.best_step)})
+        drawn = {"rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+        self._write("fit.pt", parts | drawn | {"progress": (self.done, self.loss, self.best, self.best_step)})
 
     def _write(self, name: str, content: object) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
