@@ -157,7 +157,7 @@ def _streams(model: Model, models: Sequence[Model], texts: Sequence[Given] | Non
     if texts is None:
         return []
     reader = model.runtime or _reader(models)
-    tokens, examples = reader.tokens(texts), [reader.task.given(text) for text in texts]
+    tokens, examples = reader.tokens(texts), [reader.example(text) for text in texts]
     alone = Workload("one by one", tokens, len(texts), [[example] for example in examples])
     return [alone, Workload("all at once", [Tokens.joined(tokens)], len(texts), [examples])]
 

@@ -20,11 +20,14 @@ def evaluate(
     """Return score and 95 % interval at an operating point, or of the cascade with the share of examples that each member answers.
 
     Raises:
-        RecipeError: a label that the bundle does not know, a point and a policy, or thresholds that do not fit the cascade.
+        RecipeError: a label that the bundle does not know, a text without its second, a point and a policy, or thresholds that
+            do not fit the cascade.
         BundleError: there is no such point, or no cascade.
     """
     task, name = runtime.task, runtime.manifest["metric"]
     check_labels(task, examples, runtime.labels)
+    if runtime.manifest.get("pairs") and any(example.text_pair is None for example in examples):
+        raise RecipeError("this bundle answers pairs of texts: name the second text's column too (--text-pair)")
     metric, facts = task.metrics[name], dict[str, Any]()
     policy = runtime.policy(point, policy, thresholds)
     if policy is None:

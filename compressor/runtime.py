@@ -183,7 +183,7 @@ class Runtime:
         if policy is not None:
             yield from (routed.answer for routed in self.trace(texts, policy, thresholds))
             return
-        lengths, examples = self.point(point).lengths, map(self.task.given, texts)
+        lengths, examples = self.point(point).lengths, map(self.example, texts)
         while chunk := list(islice(examples, CHUNK)):
             windows = self._read(chunk)
             yield from self.task.decode(self._graph.logits(windows.tokens, lengths), windows, chunk, self.labels)
@@ -204,7 +204,7 @@ class Runtime:
     def trace(self, texts: Iterable[Given], policy: str = "cascade", thresholds: Sequence[float] | None = None) -> Iterator[Routed]:
         """Yield the cascade's answers, each with the member that gave it and how sure it was."""
         self._check(policy, thresholds)
-        examples = map(self.task.given, texts)
+        examples = map(self.example, texts)
         while chunk := list(islice(examples, CHUNK)):
             found, told = dict[int, Routed](), 0
             for part in self.cascade.route(self.task, chunk, thresholds):
@@ -250,22 +250,42 @@ class Runtime:
         first, tab, second = line.partition("\t")
         return (first, second) if tab and self.manifest["task"] != "token-classification" else line
 
+    def example(self, text: Given) -> Example:
+        """Return what the task reads of what a caller gave.
+
+        Raises:
+            RecipeError: it lacks something, as a question its context.
+        """
+        found = self.task.given(text)
+        if self.manifest.get("pairs") and found.text_pair is None:
+            raise RecipeError("this bundle answers pairs of texts: give both, on a line with a tab between")
+        return found
+
     def tokens(self, texts: Sequence[Given]) -> list[Tokens]:
         """Return the tokens of each text: one window, or several that overlap where the task reads long texts so."""
-        windows = self._read([self.task.given(text) for text in texts])
+        windows = self._read([self.example(text) for text in texts])
         return [windows.tokens.rows(own) for own in windows.of_examples(len(texts))]
 
     def within(self, latency_ms: float) -> OperatingPoint:
         """Return the most accurate operating point of at most this median latency, as measured on the build machine.
 
+        Where latencies were searched it may be one without a name of its own: `front`, whose score is that of the search split.
+
         Raises:
             BundleError: none is that fast; the fastest is named.
         """
-        fitting = [p for p in self.points.values() if p.latency_ms <= latency_ms]
+        fitting = [(score, p) for score, p in self._choices if p.latency_ms <= latency_ms]
         if not fitting:
-            fastest = min(self.points.values(), key=lambda p: p.latency_ms)
+            fastest = min((p for _, p in self._choices), key=lambda p: p.latency_ms)
             raise BundleError(f"no operating point within {latency_ms:g} ms; the fastest is {fastest.name} at {fastest.latency_ms:.2f} ms")
-        return max(fitting, key=lambda p: (p.score, -p.latency_ms))
+        return max(fitting, key=lambda one: (one[0], -one[1].latency_ms))[1]
+
+    @cached_property
+    def _choices(self) -> list[tuple[float, OperatingPoint]]:
+        """What `within` chooses from, each with a score on one split for all: what the search found, or the named points."""
+        named = {p.lengths: p for p in reversed(list(self.points.values()))}
+        found = [OperatingPoint("front", tuple(one["lengths"]), one["score"], one["latency_ms"]) for one in self.manifest.get("front", ())]
+        return [(p.score, named.get(p.lengths, p)) for p in found] or [(p.score, p) for p in self.points.values()]
 
     def point(self, point: str | OperatingPoint | None) -> OperatingPoint:
         """Return an operating point by its name; None: the bundle's own.

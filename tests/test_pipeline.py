@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from compressor import summary
 from compressor.artifact import Artifact, commit
+from compressor.errors import RecipeError
 from compressor.gates import Variant, judge
 from compressor.pipeline import _unfit
 from compressor.runtime import Runtime
@@ -379,6 +380,11 @@ def test_pairs_of_texts_with_many_labels_go_through_the_whole_pipeline(make_reci
     (answer, swapped) = runtime.predict([("good film", "dull plot"), ("dull plot", "good film")])
     assert list(answer.probabilities) == list(runtime.labels)
     assert answer.probabilities != swapped.probabilities
+    with pytest.raises(RecipeError, match="this bundle answers pairs of texts: give both"):
+        runtime.predict(["good film"])
+    scored = ("eval", "artifacts/dist/tiny", "--data", "test.csv", "--text", "first", "--label", "grade")
+    assert "name the second text's column too (--text-pair)" in compress(*scored, cwd=recipe.parent).stderr
+    assert compress(*scored, "--text-pair", "second", cwd=recipe.parent).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,21 @@ def test_within_returns_the_most_accurate_point_that_is_fast_enough(bundle: Path
         runtime.within(latency_ms=1e-6)
 
 
+def test_within_knows_all_that_a_search_found_worth_deploying(bundle: Path) -> None:
+    runtime = Runtime(bundle)
+    full = runtime.points["full"]
+    assert full.lengths is not None
+    half = tuple(max(1, n // 2) for n in full.lengths)
+    runtime.manifest["front"] = [
+        {"lengths": list(half), "score": 0.8, "latency_ms": full.latency_ms / 2},
+        {"lengths": list(full.lengths), "score": 0.9, "latency_ms": full.latency_ms},
+    ]
+    found = runtime.within(full.latency_ms * 0.75)
+    assert (found.name, found.lengths) == ("front", half)
+    assert runtime.predict(TEXTS[:2], found)
+    assert runtime.within(full.latency_ms * 2) == full
+
+
 def test_an_unknown_point_is_refused_by_naming_the_known_ones(bundle: Path) -> None:
     with pytest.raises(BundleError, match="no operating point 'slow'; this bundle has full, accurate, balanced, fast, knee, min"):
         Runtime(bundle).predict(["a"], point="slow")

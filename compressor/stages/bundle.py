@@ -52,7 +52,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     (folder / "report.html").write_text(render_report(metrics), encoding="utf-8")
     (folder / "README.md").write_text(render_card(metrics), encoding="utf-8")
     measured = {n: {"lengths": p["lengths"], **found_at(variants[row_name(n, inputs)])} for n, p in manifest["points"].items()}
-    digest = _seal(folder, {**manifest, "points": measured, "measured_on": machine.describe()})
+    front = _front(recipe, inputs, measured["full"]["latency_ms"])
+    digest = _seal(folder, {**manifest, "points": measured, "front": front, "measured_on": machine.describe()})
     return {
         "digest": digest,
         "passed": all(v["passed"] for v in verdicts),
@@ -85,6 +86,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dic
         "metric": recipe.task.metric,
         "task_settings": recipe.task.settings,
         "labels": list(splits.labels),
+        "pairs": recipe.columns().text_pair is not None,
         "max_length": splits.max_length,
         "stride": splits.stride,
         "pad_id": pad_id_of(model),
@@ -92,6 +94,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dic
         **backends.choose(recipe, inputs, folder / "model.onnx", log),
         "isa": deployed(inputs).metrics.get("isa"),
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},
+        "front": [],
         "default_point": default,
         "cascade": _cascade(inputs),
         "halves": halves,
@@ -101,6 +104,20 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dic
     }
     _seal(folder, manifest)
     return manifest
+
+
+def _front(recipe: Recipe, inputs: Inputs, full_ms: float) -> list[dict[str, Any]]:
+    """Return what a search found worth deploying, fastest first: scores of the search split, medians beside that of full length here.
+
+    None where it was searched by multiply-accumulates, which tell no time.
+    """
+    if recipe.search is None or recipe.search.latency != "measured":
+        return []
+    found = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8"))
+    distinct = {tuple(one["lengths"]): one for one in (*found["points"].values(), *found["front"])}
+    over = full_ms / found["points"]["full"]["latency_ms"]
+    told = [{"lengths": one["lengths"], "score": one["score"], "latency_ms": one["latency_ms"] * over} for one in distinct.values()]
+    return sorted(told, key=lambda one: one["latency_ms"])
 
 
 def _halves(recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
