@@ -247,9 +247,12 @@ def _tokens_of(answer: tuple[str, int], places: NDArray[np.int32]) -> tuple[int,
 
 
 def _best_spans(logits: Floats, places: NDArray[np.int32]) -> list[Span]:
-    """Return the spans of a window's best starts and ends that are in order and not too long."""
+    """Return the best spans of a window's best starts and ends, those that are in order and not too long, the best first."""
     context = np.flatnonzero(places[:, 0] >= 0)
     starts, ends = (context[np.argsort(-logits[context, side], kind="stable")[:N_BEST]] for side in (0, 1))
     long = ends[None, :] - starts[:, None]
-    found = [(int(starts[i]), int(ends[j])) for i, j in np.argwhere((long >= 0) & (long < LONGEST))]
-    return [Span(float(logits[s, 0] + logits[e, 1]), int(places[s, 0]), int(places[e, 1])) for s, e in found]
+    first, last = np.nonzero((long >= 0) & (long < LONGEST))
+    scores = logits[starts[first], 0] + logits[ends[last], 1]
+    best = np.argsort(-scores, kind="stable")[:N_BEST]  # no other can be among the best of all windows
+    begins, stops = places[starts[first[best]], 0].tolist(), places[ends[last[best]], 1].tolist()
+    return [Span(*found) for found in zip(scores[best].tolist(), begins, stops, strict=True)]
