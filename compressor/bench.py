@@ -87,6 +87,8 @@ def bench(
     for model in models:
         for workload in read[model.path]:
             _check_length(model, workload)
+            if POLICY in points and not workload.examples:
+                raise RecipeError(f"{workload.name}: a cascade decides by texts, not by random ids: give --texts and no --shape")
     rows = [row for count in threads for row in _rows(models, read, count, rounds)]
     facts = {"machine": machine.describe(), "versions": machine.versions(*PACKAGES), "rounds": rounds}
     return {**facts, "rows": rows, "findings": load_findings()}

@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from compressor.cascade import NEVER
 from compressor.choices import softmax
+from compressor.confidence import confidences
+from compressor.data import Example
 from compressor.scores import Metric
 from compressor.tasks import Task
 from compressor.tokens import Floats, Ints
@@ -30,8 +33,6 @@ WARMEST = 20.0
 """Largest temperature, and the inverse of the smallest."""
 HALVINGS = 5
 """Times that the split is cut in two at random, to see what thresholds of the one half give on the other."""
-NEVER = 2.0
-"""A threshold that no confidence reaches."""
 
 
 @dataclass(frozen=True)
@@ -75,29 +76,34 @@ class Setting:
     shares: tuple[float, ...]
 
 
-def fit_temperature(task: Task, logits: Floats, windows: Windows, targets: Ints) -> float:
-    """Return the temperature at which the right answers are most likely: what the task's softmax goes over decides."""
+def fit_temperature(
+    task: Task, logits: Floats, windows: Windows, examples: Sequence[Example], targets: Ints, right: NDArray[np.bool_]
+) -> float:
+    """Return the temperature at which what was found is most likely: the right labels, or whether the answer is wholly `right`.
+
+    An answer of several tokens is judged as a whole: likely tokens are not what its confidence tells.
+    """
 
     def loss(log: float) -> float:
-        return _negative_log_likelihood(task, logits / np.exp(log), windows, targets)
+        if task.per_token:
+            sure = confidences("max_softmax", task, logits, windows, examples, float(np.exp(log)))
+            return _mean_log_loss(np.where(right, sure, 1 - sure))
+        return _negative_log_likelihood(task, logits / np.exp(log), targets)
 
     limit = float(np.log(WARMEST))
     return float(np.exp(minimize_scalar(loss, bounds=(-limit, limit), method="bounded").x))
 
 
-def _negative_log_likelihood(task: Task, logits: Floats, windows: Windows, targets: Ints) -> float:
-    if task.choice == "positions":
-        found = [
-            softmax(logits[begin:end].T)[[0, 1], own]  # start and end, each over the window's tokens
-            for (begin, end), own in zip(windows.spans(), targets, strict=True)
-            if (own >= 0).all()
-        ]
-        likely = np.concatenate([np.zeros(0), *found])
-    elif task.choice == "each":
-        likely = 1 / (1 + np.exp(np.where(targets == 1, -logits, logits)))
+def _negative_log_likelihood(task: Task, logits: Floats, targets: Ints) -> float:
+    if task.choice == "each":
+        likely: Floats = 1 / (1 + np.exp(np.where(targets == 1, -logits, logits)))
     else:
         known = np.flatnonzero(targets >= 0)
         likely = softmax(logits[known])[np.arange(len(known)), targets[known]]
+    return _mean_log_loss(likely)
+
+
+def _mean_log_loss(likely: Floats) -> float:
     likely = likely[~np.isnan(likely)]  # a member whose logits are no numbers is told of, and goes on
     return float(-np.log(np.maximum(likely, 1e-12)).mean()) if likely.size else 0.0
 

@@ -28,6 +28,8 @@ MEMBERS = "members"
 """Folder of a bundle that holds the graphs and tokenizers of members that are no operating point of its own."""
 GRAPH = "member.onnx"
 """A member's graph: not model.onnx, which other clients look for in a bundle's folder and below."""
+NEVER = 2.0
+"""A threshold that no confidence reaches."""
 STOPS, GOES_ON = "exit", "rest"
 """Which part of an early exit's graphs a member is."""
 

@@ -82,7 +82,8 @@ def _judge(gate: AnyGate, chosen: Variant, references: Mapping[str, Variant], po
             what = "mean latency of the cascade" if chosen.routed else "median latency"
             return Verdict(what, found, f"≤ {gate.max:g} ms", chosen.time_ms <= gate.max)
         case SizeGate():
-            return Verdict("size of model.onnx", f"{chosen.size_mb:.1f} MB", f"≤ {gate.max:g} MB", chosen.size_mb <= gate.max)
+            what = "size of all graphs" if chosen.routed else "size of model.onnx"
+            return Verdict(what, f"{chosen.size_mb:.1f} MB", f"≤ {gate.max:g} MB", chosen.size_mb <= gate.max)
 
 
 def gains(chain: Sequence[tuple[str, Variant]], seconds: Mapping[str, float]) -> list[dict[str, Any]]:

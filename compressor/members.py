@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor import checkpoint, machine
-from compressor.bundles import verify
+from compressor.bundles import check_isa, verify
 from compressor.cascade import GOES_ON, GRAPH, MEMBERS, STOPS, Answer, reader, whole
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
@@ -84,7 +84,7 @@ def _member(asked: Asked, number: int, recipe: Recipe, inputs: Inputs, out: Path
     else:
         folder = out / MEMBERS / str(number)
         folder.mkdir(parents=True)
-        facts = _from_teacher(asked, recipe, inputs, folder, log) if asked.teacher else _from_bundle(asked, recipe, inputs, folder)
+        facts = _from_teacher(asked, recipe, inputs, folder, log) if asked.teacher else _from_bundle(asked, recipe, inputs, folder, log)
         facts, graph = {**facts, "folder": f"{MEMBERS}/{number}"}, folder / GRAPH
     backend = recipe.target.settled if asked.point is not None else "onnxruntime"
     opened = Graph(graph, threads, single=facts["single"], pad_id=facts["pad_id"], workers=recipe.workers, backend=backend)
@@ -142,6 +142,28 @@ def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, lo
     return {"name": "teacher", "lengths": None, "single": quantized, **reading}
 
 
+def bundle_of(asked: Asked, recipe: Recipe) -> Path:
+    """Return the folder of a member that is another bundle."""
+    return recipe.root / Path(str(asked.bundle)).expanduser()
+
+
+def check_member(bundle: Path, manifest: Mapping[str, Any], recipe: Recipe, labels: Sequence[str]) -> None:
+    """Check that another bundle answers what the recipe does.
+
+    Raises:
+        RecipeError: it has another task or other labels, or reads pairs where this one reads single texts.
+    """
+    check_task(bundle, manifest, recipe)
+    if tuple(manifest["labels"]) != tuple(labels):
+        sides = {"only there": {*manifest["labels"]} - {*labels}, "only here": {*labels} - {*manifest["labels"]}}
+        told = "; ".join(f"{where}: {', '.join(sorted(own)[:NAMED])}" for where, own in sides.items() if own) or "in another order"
+        raise RecipeError(f"cascade: {bundle} has other labels than this recipe ({told}); members must answer the same")
+    pairs = recipe.columns().text_pair is not None
+    if manifest.get("pairs", pairs) != pairs:
+        told = "single texts there, pairs here" if pairs else "pairs there, single texts here"
+        raise RecipeError(f"cascade: {bundle} reads something else ({told}); members must answer the same")
+
+
 def _to_int8(source: Path, target: Path, inputs: Inputs) -> None:
     """Put the graph's 8-bit form in its place, with weights of 7 bits where the bundle is for processors that need it."""
     isa = deployed(inputs).metrics.get("isa") or machine.level()
@@ -150,20 +172,21 @@ def _to_int8(source: Path, target: Path, inputs: Inputs) -> None:
     source.unlink()
 
 
-def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path) -> dict[str, Any]:
+def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dict[str, Any]:
     """Put another bundle's graph and tokenizer into the folder.
 
     Raises:
         BundleError: it is no bundle, or was changed.
         RecipeError: it answers something else.
     """
-    source = recipe.root / Path(str(asked.bundle)).expanduser()
-    manifest, labels = verify(source), Splits.of(inputs["data"]).labels
-    check_task(source, manifest, recipe)
-    if tuple(manifest["labels"]) != labels:
-        sides = {"only there": {*manifest["labels"]} - {*labels}, "only here": {*labels} - {*manifest["labels"]}}
-        told = "; ".join(f"{where}: {', '.join(sorted(own)[:NAMED])}" for where, own in sides.items() if own) or "in another order"
-        raise RecipeError(f"cascade: {source} has other labels than this recipe ({told}); members must answer the same")
+    source = bundle_of(asked, recipe)
+    manifest = verify(source)
+    check_isa(manifest)
+    check_member(source, manifest, recipe, Splits.of(inputs["data"]).labels)
+    if manifest["default_policy"]:
+        log.warn(
+            f"cascade: {source} answers by a cascade of its own, which is left out: its point {manifest['default_point']} is the member"
+        )
     for name, copied in (("model.onnx", GRAPH), ("tokenizer.json", "tokenizer.json")):
         shutil.copyfile(source / name, folder / copied)
     lengths = manifest["points"][manifest["default_point"]]["lengths"]

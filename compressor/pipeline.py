@@ -7,7 +7,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -176,8 +176,16 @@ def plan(recipe: Recipe, artifacts: Path, force: Sequence[str] = ()) -> list[Pla
     return rows
 
 
-def run(recipe: Recipe, artifacts: Path, log: Progress, *, until: str | None = None, force: Sequence[str] = ()) -> Artifact:
-    """Run what is out of date and return the last artifact.
+def run(
+    recipe: Recipe,
+    artifacts: Path,
+    log: Progress,
+    *,
+    until: str | None = None,
+    force: Sequence[str] = (),
+    check: Callable[[Artifact], None] = lambda _: None,
+) -> Artifact:
+    """Run what is out of date and return the last artifact; `check` is given the data as soon as it is there.
 
     Raises:
         CompressorError: a stage failed (StageError), or the machine did not let it work (UnfitError). Finished stages stay.
@@ -196,6 +204,8 @@ def run(recipe: Recipe, artifacts: Path, log: Progress, *, until: str | None = N
                 with log.stage(stage.name, position):
                     _build(stage, recipe, inputs, folder, log)
             flow.add(stage, Artifact(folder))
+            if stage.name == "data":
+                check(Artifact(folder))
             if stage.name == until:
                 break
     return Artifact(folder)

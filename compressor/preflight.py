@@ -1,4 +1,4 @@
-"""What can be said of a recipe's encoders before hours of training: whether each can be made into what the recipe asks of it.
+"""What can be said of a recipe before hours of training: whether its encoders can be made into what it asks of them, its cascade too.
 
 Limits:   the stages check the same again, with what only the whole data tells: all tokens, and the labels.
 """
@@ -10,20 +10,23 @@ from transformers import PreTrainedModel
 
 from compressor import sources
 from compressor.alignment import alike
+from compressor.artifact import Artifact
+from compressor.bundles import verify
 from compressor.checkpoint import check_positions
 from compressor.data import read_examples
 from compressor.distillation import check_above, check_objectives
 from compressor.families import shape_of
+from compressor.members import bundle_of, check_member
 from compressor.modeling import LengthAdaptiveModel, load_model
 from compressor.objectives import Shapes
 from compressor.recipe import Recipe
 from compressor.recycling import check_layers
 from compressor.settings.distilling import Distill
 from compressor.settings.training import count_layers
-from compressor.splits import task_of
+from compressor.splits import Splits, task_of
 from compressor.stages.early_exit import check_layer
 from compressor.stages.length_adapt import check_question, smallest_of
-from compressor.stages.members import read_calibration
+from compressor.stages.members import examples_of
 from compressor.students import student_of
 from compressor.tuning import prepare
 from compressor.vocabulary import check_wordpiece
@@ -38,7 +41,7 @@ def check_encoders(recipe: Recipe) -> None:
     Raises:
         RecipeError: a layer map is out of range, a fine-tuning method or objectives do not fit, a text is longer than a position table, a
             family has no adaptive length, the smallest sub-model has next to no tokens, a question cannot be told from its context, a
-            vocabulary cannot be pruned, layers to recycle or to exit from are not there, or a row of the calibration split is no example.
+            vocabulary cannot be pruned, or layers to recycle or to exit from are not there.
     """
     task, longest, tuned = task_of(recipe), recipe.data.max_length, recipe.teacher.finetune
     folder = sources.model_folder(recipe.teacher.model, recipe.root)
@@ -54,8 +57,24 @@ def check_encoders(recipe: Recipe) -> None:
         check_question(recipe.length_adapt, folder)
     if recipe.early_exit:
         check_layer(recipe.early_exit.layer, shape_of(model).layers)
-    if recipe.cascade and recipe.cascade.calibration:
-        read_calibration(recipe, [])
+
+
+def check_data(recipe: Recipe, data: Artifact) -> None:
+    """Look whether a cascade's other bundles know the labels of the data, and whether what it is calibrated on was never learned.
+
+    Raises:
+        BundleError: one is no bundle, or was changed.
+        RecipeError: other labels; or a text of the calibration that is no example, has another label, was learned, or will be reported.
+    """
+    if recipe.cascade is None:
+        return
+    splits = Splits.of(data)
+    for asked in recipe.cascade.members:
+        if asked.bundle is not None:
+            folder = bundle_of(asked, recipe)
+            check_member(folder, verify(folder), recipe, splits.labels)
+    if recipe.cascade.calibration is not None:
+        examples_of(recipe, splits, [])
 
 
 def _student(recipe: Recipe, section: str, settings: Distill, guide: PreTrainedModel, beside: Path) -> tuple[PreTrainedModel, Path]:

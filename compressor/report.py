@@ -261,6 +261,7 @@ def render_card(metrics: Mapping[str, Any]) -> str:
     """Render metrics.json as the bundle's README.md, a Hugging Face model card with its front matter."""
     facts = _complete(metrics)
     point = facts["default_point"] if facts["default_point"] in facts["points"] and facts["default_point"] != "full" else None
+    point = None if facts["default_policy"] else point  # which answers where no point is named
     given = GIVEN.get(facts["task"], '"A text to classify."')
     return (
         _environment()

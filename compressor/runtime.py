@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.bundles import check_isa, verify
-from compressor.cascade import GRAPH, STOPS, Cascade, Member, reader, whole
+from compressor.cascade import GRAPH, NEVER, STOPS, Cascade, Member, reader, whole
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError, UnfitError
 from compressor.exits import Exit
@@ -244,6 +244,9 @@ class Runtime:
         if thresholds is not None and len(thresholds) != wanted:
             names = ", ".join(member.name for member in self.cascade.members)
             raise RecipeError(f"the cascade of {names} takes {wanted} threshold{'s' * (wanted > 1)}, not {len(thresholds)}")
+        for limit in thresholds or ():
+            if not 0 <= limit <= NEVER:
+                raise RecipeError(f"threshold {limit:g} is no confidence: write a number from 0, which answers all, to 1")
 
     def given(self, line: str) -> Given:
         """Return what a line of a file asks: a pair where it has a tab, unless words are tagged."""

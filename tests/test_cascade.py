@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +158,9 @@ def test_temperature_makes_confidence_the_share_of_right_answers(true: float) ->
     chances = np.exp(honest) / np.exp(honest).sum(1, keepdims=True)
     labels = np.array([rng.choice(3, p=p) for p in chances])
     logits, task, windows = honest * true, TextClassification(), windows_of([1] * 6000)
-    found = fit_temperature(task, logits, windows, labels)
-    assert found == pytest.approx(true, rel=0.1)
     right = logits.argmax(1) == labels
+    found = fit_temperature(task, logits, windows, TEXTS[:1] * 6000, labels, right)
+    assert found == pytest.approx(true, rel=0.1)
     before, after = (
         calibration.calibration_error(confidences("max_softmax", task, logits, windows, TEXTS[:1] * 6000, t), right) for t in (1.0, found)
     )
@@ -169,19 +169,25 @@ def test_temperature_makes_confidence_the_share_of_right_answers(true: float) ->
 
 def test_a_temperature_is_found_where_logits_are_no_numbers_or_nothing_is_known() -> None:
     task, logits = TextClassification(), np.array([[np.nan, 1.0], [2.0, 0.0]])
-    assert 0 < fit_temperature(task, logits, windows_of([1, 1]), np.array([0, 0])) < math.inf
-    assert 0 < fit_temperature(task, logits, windows_of([1, 1]), np.array([-100, -100])) < math.inf
-    assert 0 < fit_temperature(QuestionAnswering(), np.zeros((3, 2)), windows_of([3]), np.array([[-100, -100]])) < math.inf
+    two, right = TEXTS[:2], np.array([False, True])
+    assert 0 < fit_temperature(task, logits, windows_of([1, 1]), two, np.array([0, 0]), right) < math.inf
+    assert 0 < fit_temperature(task, logits, windows_of([1, 1]), two, np.array([-100, -100]), right) < math.inf
+    nothing = windows_of([3], places=[[-1, -1]] * 3)
+    assert 0 < fit_temperature(QuestionAnswering(), np.zeros((3, 2)), nothing, TEXTS[:1], np.array([[-100, -100]]), right[:1]) < math.inf
 
 
 def test_temperature_of_the_other_tasks() -> None:
-    tags, places = np.array([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]] * 20), windows_of([60], places=[[i] for i in range(60)])
-    assert fit_temperature(TokenClassification(), tags, places, np.array([0, 0, -100] * 20)) > 2  # half of what it is sure of is wrong
+    half, twenty, unused = np.array([True, False] * 10), TEXTS[:20], np.zeros(0, np.int64)
     each = np.array([[4.0, -4.0]] * 20)
-    assert fit_temperature(MultiLabelClassification(), each, windows_of([1] * 20), np.array([[1, 0], [0, 1]] * 10)) > 2
-    spans = np.tile(np.array([[0.0, 0], [6, 0], [0, 6]]), (20, 1))
-    targets = np.array([[1, 2], [2, 2]] * 10)
-    assert fit_temperature(QuestionAnswering(), spans, windows_of([3] * 20), targets) > 1
+    asked = windows_of([1] * 20)
+    assert fit_temperature(MultiLabelClassification(), each, asked, twenty, np.array([[1, 0], [0, 1]] * 10), half) > 2
+    tags, words = np.array([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]] * 20), windows_of([3] * 20, places=[[0], [1], [2]] * 20)
+    spans, context = np.tile(np.array([[0.0, 0], [6, 0], [0, 6]]), (20, 1)), windows_of([3] * 20, places=[[-1, -1], [0, 3], [4, 8]] * 20)
+    for task, logits, windows in ((TokenClassification(), tags, words), (QuestionAnswering(), spans, context)):
+        found = fit_temperature(task, logits, windows, twenty, unused, half)
+        assert found > 2  # half of what it is sure of is wrong
+        before, after = (confidences("max_softmax", task, logits, windows, twenty, t) for t in (1.0, found))
+        assert calibration.calibration_error(after, half) < 0.05 < calibration.calibration_error(before, half)
 
 
 CASCADE = "cascade={members: [{point: min}, {point: full}, {teacher: int8}], thresholds: [0.97, 0.97]}"
@@ -246,6 +252,9 @@ def test_predict_eval_and_bench_take_the_policy(project: Path, tmp_path: Path) -
     done = compress("bench", str(bundle_of(project)), "--texts", str(lines), "--rounds", "1", "--format", "json", cwd=project)
     assert done.returncode == 0, done.stderr
     assert {row["workload"] for row in json.loads(done.stdout)["rows"] if row["model"] == "tiny cascade"} == {"one by one", "all at once"}
+    done = compress("bench", str(bundle_of(project)), "--point", "cascade", "--shape", "1x8", cwd=project)
+    assert done.returncode == 3, done.stderr
+    assert "1x8: a cascade decides by texts, not by random ids: give --texts and no --shape" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -253,7 +262,9 @@ def test_predict_eval_and_bench_take_the_policy(project: Path, tmp_path: Path) -
     [
         (("--policy", "cascade", "--threshold", "0.5"), 3, "the cascade of min, full, teacher takes 2 thresholds, not 1"),
         (("--policy", "other"), 7, "no policy 'other'"),
-        (("--threshold", "0.5"), 2, "--threshold moves a cascade"),
+        (("--threshold", "0.5"), 3, "thresholds move a cascade: name policy cascade too"),
+        (("--policy", "cascade", "--threshold", "0.5", "--threshold", "95"), 3, "threshold 95 is no confidence: write a number from 0"),
+        (("--policy", "cascade", "--threshold", "nan", "--threshold", "0.5"), 3, "threshold nan is no confidence"),
         (("--policy", "cascade", "--point", "full"), 2, "give one of"),
     ],
 )
@@ -296,7 +307,7 @@ def test_a_cascade_may_be_what_a_client_gets_and_what_gates_judge(project: Path)
     done = compress("run", "tiny.yaml", "--set", section, "--set", gates, "--format", "json", cwd=project)
     assert done.returncode == 5, done.stderr
     told = json.loads(done.stdout)
-    assert [(v["gate"], v["passed"]) for v in told["gates"]] == [("mean latency of the cascade", True), ("size of model.onnx", False)]
+    assert [(v["gate"], v["passed"]) for v in told["gates"]] == [("mean latency of the cascade", True), ("size of all graphs", False)]
     runtime, texts = Runtime(project / "artifacts/rejected/tiny"), [e.text for e in TEXTS]
     assert runtime.predict(texts) == runtime.predict(texts, policy="cascade")
     assert runtime.predict(texts, thresholds=[NEVER]) != runtime.predict(texts, "min")
@@ -391,6 +402,33 @@ def test_a_cascade_that_cannot_be_is_refused_in_one_line(project: Path, section:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{members: [{point: min}, {point: full}], calibration: train.csv}", "texts are in train too"),
+        ("{members: [{point: min}, {point: full}], calibration: odd.csv}", "example 1 has label 'odd'"),
+        ("{members: [{bundle: other}, {point: full}]}", "has other labels than this recipe (only there: neutral; only here: positive)"),
+    ],
+)
+def test_what_a_cascade_cannot_use_is_told_before_any_training(
+    project: Path, make_recipe: Callable[..., Path], section: str, message: str
+) -> None:
+    folder = make_recipe().parent
+    (folder / "odd.csv").write_text("text,label\na strange film,odd\n", encoding="utf-8")
+    resealed(Path(shutil.copytree(bundle_of(project), folder / "other")), labels=["negative", "neutral"])
+    done = compress("run", "tiny.yaml", "--set", f"cascade={section}", cwd=folder)
+    assert done.returncode == 3, done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert not list((folder / "artifacts").glob("finetune-*"))
+
+
+def test_a_sliver_of_data_reaches_for_no_speed(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    section = "cascade={members: [{point: full}, {teacher: float}], speedup: 1000}"
+    done = compress("run", "tiny.yaml", "--set", section, "--profile", "smoke", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
 
 
 def resealed(bundle: Path, **facts: object) -> None:

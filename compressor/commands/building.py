@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,11 +59,13 @@ def run(
     _known_stages([*force, *([until] if until else [])])
     if profile == "smoke":
         log.warn("smoke profile: a sliver of data, and no gate is judged; its figures mean nothing")
+    checks: dict[str, Any] = {}
     if _trains(chosen, artifacts, until, force):
-        from compressor.preflight import check_encoders
+        from compressor.preflight import check_data, check_encoders
 
         check_encoders(chosen)  # now, and not after hours of the stages before the one that makes them
-    artifact = pipeline.run(chosen, artifacts, log, until=until, force=force)
+        checks["check"] = partial(check_data, chosen)
+    artifact = pipeline.run(chosen, artifacts, log, until=until, force=force, **checks)
     if artifact.manifest["stage"] not in pipeline.LAST:
         show(format, {"artifact": str(artifact.path), "metrics": dict(artifact.metrics)})
         return

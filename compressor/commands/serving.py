@@ -1,8 +1,9 @@
 """What a bundle answers, scores and takes: predict, eval, bench, explain."""
 
 import json
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,22 +49,19 @@ def predict(
 
     if sum(x is not None for x in (point, latency_ms, policy)) > 1:
         raise typer.BadParameter("give one of --point, --latency-ms and --policy")
-    _only_with_policy(policy, threshold)
     runtime = Runtime(bundle, threads, store, backend=backend)
+    chosen = point if latency_ms is None else runtime.within(latency_ms)
+    policy = runtime.policy(chosen, policy, threshold or None)
     given = map(runtime.given, _lines(texts))
     if policy:
         for routed in runtime.trace(given, policy, threshold or None):
-            told = {**asdict(routed.answer), "member": routed.member, "confidence": routed.confidence}
+            sure = None if math.isnan(routed.confidence) else routed.confidence  # JSON has no word for what is no number
+            told = {**asdict(routed.answer), "member": routed.member, "confidence": sure}
             line = f"{routed.answer.line()}\t{routed.member} {routed.confidence:.4f}"
             typer.echo(json.dumps(told, ensure_ascii=False) if format == "json" else line)
         return
-    for answer in runtime.stream(given, point if latency_ms is None else runtime.within(latency_ms)):
+    for answer in runtime.stream(given, chosen):
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
-
-
-def _only_with_policy(policy: str | None, threshold: Sequence[float]) -> None:
-    if threshold and policy is None:
-        raise typer.BadParameter("--threshold moves a cascade: give --policy cascade too")
 
 
 def _lines(path: Path | None) -> Iterator[str]:
@@ -104,7 +102,6 @@ def evaluate(
 
     if point is not None and policy is not None:
         raise typer.BadParameter("give --point or --policy, not both")
-    _only_with_policy(policy, threshold)
     runtime = Runtime(bundle, threads, store, backend=backend)
     usual = USUAL[runtime.manifest["task"]]
     columns = Columns(text or usual.text, text_pair or usual.text_pair, label or usual.label, options=True)

@@ -46,7 +46,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     """Write members.json, the pass of each, and the graphs of those that are no operating point; return score and time of each."""
     assert recipe.cascade is not None
     splits, task, settings = Splits.of(inputs["data"]), task_of(recipe), recipe.cascade
-    examples = _examples(recipe, splits, task, log)
+    skipped = list[str]()
+    examples = examples_of(recipe, splits, skipped)
+    if skipped:
+        log.warn(f"{len(skipped)} rows of cascade.calibration are no examples and were left out (data.skip_bad); the first: {skipped[0]}")
     built, times = _fastest(members_of(recipe, inputs, out, log), examples, out, log)
     log.note(f"{len(built)} members answer {len(examples)} texts: {', '.join(one.facts['name'] for one in built)}")
     metric = task.metrics[recipe.task.metric]
@@ -75,7 +78,8 @@ def _passed(
     logits = np.concatenate([one.answer(windows.tokens.rows(rows), None)[0] for rows in parts])
     outcomes = task.outcomes(logits, windows, examples, labels)
     right = calibration.rightness(task, outcomes)
-    temperature = calibration.fit_temperature(task, logits, windows, np.asarray(task.targets(windows, examples, labels), np.int64))
+    targets = np.asarray(task.targets(windows, examples, labels), np.int64)
+    temperature = calibration.fit_temperature(task, logits, windows, examples, targets, right)
     sure = confidences(settings.confidence, task, logits, windows, examples, temperature)
     likely = {t: confidences("max_softmax", task, logits, windows, examples, t) for t in (1.0, temperature)}  # others are no probabilities
     errors = {when: calibration.calibration_error(likely[t], right) for when, t in (("before", 1.0), ("after", temperature))}
@@ -120,42 +124,28 @@ def _milliseconds(built: Sequence[Member], first: Member, examples: Sequence[Exa
     return [np.interp(tokens, known, np.bincount(where, ms) / np.bincount(where)) for ms in best]
 
 
-def read_calibration(recipe: Recipe, skipped: list[str]) -> list[Example]:
-    """Return the recipe's own calibration split; rows that are no examples are `skipped` where the recipe says so.
-
-    Raises:
-        RecipeError: a row is no example.
-    """
-    assert recipe.cascade is not None
-    assert recipe.cascade.calibration is not None
-    source, bad = recipe.cascade.calibration, skipped if recipe.data.skip_bad else None
-    columns, task = recipe.columns(), task_of(recipe)
-    rows = read_examples(source.path, columns, task, root=recipe.root, split="cascade.calibration", limit=source.limit, skipped=bad)
-    return list(rows)
-
-
-def _examples(recipe: Recipe, splits: Splits, task: Task, log: Progress) -> list[Example]:
+def examples_of(recipe: Recipe, splits: Splits, skipped: list[str]) -> list[Example]:
     """Return the calibration split: the recipe's own, or the search split.
 
+    Rows that are no examples go to `skipped` where the recipe leaves them out.
+
     Raises:
-        RecipeError: a text of it was learned, or will be reported.
+        RecipeError: a row is no example, or its label is not known; a text was learned, or will be reported.
     """
     assert recipe.cascade is not None
-    source = recipe.cascade.calibration
+    source, task, bad = recipe.cascade.calibration, task_of(recipe), skipped if recipe.data.skip_bad else None
     if source is None:
         return list(splits.examples("search"))
-    skipped = list[str]()
-    examples = read_calibration(recipe, skipped)
-    if skipped:
-        log.warn(f"{len(skipped)} rows of cascade.calibration are no examples and were left out (data.skip_bad); the first: {skipped[0]}")
+    columns, name = recipe.columns(), "cascade.calibration"
+    examples = list(read_examples(source.path, columns, task, root=recipe.root, split=name, limit=source.limit, skipped=bad))
     try:
         check_labels(task, examples, splits.labels)
     except RecipeError as error:
-        raise RecipeError(f"cascade.calibration ({source.path}): {error}; mend the label or leave the row out") from None
-    for name in ("train", "unlabelled", "test"):
-        seen = {seen_hash(e, task.choice) for e in splits.examples(name)}
+        raise RecipeError(f"{name} ({source.path}): {error}; mend the label or leave the row out") from None
+    for other in ("train", "unlabelled", "test"):
+        seen = {seen_hash(e, task.choice) for e in splits.examples(other)}
         shared = sum(seen_hash(e, task.choice) in seen for e in examples)
         if shared:
-            told = f"cascade.calibration ({source.path}): {shared} of {len(examples)} texts are in {name} too"
+            told = f"{name} ({source.path}): {shared} of {len(examples)} texts are in {other} too"
             raise RecipeError(f"{told}: confidence on what was learned or is reported means nothing; name another file, or leave it out")
     return examples
