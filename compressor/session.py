@@ -23,8 +23,9 @@ AGREEMENT = 0.1
 """Difference that another backend's logits may have, as a share of onnxruntime's largest; other roundings may drop other tokens."""
 SMALLEST_VOCABULARY, MADE_UP = 25, 12
 """Ids that are in every vocabulary, and texts of them on which backends must agree."""
-TOKENS_PER_RUN = 8192
-"""Padded tokens of one graph run at most: bounds memory whatever is asked."""
+TOKENS_PER_RUN: Mapping[Backend, int] = {"onnxruntime": 512, "openvino": 8192}
+"""Padded tokens of a run of several texts at most: bounds memory whatever is asked. What more of them compute does not stay in a core's
+cache, so that onnxruntime reads long texts faster one by one (benchmarks/batches.py)."""
 WORTH_A_RUN = 8
 """Texts of one length that make a batch of their own: nothing in it is padded."""
 
@@ -81,13 +82,16 @@ class Graph:
         logits: Floats = opened.run([self.output], feed)[0]
         return logits
 
-    def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
-        """Return the logits of any number of texts, in their order: (texts, classes), or (tokens, classes) where every token has logits."""
+    def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None, most: int | None = None) -> Floats:
+        """Return the logits of any number of texts, in their order: (texts, classes), or (tokens, classes) where every token has logits.
+
+        A run of several texts has at most so many padded tokens, `most` (default: what suits the backend).
+        """
         tokens, lengths = self._read(tokens, lengths)
         if len(tokens) == 1:  # nothing to sort, to pad or to put in order
             logits = self.run(tokens, lengths)
             return logits if logits.ndim == 2 else logits[0]
-        batches = list(batches_of(tokens.lengths.tolist(), single=self.single))
+        batches = list(batches_of(tokens.lengths.tolist(), single=self.single, most=most or TOKENS_PER_RUN[self.backend]))
         if self.workers == 1 or len(batches) == 1:
             return in_order([self.run(tokens.rows(rows), lengths) for rows in batches], batches, tokens.lengths)
         beside = self._beside = self._beside or self._opened(1, self.workers)
@@ -152,15 +156,15 @@ def truncated(tokens: Tokens, most: int) -> Tokens:
     return Tokens(tokens.ids[chosen], tokens.segments[chosen], np.concatenate([[0], np.cumsum(kept)]))
 
 
-def batches_of(lengths: Sequence[int], *, single: bool) -> Iterator[list[int]]:
-    """Yield rows by length, so that little is padded, under the bound on tokens; a batch that is worth a run ends with its length.
+def batches_of(lengths: Sequence[int], *, single: bool, most: int = TOKENS_PER_RUN["onnxruntime"]) -> Iterator[list[int]]:
+    """Yield rows by length, so that little is padded, of at most so many tokens; a batch that is worth a run ends with its length.
 
     With `single` each row is a batch of its own.
     """
     size, batch = 1 if single else 32, list[int]()
     for row in sorted(range(len(lengths)), key=lambda r: (lengths[r], r)):
         longer = len(batch) >= WORTH_A_RUN and lengths[row] > lengths[batch[-1]]
-        if batch and (longer or len(batch) == size or lengths[row] * (len(batch) + 1) > TOKENS_PER_RUN):
+        if batch and (longer or len(batch) == size or lengths[row] * (len(batch) + 1) > most):
             yield batch
             batch = []
         batch.append(row)

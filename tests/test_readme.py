@@ -121,3 +121,10 @@ def test_every_command_on_the_front_page_exists() -> None:
 def test_every_link_into_the_repository_leads_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_what_runs_of_many_tokens_cost_is_what_was_measured() -> None:
+    rows = result("batches_newsgroups")["rows"]
+    times = {(row["threads"], row["point"], row["most_tokens"]): row["ms"] for row in rows}
+    ratios = [times[threads, "full", 8192] / times[threads, "full", 512] for threads in (1, 2)]
+    assert "of 8,192, long posts take {:.1f} to {:.1f} times as long".format(*ratios) in " ".join(README.split())

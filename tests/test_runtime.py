@@ -11,7 +11,7 @@ from compressor.bundles import seal
 from compressor.data import Example
 from compressor.errors import BundleError
 from compressor.runtime import Runtime
-from compressor.session import WORTH_A_RUN, Graph
+from compressor.session import WORTH_A_RUN, Graph, batches_of
 from compressor.tokens import Tokens
 from tests.conftest import compress, sentences
 
@@ -68,6 +68,14 @@ def test_a_float_graph_is_batched_by_length_and_no_answer_depends_on_it(built: P
     assert any(len(set(lengths)) == 1 and len(lengths) > WORTH_A_RUN for lengths in runs)
     np.testing.assert_allclose(together, np.concatenate([session_run(text) for text in tokens]), atol=1e-5)
     np.testing.assert_allclose(Graph(path, threads=2, single=False).logits(tokens), together, atol=1e-5)
+
+
+def test_a_run_of_several_texts_has_a_bound_on_its_tokens_and_a_longer_text_one_of_its_own() -> None:
+    lengths = [10] * 40 + [300, 600, 200]
+    batches = list(batches_of(lengths, single=False, most=512))
+    assert sorted(row for rows in batches for row in rows) == list(range(43))
+    assert [[lengths[row] for row in rows] for rows in batches[-3:]] == [[200], [300], [600]]
+    assert max(len(rows) for rows in batches) == 32
 
 
 def test_answers_keep_the_order_of_the_texts_and_are_probabilities(bundle: Path) -> None:
