@@ -123,6 +123,13 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_what_routing_takes_is_what_was_measured() -> None:
+    rows = [row for name in ("sst2", "newsgroups", "squad") for row in result(f"routing_{name}")["rows"]]
+    alone, together = ([r["routing_over_members"] for r in rows if r["texts"] == asked] for asked in ("one by one", "all at once"))
+    assert max(together) < 0.01
+    assert f"takes {100 * min(alone):.1f} to {100 * max(alone):.1f} % of the members' own time" in " ".join(README.split())
+
+
 def test_what_runs_of_many_tokens_cost_is_what_was_measured() -> None:
     rows = result("batches_newsgroups")["rows"]
     times = {(row["threads"], row["point"], row["most_tokens"]): row["ms"] for row in rows}
