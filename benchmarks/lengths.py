@@ -31,6 +31,7 @@ VARIANTS: Mapping[str, list[str]] = {
     "attention": ["length_adapt.significance=attention"],
     "sampled": ["length_adapt.significance=sampled"],
     "cls": ["length_adapt.significance=cls"],
+    "learned": ["length_adapt.significance=learned"],
     "attention, absolute counts": ["length_adapt.significance=attention", "length_adapt.counts=absolute"],
     "plain dropping, attention": ["length_adapt.significance=attention", "length_adapt.max_steps=1"],
     "plain dropping, sampled": ["length_adapt.significance=sampled", "length_adapt.max_steps=1"],

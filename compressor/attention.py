@@ -16,9 +16,11 @@ from compressor.attending import attend
 
 DOMAIN = "compressor"
 """Domain of the graph's own functions."""
-Significance = Literal["attention", "sampled", "question", "cls", "none"]
+Votes = Literal["attention", "sampled", "question", "cls", "none"]
 """Whose attention counts for a token: all real tokens', every eighth's from [CLS] on, the question's, [CLS]'s, or nobody's, where no
 token leaves."""
+Significance = Literal[Votes, "learned"]
+"""What a token counts by: a layer's attention, or what it has learned of the last layer's (compressor/ranking.py)."""
 EVERY = 8
 """Of so many tokens one is asked where significance is sampled."""
 UNSEEN = -1e4
@@ -33,7 +35,7 @@ def attention(
     voters: Tensor,
     bias: Tensor | None,
     heads: int,
-    kind: Significance,
+    kind: Votes,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the context (batch, queries, hidden) and the significance (batch, seq), of kind none empty (0,).
@@ -54,7 +56,7 @@ def attention(
     return context.transpose(1, 2).flatten(2), significance
 
 
-def significance_of(probabilities: Tensor, voters: Tensor, kind: Significance) -> Tensor:
+def significance_of(probabilities: Tensor, voters: Tensor, kind: Votes) -> Tensor:
     """Return how much each key counts (batch, seq); only `voters`, no padding, have a vote. Of kind none it is empty (0,)."""
     if kind == "none":
         return probabilities.new_zeros(0)
@@ -76,7 +78,7 @@ def exported_attention(
     bias: Tensor | None,
     heads: int,
     size: int,
-    kind: Significance,
+    kind: Votes,
 ) -> tuple[Tensor, Tensor]:
     """Return context (batch, queries, hidden) and significance (batch, seq) as one node of the graph.
 
@@ -90,7 +92,7 @@ def exported_attention(
     return found[0], q.new_zeros(0) if kind == "none" else found[1]
 
 
-def _named(bias: Any, heads: int, size: int, kind: Significance) -> tuple[str, list[Any], dict[str, Any]]:
+def _named(bias: Any, heads: int, size: int, kind: Votes) -> tuple[str, list[Any], dict[str, Any]]:
     """Return the node's name, its further inputs and its settings."""
     name, inputs = (f"attention_{kind}", []) if bias is None else (f"biased_attention_{kind}", [bias])
     return name, inputs, {"num_heads": heads, "split": [0, 0, heads, size], "scale": size**-0.5}

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from compressor import ranking
 from compressor.artifact import Artifact, write_json
 from compressor.encoded import TOKENIZER_FILES
 from compressor.errors import RecipeError
@@ -50,4 +52,8 @@ def load_forward(artifact: Artifact, labels: Sequence[str], head: str) -> PlainM
     model, marker = load_plain(artifact, labels, head), artifact.path / ADAPTIVE
     if not marker.exists():
         return PlainModel(model)
-    return LengthAdaptiveModel(model, **json.loads(marker.read_text(encoding="utf-8")))
+    adaptive = LengthAdaptiveModel(model, **json.loads(marker.read_text(encoding="utf-8")))
+    if hasattr(model, ranking.NAME):
+        learned = load_file(artifact.path / MODEL / "model.safetensors")[ranking.NAME]
+        model.load_state_dict({ranking.NAME: learned}, strict=False)
+    return adaptive

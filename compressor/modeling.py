@@ -5,7 +5,8 @@ What:     after a layer's attention the least significant tokens leave; before a
 Papers:   PoWER-BERT (arXiv:2001.08950), Length-Adaptive Transformer (arXiv:2010.07003).
 Formula:  significance of token j = sum over heads and real queries i of attention[i, j]; [CLS] always stays first.
 Defaults: significance from all real queries (`attention`); `sampled` asks every eighth of them, `question` the question's, `cls` only
-          [CLS]; `protect` question lets the question's tokens leave last; with `neighbours` those beside a token count for it too.
+          [CLS], `learned` what the layer knows of the last one's (compressor/ranking.py); `protect` question lets the question's tokens
+          leave last; with `neighbours` those beside a token count for it too.
 Limits:   the families of compressor/backbones.py; a question is told by segment ids, which RoBERTa's tokenizers do not give.
 """
 
@@ -27,8 +28,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from compressor import adapters, bilstm
-from compressor.attention import Significance, attention, exported_attention
+from compressor import adapters, bilstm, ranking
+from compressor.attention import Significance, Votes, attention, exported_attention
 from compressor.backbones import backbone, reads_tokens
 from compressor.dropping import State, drop, put_back
 from compressor.errors import RecipeError
@@ -161,6 +162,9 @@ class LengthAdaptiveModel(nn.Module):
         self.layers, self.heads = len(self.parts.layers), model.config.num_attention_heads
         self.head_size = model.config.hidden_size // self.heads
         self.per_token = reads_tokens(model)
+        self.votes: Votes = "none" if significance == "learned" else significance
+        if significance == "learned" and not hasattr(model, ranking.NAME):
+            model.register_parameter(ranking.NAME, nn.Parameter(torch.zeros(self.layers, model.config.hidden_size)))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return logits as the plain model; `lengths` is int64 (layers,), counted at max_length."""
@@ -172,6 +176,15 @@ class LengthAdaptiveModel(nn.Module):
         """Return logits of the sub-model in which the `skipped` layers do nothing (LayerDrop)."""
         return self.parts.logits(self.encode(input_ids, attention_mask, token_type_ids, lengths, skipped, restore=self.per_token))
 
+    def with_ranking_loss(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits at full length, and how far the layers' learned rankings lie from the last layer's attention: KL, a number."""
+        seen = list[Tensor]()
+        logits = self.parts.logits(self.encode(input_ids, attention_mask, token_type_ids, restore=self.per_token, seen=seen))
+        *states, attention = seen
+        ranked = states if self.per_token else states[:-1]  # a sentence head reads [CLS] alone of the last layer
+        rankers = getattr(self.model, ranking.NAME)[: len(ranked)]
+        return logits, ranking.ranking_loss(ranked, rankers, attention, attention_mask.bool() & (self._ahead(token_type_ids) == 0))
+
     def encode(
         self,
         input_ids: Tensor,
@@ -181,10 +194,12 @@ class LengthAdaptiveModel(nn.Module):
         skipped: Set[int] = frozenset(),
         restore: bool = True,
         states: Tensor | None = None,
+        seen: list[Tensor] | None = None,
     ) -> Tensor:
         """Return the last state of every token (batch, seq, hidden), or of [CLS] alone (batch, 1, hidden) without `restore`.
 
-        The `skipped` layers do nothing; `states` (batch, seq, hidden) stand in for the embeddings.
+        The `skipped` layers do nothing; `states` (batch, seq, hidden) stand in for the embeddings. At full length, `seen` is given each
+        layer's states after attention, and then the attention that the last one pays each token (batch, seq).
         """
         hidden, tokens = self.parts.embed(input_ids, token_type_ids) if states is None else states, attention_mask.sum(1)
         rows = torch.arange(input_ids.shape[1], device=hidden.device).expand_as(input_ids)
@@ -199,10 +214,15 @@ class LengthAdaptiveModel(nn.Module):
             only_cls = index == last and not restore  # a sentence head reads [CLS] alone: the rest of this layer would be thrown away
             queries = state.hidden[:, :1] if only_cls else state.hidden
             if keep is None or leaves is None or only_cls:
-                hidden, _ = self._attend(layer, queries, state, padded, "none")
+                watched: Votes = "none" if seen is None or index != last else "attention" if restore else "cls"
+                hidden, paid = self._attend(layer, queries, state, padded, watched)
                 state = state._replace(hidden=hidden)
+                if seen is not None:
+                    seen.extend([hidden, paid] if index == last else [hidden])
             else:
-                hidden, significance = self._attend(layer, queries, state, padded, self.significance, leaves[index])
+                hidden, significance = self._attend(layer, queries, state, padded, self.votes, leaves[index])
+                if self.significance == "learned":
+                    significance = ranking.significance_of(hidden, getattr(self.model, ranking.NAME)[index], state.real, leaves[index])
                 state = drop(state._replace(hidden=hidden), significance, keep[index], leaves[index], self.neighbours)
             state = state._replace(hidden=self.parts.feed_forward(layer, state.hidden))
             if restore:
@@ -223,7 +243,7 @@ class LengthAdaptiveModel(nn.Module):
         return (tokens * lengths[:, None] + self.max_length - 1) // self.max_length
 
     def _attend(
-        self, layer: nn.Module, queries: Tensor, state: State, padded: Tensor, kind: Significance, leaves: Tensor | None = None
+        self, layer: nn.Module, queries: Tensor, state: State, padded: Tensor, kind: Votes, leaves: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the attention block's output (batch, queries, hidden) and the significance of each key (batch, seq), or nothing (0,)."""
         q, k, v = self.parts.project(layer, queries, state.hidden, state.rows)

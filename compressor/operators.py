@@ -149,6 +149,14 @@ _BIAS_OF_CLS = """
     row_of_bias = Squeeze (one_row, by_query)
     cls_bias = Transpose <perm = [0, 2, 1]> (row_of_bias)
 """
+_LEARNED = """
+    unseen = Constant <value_float = UNSEEN> ()
+    last = Constant <value_ints = [-1]> ()
+    parts = Mul (states, ranker)
+    scores = ReduceSum <keepdims = 0> (parts, last)
+    visible = Where (real, scores, unseen)
+    SIGNIFICANCE = Softmax <axis = 1> (visible)
+"""
 _NONE = """
     SIGNIFICANCE = Constant <value = float[1, 1] {0.0}> ()
 """
@@ -243,6 +251,7 @@ def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
         for kind, body in _attention_bodies(portable).items():
             outputs = "context" if kind == "none" else "context, significance"
             yield function(f"{name}_{kind} {head} => ({outputs})", of(body))
+    yield function("learned (states, ranker, real, leaves) => (significance)", _if_tokens_leave(_LEARNED, _NONE, "SIGNIFICANCE"))
     after = "hidden_after, real_after, rows_after, ahead_after"
     head = f"(hidden, real, rows, ahead, significance, keep, leaves) => ({after})"
     yield function(f"drop {head}", _DROP.replace("SCORE", _ALONE))

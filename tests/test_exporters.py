@@ -19,7 +19,7 @@ from compressor.settings.deploying import Export
 from tests.conftest import write_project
 from tests.test_families import model_of
 from tests.test_fusion import operators
-from tests.test_graphs import CONFIGURATIONS, TEXTS, tiny, tokens
+from tests.test_graphs import CONFIGURATIONS, TEXTS, adaptive, tiny, tokens
 from tests.test_halves import texts_of
 
 DYNAMO = Export(exporter="dynamo", opset=18)
@@ -34,9 +34,9 @@ def _trained(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("kind", ["attention", "sampled", "cls"])
+@pytest.mark.parametrize("kind", ["attention", "sampled", "cls", "learned"])
 def test_dynamo_writes_the_same_operators_as_torchscript(tmp_path: Path, tiny_model: Path, kind: Significance) -> None:
-    model, texts = LengthAdaptiveModel(_trained(tiny().model), 32, kind).eval(), tokens(tiny_model, *TEXTS)
+    model, texts = adaptive(_trained(tiny().model), 32, kind), tokens(tiny_model, *TEXTS)
     paths = {exporter: tmp_path / f"{exporter}.onnx" for exporter in ("torchscript", "dynamo")}
     for exporter, path in paths.items():
         export_graph(model, path, Export(exporter=exporter, opset=18))

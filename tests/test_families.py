@@ -30,6 +30,7 @@ from compressor.session import Graph
 from compressor.settings.deploying import Export
 from compressor.students import select_layers
 from compressor.tokens import Tokens
+from tests.test_graphs import adaptive
 
 L = 16
 SIZES: dict[str, Any] = {"vocab_size": 50, "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
@@ -160,10 +161,10 @@ def test_the_exported_graph_equals_torch(kind: str, head: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("portable", [True, False])
-@pytest.mark.parametrize("significance", ["attention", "sampled", "cls"])
+@pytest.mark.parametrize("significance", ["attention", "sampled", "cls", "learned"])
 @pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
 def test_a_graph_whose_scores_have_a_bias_equals_torch(kind: str, significance: Significance, portable: bool, tmp_path: Path) -> None:
-    model = LengthAdaptiveModel(model_of(kind), L, significance).eval()
+    model = adaptive(model_of(kind), L, significance)
     export_graph(model, tmp_path / "model.onnx", Export(portable=portable))
     ids = batch(16, 9, 3)[0].numpy()
     texts = Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, (16, 9, 3), strict=True)])

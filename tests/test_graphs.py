@@ -1,14 +1,16 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, PreTrainedModel
 
+from compressor import ranking
 from compressor.answering import QuestionAnswering
 from compressor.attention import Significance
 from compressor.classification import TextClassification
@@ -32,6 +34,14 @@ def tiny(seed: int = 1) -> LengthAdaptiveModel:
     return LengthAdaptiveModel(BertForSequenceClassification(config), 32).eval()
 
 
+def adaptive(model: PreTrainedModel, max_length: int, significance: Significance, **settings: Any) -> LengthAdaptiveModel:
+    """Return a length-adaptive model in evaluation mode; what it has learned to rank tokens by, if anything, is random."""
+    wrapped = LengthAdaptiveModel(model, max_length, significance, **settings).eval()
+    if significance == "learned":
+        torch.nn.init.normal_(model.get_parameter(ranking.NAME), std=0.1, generator=torch.Generator().manual_seed(1))
+    return wrapped
+
+
 def tokens(tiny_model: Path, *texts: str) -> Tokens:
     return TextClassification().windows(tokenizer_of(tiny_model), [Example(t) for t in texts], 32, 0).tokens
 
@@ -39,9 +49,9 @@ def tokens(tiny_model: Path, *texts: str) -> Tokens:
 TEXTS = ("film", "the story was very good", "a dull plot and the music is weak and it was quite awful", "it", "witty ending " * 30)
 
 
-@pytest.mark.parametrize("significance", ["attention", "sampled", "cls"])
-def test_the_graph_equals_torch_at_all_lengths_batches_and_paddings(tmp_path: Path, tiny_model: Path, significance: str) -> None:
-    model = LengthAdaptiveModel(tiny().model, 32, significance).eval()
+@pytest.mark.parametrize("significance", ["attention", "sampled", "cls", "learned"])
+def test_the_graph_equals_torch_at_all_lengths_batches_and_paddings(tmp_path: Path, tiny_model: Path, significance: Significance) -> None:
+    model = adaptive(tiny().model, 32, significance)
     export_graph(model, tmp_path / "model.onnx")
     assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4) < 1e-4
 
@@ -50,12 +60,14 @@ PAIRS = [("film", "good"), ("was it a dull plot", "the music is weak and it was 
 
 
 @pytest.mark.parametrize("settings", [Export(), Export(portable=True), Export(exporter="dynamo", opset=18)], ids=str)
-@pytest.mark.parametrize(("significance", "neighbours"), [("question", 0), ("question", 3), ("sampled", 2), ("cls", 20)])
+@pytest.mark.parametrize(
+    ("significance", "neighbours"), [("question", 0), ("question", 3), ("sampled", 2), ("cls", 20), ("learned", 0), ("learned", 3)]
+)
 def test_the_graph_of_a_question_and_of_neighbours_equals_torch(
     tmp_path: Path, tiny_model: Path, significance: Significance, neighbours: int, settings: Export
 ) -> None:
     answering = BertForQuestionAnswering(tiny().model.config)
-    model = LengthAdaptiveModel(answering, 32, significance, "question", neighbours=neighbours).eval()
+    model = adaptive(answering, 32, significance, protect="question", neighbours=neighbours)
     export_graph(model, tmp_path / "model.onnx", settings)
     windows = QuestionAnswering().windows(tokenizer_of(tiny_model), [Example(q, text_pair=c) for q, c in PAIRS], 32, 8)
     assert windows.tokens.segments.any()

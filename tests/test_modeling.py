@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from compressor import ranking
 from compressor.attention import Significance
 from compressor.dropping import State, drop, put_back
 from compressor.lengths import LengthConfig
@@ -17,6 +19,7 @@ from compressor.modeling import AHEAD, LengthAdaptiveModel, PlainModel, load_mod
 from compressor.stages.finetune import named_otherwise
 from compressor.students import select_layers
 from tests.test_families import model_of
+from tests.test_graphs import adaptive
 
 L = 16
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -77,11 +80,11 @@ def test_at_full_length_it_is_the_plain_hugging_face_model(model: LengthAdaptive
 
 @pytest.mark.parametrize("lengths", SHORTER)
 @pytest.mark.parametrize("neighbours", [0, 2])
-@pytest.mark.parametrize("significance", ["attention", "sampled", "cls"])
+@pytest.mark.parametrize("significance", ["attention", "sampled", "cls", "learned"])
 def test_a_prediction_does_not_depend_on_its_batch(
     model: LengthAdaptiveModel, lengths: tuple[int, ...], significance: Significance, neighbours: int
 ) -> None:
-    model = LengthAdaptiveModel(model.model, L, significance, neighbours=neighbours).eval()
+    model = adaptive(copy.deepcopy(model.model), L, significance, neighbours=neighbours)
     config = torch.tensor(lengths)
     together = model(*batch(16, 9, 3, 5), config)
     for row, length in enumerate((16, 9, 3, 5)):
@@ -220,3 +223,27 @@ def test_a_skipped_layer_does_nothing(model: LengthAdaptiveModel) -> None:
 
 def test_the_tiny_model_loads_as_a_classifier(tiny_model: Path) -> None:
     assert AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=4).num_labels == 4
+
+
+def test_layers_learn_to_rank_as_the_last_one_attends(model: LengthAdaptiveModel) -> None:
+    """Only the rankings learn: what they are read off stays as it is."""
+    learned, inputs = LengthAdaptiveModel(copy.deepcopy(model.model), L, "learned"), batch(16, 9, 5)
+    rankers = learned.model.get_parameter(ranking.NAME)
+    before, after = learned.with_ranking_loss(*inputs)
+    torch.testing.assert_close(before, learned(*inputs))
+    after.backward()
+    assert [name for name, weights in learned.named_parameters() if weights.grad is not None] == [f"model.{ranking.NAME}"]
+    optimizer = torch.optim.Adam([rankers], 0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = learned.with_ranking_loss(*inputs)[1]
+        loss.backward()
+        optimizer.step()
+    assert loss < after / 3
+    seen = list[Tensor]()
+    with torch.no_grad():
+        learned.encode(*inputs, restore=False, seen=seen)
+    best = seen[-1][0, 1:].argmax() + 1  # [CLS], which always stays, aside
+    told = ranking.significance_of(seen[0], rankers[0], inputs[1].bool(), YES)
+    assert told[0, 1:].argmax() + 1 == best
+    assert (told[1, 9:] == 0).all()

@@ -21,9 +21,9 @@ class LengthAdapt(Training):
     """LayerDrop: probability that a sub-model skips a layer in training."""
     soft_labels: Share = 0.5
     """Share of the teacher's soft labels, against the labels, in what the full model learns."""
-    significance: Literal["attention", "sampled", "question", "cls"] = "attention"
-    """A token counts for the attention it receives from all real tokens, every eighth (cheaper), those of a protected question, or [CLS]
-    (cheapest)."""
+    significance: Literal["attention", "sampled", "question", "cls", "learned"] = "attention"
+    """A token counts for the attention it receives in a layer from all real tokens, every eighth (cheaper), those of a protected question,
+    or [CLS] (cheaper still); or for what each layer learns of the attention that the last one will pay it (cheapest)."""
     neighbours: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     """Tokens on each side whose significance counts for a token too: a text is left in whole stretches, not in single words."""
     counts: Literal["ratio", "absolute"] = "ratio"

@@ -2,7 +2,8 @@
 
 What:     at each step the full model, the smallest and a few random sub-models (LengthDrop, LayerDrop) learn together (sandwich rule).
 Papers:   Length-Adaptive Transformer (arXiv:2010.07003), Universally Slimmable Networks (arXiv:1903.05134), LayerDrop (arXiv:1909.11556).
-Formula:  full: (1 - a) · cross-entropy + a · KL(teacher ‖ full); each sub-model: KL(full, detached ‖ sub) (inplace distillation).
+Formula:  full: (1 - a) · cross-entropy + a · KL(teacher ‖ full); each sub-model: KL(full, detached ‖ sub) (inplace distillation). Where
+          significance is learned, the full pass teaches the layers' rankings too (compressor/ranking.py).
 Defaults: 2 sandwiches, bound 0.2, layer_drop 0, a = `soft_labels` 0.5.
 Limits:   a step costs 2 + sandwiches passes; short texts gain little (the report says how much).
 """
@@ -112,14 +113,21 @@ def smallest_of(settings: LengthAdapt, layers: int, max_length: int) -> LengthCo
 def _losses(settings: LengthAdapt, model: LengthAdaptiveModel, outputs: TeacherOutputs | None, choice: Choice, seed: int) -> Losses:
     def losses(batch: dict[str, Tensor], step: Step) -> Iterable[Tensor]:
         def forward(config: LengthConfig | None, skipped: frozenset[int]) -> Tensor:
+            texts = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+            if config is None and model.significance == "learned":
+                logits, loss = model.with_ranking_loss(*texts)
+                beside.append(loss)
+                return logits
             lengths = None if config is None else torch.tensor(config.lengths, device=batch["input_ids"].device)
-            return model.without_layers(skipped, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], lengths)
+            return model.without_layers(skipped, *texts, lengths)
 
+        beside = list[Tensor]()  # what the full pass teaches beside its answers
         goal = None if outputs is None else outputs.of(batch["rows"], (), batch["input_ids"].device)[0]
         rng = random.Random(f"{seed}/{step.number}")
         mask = batch["attention_mask"].bool()
         longest = int(mask.sum(1).max()) if model.absolute else model.max_length  # absolute counts of short texts would drop nothing
-        return sandwich(forward, batch["labels"], goal, mask, settings, model.layers, longest, choice, rng)
+        for loss in sandwich(forward, batch["labels"], goal, mask, settings, model.layers, longest, choice, rng):
+            yield loss + beside.pop() if beside else loss
 
     return losses
 
