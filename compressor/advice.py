@@ -41,8 +41,12 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "question":
         told = "where tokenizers mark a second text, length_adapt with significance question, protect question and neighbours 8"
         yield f"{told} loses fewer answers"
-    elif facts.words is not None and facts.words > MANY_WORDS and recipe.length_adapt and recipe.length_adapt.significance == "attention":
-        yield f"texts are so long (median {facts.words:.0f} words) that length_adapt.significance sampled is faster"
+    elif facts.words is not None and facts.words > MANY_WORDS and recipe.length_adapt and recipe.length_adapt.significance != "learned":
+        long = f"texts are so long (median {facts.words:.0f} words) that length_adapt.significance"
+        if recipe.task.type == "text-classification":
+            yield f"{long} learned loses less at equal lengths, and is faster"
+        elif recipe.length_adapt.significance == "attention":
+            yield f"{long} sampled is faster"
     if facts.words is not None and facts.words > MANY_WORDS and recipe.search and not recipe.search.truncate and recipe.reads_single_texts:
         yield f"texts are so long (median {facts.words:.0f} words) that search.truncate may find points that read only their beginning"
     if facts.teacher and facts.student and recipe.assistant is None:

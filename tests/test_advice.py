@@ -80,11 +80,25 @@ def test_few_sentences_of_any_format_are_told(tmp_path: Path, tiny_model: Path) 
     assert "300 labelled texts are few" in advice(recipe)
 
 
-def test_long_texts_are_ranked_by_a_sample_of_their_tokens(make_recipe: Callable[..., Path]) -> None:
+def test_of_long_texts_layers_learn_what_counts(make_recipe: Callable[..., Path]) -> None:
     recipe = make_recipe()
-    assert "sampled" not in advice(recipe)
+    told = "texts are so long (median 121 words) that length_adapt.significance learned loses less"
+    assert "learned" not in advice(recipe)
     write(recipe, 50, LONG)
-    assert "texts are so long (median 121 words) that length_adapt.significance sampled is faster" in advice(recipe)
+    assert told in advice(recipe)
+    assert told in advice(recipe, "length_adapt.significance=sampled")
+    assert "learned" not in advice(recipe, "length_adapt.significance=learned")
+
+
+def test_of_long_texts_with_entities_a_sample_of_the_tokens_ranks(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
+    (make_recipe().parent / "train.conll").write_text(f"{'word O' + chr(10)}" * 121 + "good B-X\n\n", encoding="utf-8")
+    recipe = make_recipe().parent / "tags.yaml"
+    head = "version: 1\nname: tags\ntask: {type: token-classification, metric: entity_f1}\ndata: {train: train.conll}\n"
+    rest = f"teacher: {{model: {tiny_model}, finetune: {{epochs: 1}}}}\nlength_adapt: {{epochs: 1}}\n"
+    recipe.write_text(head + rest, encoding="utf-8")
+    told = "words) that length_adapt.significance sampled is faster"
+    assert told in advice(recipe)
+    assert told not in advice(recipe, "length_adapt.significance=sampled")
 
 
 def test_a_question_says_what_counts(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
@@ -103,8 +117,6 @@ def test_long_texts_may_be_read_in_part(make_recipe: Callable[..., Path]) -> Non
     write(recipe, 50, LONG)
     assert "texts are so long (median 121 words) that search.truncate may find points that read only their beginning" in advice(recipe)
     assert "search.truncate" not in advice(recipe, "search.truncate=true")
-    recipe.write_text(recipe.read_text().replace("length_adapt: {", "length_adapt: {significance: sampled, "))
-    assert "sampled" not in advice(recipe)
 
 
 def test_recipes_that_start_from_one_encoder_may_recycle_its_layers(make_recipe: Callable[..., Path]) -> None:

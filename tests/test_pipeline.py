@@ -17,7 +17,7 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from compressor import summary
+from compressor import checkpoint, ranking, summary
 from compressor.artifact import Artifact, commit
 from compressor.errors import RecipeError
 from compressor.gates import Variant, judge
@@ -559,6 +559,17 @@ def test_a_teacher_without_the_tasks_head_is_refused(make_recipe: Callable[..., 
     done = compress("tiny.yaml", cwd=recipe.parent)
     assert done.returncode == 3
     assert "is no classifier of these 2 labels; add teacher.finetune" in done.stderr
+
+
+def test_what_layers_learned_to_rank_by_is_kept(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"length_adapt: {epochs: 1,": "length_adapt: {epochs: 1, significance: learned, "})
+    done = compress("tiny.yaml", "--until", "length_adapt", "--format", "json", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (recipe.parent / "artifacts").glob("length_adapt-*")
+    rankers = load_file(folder / "model" / "model.safetensors")[ranking.NAME]
+    assert (abs(rankers).max(1)[:-1] > 0).all()  # the last layer of a sentence task reads [CLS] alone
+    loaded = checkpoint.load_forward(Artifact(folder), ["bad", "good"], "sequence-classification")
+    assert (loaded.model.get_parameter(ranking.NAME).detach().numpy() == rankers).all()
 
 
 def test_length_adaptation_over_seeds_goes_on_with_the_best(make_recipe: Callable[..., Path]) -> None:

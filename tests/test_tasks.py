@@ -76,7 +76,11 @@ def spans(rng: random.Random) -> dict[str, Any]:
 
 
 BAD_ROW = {"question": "what", "context": "good film", "answers": {"text": ["plot"], "answer_start": [0]}}
-ASKED = "length_adapt: {significance: question, protect: question, neighbours: 3, "
+RANKED = {
+    "question-answering": "length_adapt: {significance: question, protect: question, neighbours: 3, ",
+    "token-classification": "length_adapt: {significance: learned, ",
+    "multi-label-classification": "length_adapt: {significance: learned, ",
+}
 CASCADE = "cascade: {members: [{point: min}, {teacher: float}], thresholds: [0.8]}"
 KINDS: dict[str, tuple[Callable[[random.Random], dict[str, Any]], str, Any, str]] = {
     "multi-label-classification": (sets, "micro_f1", "a good film", "a good film\n"),
@@ -100,7 +104,7 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         write(folder / f"{name}.jsonl", make, count, seed)
     cascade = "" if kind == "text-regression" else CASCADE
     text = RECIPE.format(task=f"type: {kind}", metric=metric, model=tiny_model, data="", cascade=cascade)
-    text = text.replace("length_adapt: {", ASKED) if kind == "question-answering" else text
+    text = text.replace("length_adapt: {", RANKED.get(kind, "length_adapt: {"))
     (folder / "tiny.yaml").write_text(text, encoding="utf-8")
     done = compress("run", "tiny.yaml", "--format", "json", cwd=folder)
     assert done.returncode == 0, done.stderr
