@@ -26,7 +26,7 @@ from compressor.encoded import Encoded, pad_id_of, tokenizer_of
 from compressor.families import shape_of
 from compressor.files import Columns
 from compressor.losses import label_loss
-from compressor.modeling import load_model
+from compressor.pretrained import load_model
 from compressor.progress import Progress
 from compressor.recycling import Lower, Recycled, learning
 from compressor.reuse import stored

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.cross_model import CPU, encoded, scores_above, texts_of
 from benchmarks.record import conclude
 from compressor.families import shape_of
-from compressor.modeling import load_model
+from compressor.pretrained import load_model
 from compressor.progress import Progress
 from compressor.recycling import Lower, Recycled, learning
 from compressor.reuse import stored

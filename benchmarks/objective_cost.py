@@ -27,8 +27,9 @@ from compressor.distillation import losses_of
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
 from compressor.families import shape_of
 from compressor.files import Columns
-from compressor.modeling import PlainModel, load_model
+from compressor.modeling import PlainModel
 from compressor.objectives import Shapes, check, learned_modules
+from compressor.pretrained import load_model
 from compressor.progress import Progress
 from compressor.scoring import autocast
 from compressor.settings.distilling import Distill

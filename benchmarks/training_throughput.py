@@ -33,7 +33,8 @@ from compressor.data import read_examples
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
 from compressor.files import Columns
 from compressor.losses import label_loss
-from compressor.modeling import PlainModel, load_model
+from compressor.modeling import PlainModel
+from compressor.pretrained import load_model
 from compressor.progress import Progress
 from compressor.settings.training import Training
 from compressor.tokens import Ints, Tokens

@@ -13,7 +13,8 @@ from compressor import ranking
 from compressor.artifact import Artifact, write_json
 from compressor.encoded import TOKENIZER_FILES
 from compressor.errors import RecipeError
-from compressor.modeling import LengthAdaptiveModel, PlainModel, load_model
+from compressor.modeling import LengthAdaptiveModel, PlainModel
+from compressor.pretrained import load_model
 from compressor.splits import ADAPTIVE, MODEL
 
 

@@ -17,8 +17,9 @@ from compressor.data import read_examples
 from compressor.distillation import check_above, check_objectives
 from compressor.families import shape_of
 from compressor.members import bundle_of, check_member
-from compressor.modeling import LengthAdaptiveModel, load_model
+from compressor.modeling import LengthAdaptiveModel
 from compressor.objectives import Shapes
+from compressor.pretrained import load_model
 from compressor.recipe import Recipe
 from compressor.recycling import check_layers
 from compressor.settings.distilling import Distill

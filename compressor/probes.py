@@ -17,7 +17,7 @@ import torch
 
 from compressor.encoded import Encoded
 from compressor.finetuning import TrainingData, finetune
-from compressor.modeling import load_model
+from compressor.pretrained import load_model
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recycling import FILLED_AT_ONCE, Recycled

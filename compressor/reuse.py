@@ -13,7 +13,7 @@ from compressor import sources
 from compressor.artifact import STORE, sha256
 from compressor.encoded import Encoded
 from compressor.families import shape_of
-from compressor.modeling import load_model
+from compressor.pretrained import load_model
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recycling import Lower, Recycled

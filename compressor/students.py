@@ -11,8 +11,8 @@ from compressor import adapters, sources
 from compressor.bilstm import bilstm_over
 from compressor.errors import RecipeError
 from compressor.families import family
-from compressor.modeling import load_model
 from compressor.narrowing import narrow
+from compressor.pretrained import load_model
 from compressor.settings.distilling import Student
 
 

@@ -12,7 +12,7 @@ from compressor.augmentation import Neighbours, augmented, changed
 from compressor.data import Example
 from compressor.distillation import _texts
 from compressor.encoded import mask_token, tokenizer_of
-from compressor.modeling import load_model
+from compressor.pretrained import load_model
 from compressor.settings.distilling import Augment, Distill, SoftLabels, Student
 from compressor.splits import Splits
 from compressor.tagging import TokenClassification

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compressor.cheapening import ATTENTION, cheapen
 from compressor.dropout import CheapDropout
-from compressor.modeling import load_model
+from compressor.pretrained import load_model
 from tests.test_families import CONFIGS, L, batch, model_of
 
 

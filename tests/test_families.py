@@ -23,7 +23,8 @@ from compressor.errors import RecipeError
 from compressor.families import FAMILIES, PROJECTIONS, Place, Shape, captured, score_bias, shape_of
 from compressor.graphs import NAMES, FullLengthModel, export_graph, layered, parity
 from compressor.losses import Attention
-from compressor.modeling import HEADS, LengthAdaptiveModel, PlainModel
+from compressor.modeling import LengthAdaptiveModel, PlainModel
+from compressor.pretrained import HEADS
 from compressor.products import count_products
 from compressor.quantizers import Quantizer, dynamic, smoothed, static
 from compressor.session import Graph

@@ -15,7 +15,8 @@ from compressor import ranking
 from compressor.attention import Significance
 from compressor.dropping import State, drop, put_back
 from compressor.lengths import LengthConfig
-from compressor.modeling import AHEAD, LengthAdaptiveModel, PlainModel, load_model
+from compressor.modeling import AHEAD, LengthAdaptiveModel, PlainModel
+from compressor.pretrained import load_model
 from compressor.stages.finetune import named_otherwise
 from compressor.students import select_layers
 from tests.test_families import model_of

@@ -19,7 +19,8 @@ from compressor.errors import RecipeError
 from compressor.families import FAMILIES, Place, family
 from compressor.loader import load_recipe
 from compressor.losses import label_loss
-from compressor.modeling import PlainModel, load_model
+from compressor.modeling import PlainModel
+from compressor.pretrained import load_model
 from compressor.probes import Probe, chosen
 from compressor.progress import Progress
 from compressor.recycling import Lower, Recycled, above, captured_in, learning

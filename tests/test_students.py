@@ -9,8 +9,9 @@ from compressor.bilstm import bilstm_over
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, shape_of
 from compressor.graphs import export_graph, parity
-from compressor.modeling import PlainModel, load_model
+from compressor.modeling import PlainModel
 from compressor.narrowing import narrow
+from compressor.pretrained import load_model
 from compressor.settings.distilling import BiLSTM, Student
 from compressor.students import layers_of, select_layers, student_of
 from compressor.tokens import Tokens

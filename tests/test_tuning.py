@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from compressor.errors import RecipeError
 from compressor.losses import balanced_weights, label_loss
-from compressor.modeling import PlainModel, load_model
+from compressor.modeling import PlainModel
+from compressor.pretrained import load_model
 from compressor.settings.training import Finetune
 from compressor.tuning import learning_parameters, merged, prepare
 from tests.test_families import batch, model_of

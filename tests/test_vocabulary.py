@@ -11,7 +11,8 @@ from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.errors import RecipeError
-from compressor.modeling import PlainModel, load_model
+from compressor.modeling import PlainModel
+from compressor.pretrained import load_model
 from compressor.tagging import TokenClassification
 from compressor.tokens import Tokens
 from compressor.vocabulary import covered, prune_model, prune_tokenizer, used

@@ -12,7 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 from compressor.environments import NEURAL_COMPRESSOR, Environment
 from compressor.errors import CompressorError
 from compressor.graphs import export_graph
-from compressor.modeling import PlainModel, load_model
+from compressor.modeling import PlainModel
+from compressor.pretrained import load_model
 from compressor.runtime import Runtime
 from compressor.session import Backend
 from compressor.tokens import Tokens

@@ -17,8 +17,8 @@ from typing import Any
 from compressor import sources
 from compressor.artifact import write_json
 from compressor.families import shape_of
-from compressor.modeling import load_model
 from compressor.pipeline import Inputs
+from compressor.pretrained import load_model
 from compressor.probes import Probe, chosen, probe
 from compressor.progress import Progress
 from compressor.recipe import Recipe

@@ -1,0 +1,104 @@
+"""Encoders with a head, as transformers loads them from a folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from compressor import adapters, bilstm
+from compressor.errors import RecipeError
+
+logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
+logging.disable_progress_bar()
+bilstm.register()
+
+
+HEADS: Mapping[str, Any] = {
+    "sequence-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+    "masked-lm": AutoModelForMaskedLM,
+}
+
+
+def load_model(folder: Path, labels: Sequence[str], head: str = "sequence-classification") -> PreTrainedModel:
+    """Return the folder's encoder with a head, for these labels if any; a head that fits is kept, any other is made anew.
+
+    A head that knows these labels in another order answers in this one.
+
+    Raises:
+        RecipeError: the folder holds no encoder that transformers can load.
+    """
+    names = dict(enumerate(labels))
+    ids = {label: number for number, label in names.items()}
+    settings: dict[str, Any] = {"num_labels": len(labels), "id2label": names, "label2id": ids} if labels else {}
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        own = own_labels(config)
+        if hasattr(config, adapters.SIZE):
+            return _with_adapters(folder, config, head, settings)
+        model: PreTrainedModel = HEADS[head].from_pretrained(
+            folder,
+            **settings,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+        return _in_order(model, own, labels)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise RecipeError(f"{folder}: {' '.join(str(error).split())[:300]}; name a folder of a transformers encoder") from error
+
+
+def own_labels(config: Any) -> list[str]:
+    """Return the labels that a folder says its head answers, in their order."""
+    return [str(config.id2label[number]) for number in sorted(config.id2label or {})]
+
+
+def _in_order(model: PreTrainedModel, own: Sequence[str], labels: Sequence[str]) -> PreTrainedModel:
+    """Put what the head says of its own labels where these have them, where they are the same ones."""
+    ours, theirs = ([label.casefold() for label in some] for some in (labels, own))
+    if ours == theirs or sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
+        return model
+    rows = torch.tensor([theirs.index(label) for label in ours])
+    apart = [module for name, module in model.named_modules() if not name.startswith(f"{model.base_model_prefix}.")]
+    last = [module for module in apart if isinstance(module, nn.Linear) and module.out_features == len(labels)][-1]
+    with torch.no_grad():
+        last.weight.copy_(last.weight[rows])
+        if last.bias is not None:
+            last.bias.copy_(last.bias[rows])
+    return model
+
+
+def _with_adapters(folder: Path, config: Any, head: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """Return a classifier whose layers have adapters: these are put in before the weights are read."""
+    config.update(settings)
+    model: PreTrainedModel = HEADS[head].from_config(config)
+    adapters.insert_as_told(model, config)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()
+
+
+def has_head(folder: Path, model: PreTrainedModel) -> bool:
+    """Say whether the folder holds all weights of the model's head, in its sizes: a head that was made anew knows nothing."""
+    shapes: dict[str, list[int]] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    tied = {name for name in model.state_dict() if any(name.endswith(part) for part in getattr(model, "_tied_weights_keys", None) or ())}
+    wanted = {name: list(x.shape) for name, x in model.state_dict().items() if not name.startswith(f"{model.base_model_prefix}.")}
+    return all(shapes.get(name) == shape for name, shape in wanted.items() if name not in tied)
