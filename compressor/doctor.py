@@ -101,7 +101,7 @@ def check_combinations(found: Mapping[str, str]) -> Iterator[Check]:
 def check_machine(facts: Mapping[str, Any]) -> Iterator[Check]:
     """Check the processor and memory as `machine.describe` tells them."""
     yield Check("cpu", "ok", f"{facts['cpu']}, {facts['cores']} usable cores")
-    yield from check_isa(set(facts["isa"]))
+    yield from check_isa(set(facts["isa"]), machine.fast_bf16(facts))
     yield check_threads(facts["cores"], os.environ.get("OMP_NUM_THREADS"))
     if facts["threads_per_core"] > 1:
         detail = f"{facts['threads_per_core']} threads share a core; they slow matrix products down and make latencies noisy"
@@ -109,7 +109,7 @@ def check_machine(facts: Mapping[str, Any]) -> Iterator[Check]:
     yield check_memory(facts["memory_gb"])
 
 
-def check_isa(isa: set[str]) -> Iterator[Check]:
+def check_isa(isa: set[str], bf16: str | None) -> Iterator[Check]:
     """Check for instructions that multiply 8-bit integers and bfloat16."""
     if not isa:
         yield Check("instruction set", "warn", "not told by this system", "compare the rows of a bundle's report that was built here")
@@ -119,11 +119,11 @@ def check_isa(isa: set[str]) -> Iterator[Check]:
     else:
         detail = "no VNNI or AMX: 8-bit weights may saturate (onnxruntime#5849) and INT8 is slower than on newer processors"
         yield Check("int8", "warn", detail, "build and measure on a processor like the one that will serve the bundle")
-    if isa & machine.FAST_BF16:
-        yield Check("bf16", "ok", ", ".join(sorted(isa & machine.FAST_BF16)))
+    if bf16 is not None:
+        yield Check("bf16", "ok", bf16)
     else:
-        detail = "no AMX: training runs in float32, several times slower than bfloat16 with it"
-        yield Check("bf16", "warn", detail, "train on a processor with AMX or on a GPU if time matters")
+        detail = "no AMX, nor AMD's AVX512-bf16: training runs in float32, several times slower than bfloat16 with them"
+        yield Check("bf16", "warn", detail, "train on a processor with one of them or on a GPU if time matters")
 
 
 def check_threads(cores: int, omp_num_threads: str | None) -> Check:

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from compressor.encoded import Encoded
-from compressor.machine import FAST_BF16, describe
+from compressor.machine import describe, fast_bf16
 from compressor.tokens import Floats, Ints, in_order, length_batches
 
 
@@ -48,5 +48,5 @@ def on(device: torch.device, batch: Mapping[str, Ints | Floats]) -> dict[str, Te
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the context that runs matrix products in bfloat16 where the precision asks for it; `auto` asks the machine."""
-    fast = device.type == "cuda" or bool(FAST_BF16 & set(describe()["isa"]))
+    fast = device.type == "cuda" or fast_bf16(describe()) is not None
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and fast))

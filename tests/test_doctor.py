@@ -74,6 +74,7 @@ def test_known_bad_combinations(found: dict[str, str], expected: dict[str, str])
         ({}, {}),
         ({"isa": ["avx2"]}, {"int8": "warn", "bf16": "warn"}),
         ({"isa": ["avx2", "avx_vnni", "avx512_bf16"]}, {"bf16": "warn"}),
+        ({"cpu": "AMD EPYC", "isa": ["avx2", "avx_vnni", "avx512_bf16"]}, {}),
         ({"isa": []}, {"instruction set": "warn"}),
         ({"threads_per_core": 2}, {"hyper-threads": "warn"}),
         ({"memory_gb": 3.9}, {"memory": "warn"}),

@@ -141,19 +141,20 @@ def test_steps_follow_from_epochs_and_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("isa", "precision", "bfloat16"),
+    ("cpu", "isa", "precision", "bfloat16"),
     [
-        (["avx512_bf16", "amx_bf16"], "auto", True),
-        (["avx512_bf16"], "auto", False),  # slower than float32 there
-        (["avx2"], "auto", False),
-        (["avx2"], "bfloat16", True),
-        (["amx_bf16"], "float32", False),
+        ("Intel", ["avx512_bf16", "amx_bf16"], "auto", True),
+        ("Intel", ["avx512_bf16"], "auto", False),  # slower than float32 there
+        ("AMD EPYC", ["avx512_bf16"], "auto", True),
+        ("AMD EPYC", ["avx2"], "auto", False),
+        ("Intel", ["avx2"], "bfloat16", True),
+        ("Intel", ["amx_bf16"], "float32", False),
     ],
 )
 def test_products_are_in_bfloat16_where_that_is_fast(
-    isa: list[str], precision: str, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+    cpu: str, isa: list[str], precision: str, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "describe", lambda: {"isa": isa})
+    monkeypatch.setattr(scoring, "describe", lambda: {"cpu": cpu, "isa": isa})
     with scoring.autocast(precision, torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
