@@ -34,13 +34,20 @@ N_BEST, LONGEST = 20, 30
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Alternative:
     """A span of the context, where it begins and ends (characters), and its probability; an empty text: there is no answer."""
 
     text: str
     start: int
     end: int
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Alternative):
+    """The most probable span, and the next best ones, among which probabilities are shared."""
+
+    others: tuple[Alternative, ...] = ()
 
     def line(self) -> str:
         """Return the answer as a line for people."""
@@ -166,14 +173,12 @@ class QuestionAnswering:
         return found
 
     def decode(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> list[Answer]:
-        """Return the best span of each question's windows."""
+        """Return the best spans of each question's windows."""
         answers = []
         for example, best in zip(examples, self.spans(logits, windows, examples), strict=True):
-            probability = float(softmax(np.array([span.score for span in best]))[0])
-            text = str(example.text_pair)[best[0].start : best[0].end]
-            lead = len(text) - len(text.lstrip())  # some tokenizers count the space before a word to it
-            start = best[0].start + lead
-            answers.append(Answer(text.strip(), start, start + len(text.strip()), 0.0 if math.isnan(probability) else probability))
+            probabilities = np.nan_to_num(softmax(np.array([span.score for span in best]))).tolist()
+            first, *others = [(*_words(str(example.text_pair), span), p) for span, p in zip(best, probabilities, strict=True)]
+            answers.append(Answer(*first, tuple(Alternative(*other) for other in others)))
         return answers
 
     def spans(self, logits: Floats, windows: Windows, examples: Sequence[Example]) -> list[list[Span]]:
@@ -199,6 +204,13 @@ class QuestionAnswering:
             return float(ours == theirs)
         same = sum((Counter(ours) & Counter(theirs)).values())
         return 2 * same / (len(ours) + len(theirs)) if same else 0.0
+
+
+def _words(context: str, span: Span) -> tuple[str, int, int]:
+    """Return a span's text, its start and its end, without the space that some tokenizers count to the word behind it."""
+    text = context[span.start : span.end]
+    start = span.start + len(text) - len(text.lstrip())
+    return text.strip(), start, start + len(text.strip())
 
 
 def normalized(text: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from compressor.answering import QuestionAnswering, exact_match, normalized
+from compressor.answering import N_BEST, QuestionAnswering, exact_match, normalized
 from compressor.confidence import confidences
 from compressor.data import Example, read_examples
 from compressor.encoded import tokenizer_of
@@ -148,6 +148,24 @@ def test_an_answer_ends_after_it_begins_and_is_not_too_long(tiny_model: Path) ->
     logits[first + 2, 1] = 4.0  # before its start
     logits[first + 7, 1] = 3.0
     assert TASK.decode(logits, windows, [example], ("start", "end"))[0].text == "film film film"
+
+
+def test_the_next_best_spans_stand_beside_an_answer(tiny_model: Path) -> None:
+    example = Example("what", "a great film was dull", [("film", 8)])
+    windows = windows_of(tiny_model, [example])
+    first = int(np.flatnonzero(windows.places[:, 0] >= 0)[0])
+    logits = np.full((len(windows.tokens.ids), 2), -9.0, np.float32)
+    logits[first, 0] = logits[first + 2, 1] = 4.0
+    logits[first + 4, 0], logits[first + 4, 1] = 3.0, 3.0
+    answer = TASK.decode(logits, windows, [example], ("start", "end"))[0]
+    second = answer.others[1]  # after the one from the first's start to the second's end
+    assert [answer.text, answer.others[0].text, second.text] == ["a great film", "a great film was dull", "dull"]
+    assert example.text_pair is not None
+    assert example.text_pair[second.start : second.end] == "dull"
+    scores = [answer.score, *(other.score for other in answer.others)]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(scores) == pytest.approx(1.0)
+    assert len(scores) <= N_BEST
 
 
 def test_a_long_question_is_cut_so_that_its_context_has_room(tiny_model: Path) -> None:
