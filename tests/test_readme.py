@@ -135,3 +135,14 @@ def test_what_runs_of_many_tokens_cost_is_what_was_measured() -> None:
     times = {(row["threads"], row["point"], row["most_tokens"]): row["ms"] for row in rows}
     ratios = [times[threads, "full", 8192] / times[threads, "full", 512] for threads in (1, 2)]
     assert "of 8,192, long posts take {:.1f} to {:.1f} times as long".format(*ratios) in " ".join(README.split())
+
+
+def test_what_a_search_costs_is_what_was_measured() -> None:
+    *_, last = result("search_cost")["ours"]
+    assert result("search_cost")["same_front_for_1_and_4_workers"]
+    assert last["hypervolume_over_reference"]["test"]["at most 5 points lost"] >= 1
+    told = f"in {100 * last['share_of_reference']:.1f} % of the time a front as good on the test split, where at most 5 points are lost"
+    assert (
+        f"takes {last['evaluations']} evaluations instead of the published {result('search_cost')['reference']['evaluations']:,}?" in README
+    )
+    assert told in README
