@@ -85,15 +85,15 @@ FINETUNING: Mapping[str, Mapping[str, Any]] = {
 
 
 def main() -> None:
-    """Build every row of the chosen studies and write the table."""
+    """Build every row of the chosen studies and write a table of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", choices=STUDIES)
     parser.add_argument("--shared", type=Path, required=True, help="folder with data/sst2 and data/sci-cite")
     parser.add_argument("--models", type=Path, required=True, help="folder with mpnet-base and minilm-l6-h384")
     parser.add_argument("--trial", action="store_true", help="a few steps of every row, to see that it works; records nothing")
     chosen = parser.parse_args()
-    rows = [row for name in chosen.studies for row in rows_of(name, chosen)]
-    conclude("methods", {"seeds": SEEDS, "rows": rows}, chosen.trial)
+    for name in chosen.studies:
+        conclude(f"methods_{name}", {"seeds": SEEDS, "rows": list(rows_of(name, chosen))}, chosen.trial)
 
 
 def rows_of(name: str, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -108,16 +108,16 @@ def rows_of(name: str, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     budget = {"batch_size": 64, "seeds": 2 if chosen.trial else SEEDS, **short}
     tuned = {"epochs": study.epochs, "batch_size": 64, "learning_rate": 4e-5, **short}
     teacher = {"model": str(chosen.models.resolve() / "mpnet-base"), "finetune": tuned}
-    yield _row(name, "teacher", "mpnet-base", _build(name, data, teacher, until="finetune"))
+    yield _row("teacher", "mpnet-base", _build(name, data, teacher, until="finetune"))
     for row, settings in STUDENTS.items():
         given = dict(settings)
         epochs = study.epochs * given.pop("epochs_factor", 1)
         distill = {"learning_rate": 1.5e-4} | budget | {"epochs": epochs} | given
         distill["student"] = _with_folders(settings["student"], chosen.models.resolve())
-        yield _row(name, "objectives", row, _build(name, data, teacher, distill, until="distill"))
+        yield _row("objectives", row, _build(name, data, teacher, distill, until="distill"))
     for row, settings in FINETUNING.items():
         encoder = {"model": str(chosen.models.resolve() / "minilm-l6-h384"), "finetune": budget | {"epochs": study.epochs} | settings}
-        yield _row(name, "fine-tuning", row, _build(name, data, encoder, until="finetune"))
+        yield _row("fine-tuning", row, _build(name, data, encoder, until="finetune"))
 
 
 def _with_folders(student: Mapping[str, Any], models: Path) -> dict[str, Any]:
@@ -134,11 +134,10 @@ def _build(name: str, data: Mapping[str, Any], teacher: Mapping[str, Any], disti
     return json.loads(ended.stdout)["metrics"]
 
 
-def _row(study: str, kind: str, name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _row(kind: str, name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     score = metrics["validation_score"]
     seeds = metrics.get("seeds", {"scores": [score], "mean": score, "standard_deviation": None})
     row = {
-        "study": study,
         "table": kind,
         "name": name,
         "score": seeds["mean"],

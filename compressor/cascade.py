@@ -59,13 +59,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Part:
-    """What one member answers of a batch: the examples' rows, its windows of them, its logits, and how sure it is (rows,)."""
+    """What one member answers of a batch: the examples' rows, its windows of them, its logits, and how sure it is (rows,).
+
+    `no_confidence` (rows,) counts the members before it whose confidence in the example was no number.
+    """
 
     member: str
     rows: Ints
     windows: Windows
     logits: Floats
     confidences: Floats
+    no_confidence: Ints
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Cascade:
 
     def _routed(self, task: Task, examples: Sequence[Example], limits: Sequence[float]) -> Iterator[Part]:
         left, before, windows, states = np.arange(len(examples)), None, None, None
+        unknown = np.zeros(len(examples), np.int64)
         for member, limit in zip(self.members, [*limits, None], strict=True):
             if not len(left):
                 return
@@ -115,11 +120,12 @@ class Cascade:
             logits, states = member.answer(windows.tokens, states)
             sure = confidences(self.confidence, task, logits, windows, asked, member.temperature)
             answered = np.ones(len(left), bool) if limit is None else sure >= limit
+            unknown += np.isnan(sure) & ~answered
             if answered.any():
-                yield Part(member.name, left[answered], *_of(answered, windows, logits, task), sure[answered])
+                yield Part(member.name, left[answered], *_of(answered, windows, logits, task), sure[answered], unknown[answered])
             if states is not None:
                 states = [states[row] for row in np.flatnonzero(~answered[windows.owners]).tolist()]
-            left, before = left[~answered], member
+            left, unknown, before = left[~answered], unknown[~answered], member
             windows = _of(~answered, windows, logits, task)[0] if len(left) else None
 
 

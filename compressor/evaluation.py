@@ -17,7 +17,7 @@ def evaluate(
     policy: str | None = None,
     thresholds: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Return score and 95 % interval at an operating point, or of the cascade with the share of examples that each member answers.
+    """Return score and 95 % interval at an operating point, or of the cascade with the number of examples that each member answers.
 
     Raises:
         RecipeError: a label that the bundle does not know, a text without its second, a point and a policy, or thresholds that
@@ -33,8 +33,9 @@ def evaluate(
     if policy is None:
         outcomes, facts["point"] = runtime.outcomes(examples, point), point or runtime.default
     else:
-        outcomes, who = runtime.routed_outcomes(examples, policy, thresholds)
+        outcomes, who, unknown = runtime.routed_outcomes(examples, policy, thresholds)
         facts = {"policy": policy, "answered": {member.name: who.count(member.name) for member in runtime.cascade.members}}
+        facts["no_confidence"] = unknown
     low, high = interval(metric, outcomes)
     return {"metric": name, "score": metric(outcomes), "low": low, "high": high, "examples": len(examples), **facts}
 

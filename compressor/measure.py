@@ -63,7 +63,7 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
     runs = _runs(recipe, inputs, folder, data, lengths, asked, runtime.backend)
     sizes = {name: path.stat().st_size / 1e6 for name, path, _ in _files(inputs, folder)}
     if cascade:
-        outcomes[cascade], who = runtime.routed_outcomes(examples)
+        outcomes[cascade], who, _ = runtime.routed_outcomes(examples)
         shares = _shares([member.name for member in runtime.cascade.members], who, outcomes[cascade], metric)
         runs[cascade] = _routes(Runtime(folder, recipe.target.threads), [[examples[row] for row in rows] for rows in asked])
         sizes[cascade] = sum(p.stat().st_size for p in folder.rglob("*.onnx")) / 1e6

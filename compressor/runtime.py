@@ -50,11 +50,12 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """An answer of a cascade: which member gave it, and how sure it was."""
+    """An answer of a cascade: which member gave it, how sure it was, and how many before it had a confidence that is no number."""
 
     answer: Any
     member: str
     confidence: float
+    no_confidence: int
 
 
 class Runtime:
@@ -210,8 +211,8 @@ class Runtime:
             for part in self.cascade.route(self.task, chunk, thresholds):
                 rows = part.rows.tolist()
                 answers = self.task.decode(part.logits, part.windows, [chunk[row] for row in rows], self.labels)
-                for row, answer, sure in zip(rows, answers, part.confidences.tolist(), strict=True):
-                    found[row] = Routed(answer, part.member, sure)
+                for row, answer, *how in zip(rows, answers, part.confidences.tolist(), part.no_confidence.tolist(), strict=True):
+                    found[row] = Routed(answer, part.member, *how)
                 while told in found:  # those before the first text that went on need not wait for it
                     yield found.pop(told)
                     told += 1
@@ -224,14 +225,16 @@ class Runtime:
 
     def routed_outcomes(
         self, examples: Sequence[Example], policy: str = "cascade", thresholds: Sequence[float] | None = None
-    ) -> tuple[Floats, list[str]]:
-        """Return the cascade's outcomes of labelled examples, one row each, and the members that answered."""
+    ) -> tuple[Floats, list[str], int]:
+        """Return the cascade's outcomes of labelled examples, one row each, the members that answered, and how many examples went on
+        because a confidence was no number."""
         self._check(policy, thresholds)
         parts = list(self.cascade.route(self.task, examples, thresholds))
         found = [self.task.outcomes(p.logits, p.windows, [examples[row] for row in p.rows.tolist()], self.labels) for p in parts]
         order = np.concatenate([part.rows for part in parts]).argsort()
         members = np.concatenate([np.full(len(part.rows), part.member, object) for part in parts])
-        return np.concatenate(found)[order], list(members[order])
+        unknown = sum(int(np.count_nonzero(part.no_confidence)) for part in parts)
+        return np.concatenate(found)[order], list(members[order]), unknown
 
     def logits(self, tokens: Tokens) -> Floats:
         """Return the logits of tokens that were read before, (texts, classes) or (tokens, classes), at the bundle's own point."""

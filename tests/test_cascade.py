@@ -101,6 +101,8 @@ def test_a_text_goes_on_until_a_member_is_sure_and_one_without_confidence_always
         (alone,) = cascade.route(TextClassification(), [example])
         assert alone.member == ("cheap" if row % 3 == 1 else "dear")
         assert alone.logits.tolist() == [list((first if row % 3 == 1 else second)[example.text])]
+    assert parts["cheap"].no_confidence.tolist() == [0] * 10
+    assert parts["dear"].no_confidence.tolist() == [int(row % 3 == 0) for row in parts["dear"].rows]
     everything = list(cascade.route(TextClassification(), TEXTS[:30], [0.0]))
     assert [len(part.rows) for part in everything] == [20, 10]  # what has no confidence goes on even so
     with pytest.raises(ValueError, match="2 members take 1 thresholds, not 2"):
@@ -287,6 +289,23 @@ def test_a_bundle_without_a_cascade_and_one_with_a_changed_member_are_refused(bu
     shutil.rmtree(changed / "members")
     with pytest.raises(BundleError, match="is missing"):
         Runtime(changed)
+
+
+def test_texts_that_a_member_has_no_confidence_in_go_on_and_are_counted(project: Path, tmp_path: Path) -> None:
+    broken, lines = Path(shutil.copytree(bundle_of(project), tmp_path / "broken")), tmp_path / "texts.txt"
+    cascade = json.loads((broken / "manifest.json").read_text(encoding="utf-8"))["cascade"]
+    cascade["members"][0]["temperature"] = math.nan  # as logits of a graph that overflows
+    resealed(broken, cascade=cascade)
+    lines.write_text("a good film\na bad film\n", encoding="utf-8")
+    sent = ("--policy", "cascade", "--threshold", "0", "--threshold", "0", "--format", "json")
+    done = compress("predict", str(broken), str(lines), *sent, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert [(r["member"], r["no_confidence"]) for r in map(json.loads, done.stdout.splitlines())] == [("full", 1), ("full", 1)]
+    assert "2 texts went on because a member's confidence was no number" in " ".join(done.stderr.split())
+    done = compress("eval", str(broken), "--data", "test.csv", *sent, cwd=project)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["no_confidence"], told["answered"]) == (40, {"min": 0, "full": 40, "teacher": 0})
 
 
 def test_a_cascade_answers_in_the_backend_that_it_was_calibrated_in(project: Path) -> None:

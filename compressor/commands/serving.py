@@ -54,11 +54,15 @@ def predict(
     policy = runtime.policy(chosen, policy, threshold or None)
     given = map(runtime.given, _lines(texts))
     if policy:
+        unknown = 0
         for routed in runtime.trace(given, policy, threshold or None):
+            unknown += routed.no_confidence > 0
             sure = None if math.isnan(routed.confidence) else routed.confidence  # JSON has no word for what is no number
-            told = {**asdict(routed.answer), "member": routed.member, "confidence": sure}
+            told = {**asdict(routed.answer), "member": routed.member, "confidence": sure, "no_confidence": routed.no_confidence}
             line = f"{routed.answer.line()}\t{routed.member} {routed.confidence:.4f}"
             typer.echo(json.dumps(told, ensure_ascii=False) if format == "json" else line)
+        if unknown:
+            typer.echo(f"{unknown} text{'s' * (unknown > 1)} went on because a member's confidence was no number", err=True)
         return
     for answer in runtime.stream(given, chosen):
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
