@@ -5,8 +5,8 @@ What:     after a layer's attention the least significant tokens leave; before a
 Papers:   PoWER-BERT (arXiv:2001.08950), Length-Adaptive Transformer (arXiv:2010.07003).
 Formula:  significance of token j = sum over heads and real queries i of attention[i, j]; [CLS] always stays first.
 Defaults: significance from all real queries (`attention`); `sampled` asks every eighth of them, `question` the question's, `cls` only
-          [CLS], `learned` what the layer knows of the last one's (compressor/ranking.py); `protect` question lets the question's tokens
-          leave last; with `neighbours` those beside a token count for it too.
+          [CLS], `learned` what the layer has learned of a token's worth (compressor/ranking.py); `protect` question lets the question's
+          tokens leave last; with `neighbours` those beside a token count for it too.
 Limits:   the families of compressor/backbones.py; a question is told by segment ids, which RoBERTa's tokenizers do not give.
 """
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from compressor import ranking
 from compressor.attention import Significance, Votes, attention, exported_attention
 from compressor.backbones import backbone, reads_tokens
+from compressor.choices import Choice
 from compressor.dropping import State, drop, put_back
 
 AHEAD = 1e4
@@ -70,7 +71,8 @@ class LengthAdaptiveModel(nn.Module):
         self.per_token = reads_tokens(model)
         self.votes: Votes = "none" if significance == "learned" else significance
         if significance == "learned" and not hasattr(model, ranking.NAME):
-            model.register_parameter(ranking.NAME, nn.Parameter(torch.zeros(self.layers, model.config.hidden_size)))
+            rankers = ranking.untaught(self.layers, model.config.hidden_size, question=protect == "question")
+            model.register_parameter(ranking.NAME, rankers)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return logits as the plain model; `lengths` is int64 (layers,), counted at max_length."""
@@ -82,14 +84,16 @@ class LengthAdaptiveModel(nn.Module):
         """Return logits of the sub-model in which the `skipped` layers do nothing (LayerDrop)."""
         return self.parts.logits(self.encode(input_ids, attention_mask, token_type_ids, lengths, skipped, restore=self.per_token))
 
-    def with_ranking_loss(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits at full length, and how far the layers' learned rankings lie from the last layer's attention: KL, a number."""
-        seen = list[Tensor]()
+    def with_ranking_loss(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Return logits at full length, and how far the layers' learned rankings lie from what tokens are worth: KL, a number."""
+        seen, mask, ahead = list[Tensor](), attention_mask.bool(), self._ahead(token_type_ids)
         logits = self.parts.logits(self.encode(input_ids, attention_mask, token_type_ids, restore=self.per_token, seen=seen))
         *states, attention = seen
+        states = states if choice == "positions" else [state.detach() for state in states]
         ranked = states if self.per_token else states[:-1]  # a sentence head reads [CLS] alone of the last layer
         rankers = getattr(self.model, ranking.NAME)[: len(ranked)]
-        return logits, ranking.ranking_loss(ranked, rankers, attention, attention_mask.bool() & (self._ahead(token_type_ids) == 0))
+        paid = ranking.worth(logits, attention, mask, choice, self.neighbours)
+        return logits, ranking.ranking_loss(ranked, rankers, paid, mask & (ahead == 0), mask & (ahead >= AHEAD))
 
     def encode(
         self,
@@ -128,7 +132,8 @@ class LengthAdaptiveModel(nn.Module):
             else:
                 hidden, significance = self._attend(layer, queries, state, padded, self.votes, leaves[index])
                 if self.significance == "learned":
-                    significance = ranking.significance_of(hidden, getattr(self.model, ranking.NAME)[index], state.real, leaves[index])
+                    ranker, asking = getattr(self.model, ranking.NAME)[index], state.real & (state.ahead >= AHEAD)
+                    significance = ranking.significance_of(hidden, ranker, state.real, asking, leaves[index])
                 state = drop(state._replace(hidden=hidden), significance, keep[index], leaves[index], self.neighbours)
             state = state._replace(hidden=self.parts.feed_forward(layer, state.hidden))
             if restore:

@@ -157,6 +157,30 @@ _LEARNED = """
     visible = Where (real, scores, unseen)
     SIGNIFICANCE = Softmax <axis = 1> (visible)
 """
+# What is left of a question's tokens comes first. The sum over them of one softmax over all pairs is what a token counts.
+_LEARNED_OF_QUESTION = (
+    _QUESTION
+    + """
+    unseen = Constant <value_float = UNSEEN> ()
+    begin = Constant <value_ints = [0]> ()
+    last = Constant <value_ints = [-1]> ()
+    some = Slice (states, begin, end, tokens, every)
+    voting = Slice (voters, begin, end, tokens, every)
+    ours = MatMul (states, ranker)
+    theirs = MatMul (some, asker)
+    turned = Transpose <perm = [0, 2, 1]> (theirs)
+    scores = MatMul (ours, turned)
+    rows = Unsqueeze (real, last)
+    columns = Unsqueeze (voting, tokens)
+    both = And (rows, columns)
+    visible = Where (both, scores, unseen)
+    in_a_row = Flatten <axis = 1> (visible)
+    likely = Softmax <axis = 1> (in_a_row)
+    shape = Shape (visible)
+    pairs = Reshape (likely, shape)
+    SIGNIFICANCE = ReduceSum <keepdims = 0> (pairs, last)
+"""
+)
 _NONE = """
     SIGNIFICANCE = Constant <value = float[1, 1] {0.0}> ()
 """
@@ -251,7 +275,8 @@ def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
         for kind, body in _attention_bodies(portable).items():
             outputs = "context" if kind == "none" else "context, significance"
             yield function(f"{name}_{kind} {head} => ({outputs})", of(body))
-    yield function("learned (states, ranker, real, leaves) => (significance)", _if_tokens_leave(_LEARNED, _NONE, "SIGNIFICANCE"))
+    for name, inputs, body in (("", "ranker, real", _LEARNED), ("_of_question", "ranker, asker, real, voters", _LEARNED_OF_QUESTION)):
+        yield function(f"learned{name} (states, {inputs}, leaves) => (significance)", _if_tokens_leave(body, _NONE, "SIGNIFICANCE"))
     after = "hidden_after, real_after, rows_after, ahead_after"
     head = f"(hidden, real, rows, ahead, significance, keep, leaves) => ({after})"
     yield function(f"drop {head}", _DROP.replace("SCORE", _ALONE))

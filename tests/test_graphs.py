@@ -35,9 +35,12 @@ def tiny(seed: int = 1) -> LengthAdaptiveModel:
 
 
 def adaptive(model: PreTrainedModel, max_length: int, significance: Significance, **settings: Any) -> LengthAdaptiveModel:
-    """Return a length-adaptive model in evaluation mode; what it has learned to rank tokens by, if anything, is random."""
+    """Return a length-adaptive model in evaluation mode; what it has learned to rank tokens by, if anything, is random.
+
+    That of a question begins so.
+    """
     wrapped = LengthAdaptiveModel(model, max_length, significance, **settings).eval()
-    if significance == "learned":
+    if significance == "learned" and settings.get("protect") != "question":
         torch.nn.init.normal_(model.get_parameter(ranking.NAME), std=0.1, generator=torch.Generator().manual_seed(1))
     return wrapped
 

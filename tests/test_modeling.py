@@ -230,14 +230,14 @@ def test_layers_learn_to_rank_as_the_last_one_attends(model: LengthAdaptiveModel
     """Only the rankings learn: what they are read off stays as it is."""
     learned, inputs = LengthAdaptiveModel(copy.deepcopy(model.model), L, "learned"), batch(16, 9, 5)
     rankers = learned.model.get_parameter(ranking.NAME)
-    before, after = learned.with_ranking_loss(*inputs)
+    before, after = learned.with_ranking_loss(*inputs, "labels")
     torch.testing.assert_close(before, learned(*inputs))
     after.backward()
     assert [name for name, weights in learned.named_parameters() if weights.grad is not None] == [f"model.{ranking.NAME}"]
     optimizer = torch.optim.Adam([rankers], 0.01)
     for _ in range(300):
         optimizer.zero_grad()
-        loss = learned.with_ranking_loss(*inputs)[1]
+        loss = learned.with_ranking_loss(*inputs, "labels")[1]
         loss.backward()
         optimizer.step()
     assert loss < after / 3
@@ -245,6 +245,6 @@ def test_layers_learn_to_rank_as_the_last_one_attends(model: LengthAdaptiveModel
     with torch.no_grad():
         learned.encode(*inputs, restore=False, seen=seen)
     best = seen[-1][0, 1:].argmax() + 1  # [CLS], which always stays, aside
-    told = ranking.significance_of(seen[0], rankers[0], inputs[1].bool(), YES)
+    told = ranking.significance_of(seen[0], rankers[0], inputs[1].bool(), inputs[1].bool(), YES)
     assert told[0, 1:].argmax() + 1 == best
     assert (told[1, 9:] == 0).all()

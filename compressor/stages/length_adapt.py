@@ -115,7 +115,7 @@ def _losses(settings: LengthAdapt, model: LengthAdaptiveModel, outputs: TeacherO
         def forward(config: LengthConfig | None, skipped: frozenset[int]) -> Tensor:
             texts = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
             if config is None and model.significance == "learned":
-                logits, loss = model.with_ranking_loss(*texts)
+                logits, loss = model.with_ranking_loss(*texts, choice)
                 beside.append(loss)
                 return logits
             lengths = None if config is None else torch.tensor(config.lengths, device=batch["input_ids"].device)
