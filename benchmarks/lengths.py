@@ -42,10 +42,12 @@ ASKED = {
     "question": ["length_adapt.significance=question", "length_adapt.protect=question"],
     "question, neighbours": ["length_adapt.significance=question", "length_adapt.protect=question", "length_adapt.neighbours=8"],
 }
-QUESTION = {
-    **ASKED,
-    **{f"plain dropping, {name}": [*changes, "length_adapt.max_steps=1"] for name, changes in ASKED.items()},
+PLAIN = {f"plain dropping, {name}": [*changes, "length_adapt.max_steps=1"] for name, changes in ASKED.items()}
+LEARNED = {
+    "learned, question protected": ["length_adapt.significance=learned", "length_adapt.protect=question"],
+    "learned, question, neighbours": ["length_adapt.significance=learned", "length_adapt.protect=question", "length_adapt.neighbours=8"],
 }
+QUESTION = {**ASKED, **LEARNED, **PLAIN}
 BOUNDS = (0.05, 0.1, 0.15, 0.2, 0.25)
 
 

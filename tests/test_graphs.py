@@ -66,11 +66,11 @@ PAIRS = [("film", "good"), ("was it a dull plot", "the music is weak and it was 
 @pytest.mark.parametrize(
     ("significance", "neighbours"), [("question", 0), ("question", 3), ("sampled", 2), ("cls", 20), ("learned", 0), ("learned", 3)]
 )
+@pytest.mark.parametrize("head", [BertForQuestionAnswering, BertForSequenceClassification], ids=["answers", "labels"])
 def test_the_graph_of_a_question_and_of_neighbours_equals_torch(
-    tmp_path: Path, tiny_model: Path, significance: Significance, neighbours: int, settings: Export
+    tmp_path: Path, tiny_model: Path, significance: Significance, neighbours: int, settings: Export, head: type[PreTrainedModel]
 ) -> None:
-    answering = BertForQuestionAnswering(tiny().model.config)
-    model = adaptive(answering, 32, significance, protect="question", neighbours=neighbours)
+    model = adaptive(head(tiny().model.config), 32, significance, protect="question", neighbours=neighbours)
     export_graph(model, tmp_path / "model.onnx", settings)
     windows = QuestionAnswering().windows(tokenizer_of(tiny_model), [Example(q, text_pair=c) for q, c in PAIRS], 32, 8)
     assert windows.tokens.segments.any()

@@ -248,3 +248,56 @@ def test_layers_learn_to_rank_as_the_last_one_attends(model: LengthAdaptiveModel
     told = ranking.significance_of(seen[0], rankers[0], inputs[1].bool(), inputs[1].bool(), YES)
     assert told[0, 1:].argmax() + 1 == best
     assert (told[1, 9:] == 0).all()
+
+
+def asking(model: LengthAdaptiveModel, neighbours: int = 0) -> tuple[LengthAdaptiveModel, tuple[Tensor, ...]]:
+    """Return a model that answers questions and learns to rank by them, and texts whose first six tokens are the question."""
+    ids, mask, _ = batch(16, 12)
+    answering = BertForQuestionAnswering(model.model.config)
+    segments = (torch.arange(L) >= 6).long().expand_as(ids)
+    return LengthAdaptiveModel(answering, L, "learned", "question", neighbours=neighbours).eval(), (ids, mask, segments)
+
+
+@torch.no_grad()
+def test_a_token_counts_by_each_of_the_questions(model: LengthAdaptiveModel) -> None:
+    """Padding counts for nothing and changes nothing."""
+    asked, (ids, mask, segments) = asking(model)
+    states, ranker = asked.parts.embed(ids, segments), asked.model.get_parameter(ranking.NAME)[0]
+    real = mask.bool()
+    found = ranking.significance_of(states, ranker, real, real & (segments == 0), YES)
+    ours, theirs = ranker * ranker.shape[-1] ** 0.5
+    for row, length in enumerate((16, 12)):
+        pairs = torch.stack([states[row, :length] @ ours.T @ (theirs @ states[row, q]) for q in range(6)], 1)
+        torch.testing.assert_close(found[row, :length], (pairs.exp() / pairs.exp().sum()).sum(1))
+    assert (found[1, 12:] == 0).all()
+    torch.testing.assert_close(found.sum(1), torch.ones(2))
+
+
+def test_layers_learn_where_answers_will_be(model: LengthAdaptiveModel) -> None:
+    """The encoder learns with its rankings, because early layers know too little of it; of the head nothing is asked."""
+    asked, inputs = asking(model, neighbours=1)
+    with torch.no_grad():
+        asked.model.qa_outputs.weight.normal_()
+        goal = asked(*inputs)
+    optimizer = torch.optim.Adam(asked.parameters(), 0.003)
+    first = asked.with_ranking_loss(*inputs, "positions")[1]
+    first.backward()
+    assert asked.model.qa_outputs.weight.grad is None
+    assert asked.parts.layers[0].attention.self.value.weight.grad.abs().sum() > 0
+    for _ in range(60):
+        optimizer.zero_grad()
+        logits, loss = asked.with_ranking_loss(*inputs, "positions")
+        (loss + torch.nn.functional.mse_loss(logits, goal)).backward()
+        optimizer.step()
+    assert loss < first / 2
+
+
+def test_what_a_token_is_worth_is_how_likely_an_answer_begins_or_ends_beside_it() -> None:
+    logits = torch.full((1, 4, 2), -1e4)
+    logits[0, 1, 0] = logits[0, 2, 1] = 0.0
+    mask = torch.tensor([[True, True, True, False]])
+    attention = torch.tensor([[4.0, 3.0, 2.0, 0.0]])
+    assert ranking.worth(logits, attention, mask, "positions", 0).tolist() == [[0, 0.5, 0.5, 0]]
+    torch.testing.assert_close(ranking.worth(logits, attention, mask, "positions", 1), torch.tensor([[0.5, 1, 1, 0.5]]) / 3)
+    assert ranking.worth(logits, attention, mask, "labels", 1) is not attention
+    assert ranking.worth(logits, attention, mask, "labels", 1).tolist() == attention.tolist()

@@ -77,7 +77,7 @@ def spans(rng: random.Random) -> dict[str, Any]:
 
 BAD_ROW = {"question": "what", "context": "good film", "answers": {"text": ["plot"], "answer_start": [0]}}
 RANKED = {
-    "question-answering": "length_adapt: {significance: question, protect: question, neighbours: 3, ",
+    "question-answering": "length_adapt: {significance: learned, protect: question, neighbours: 3, ",
     "token-classification": "length_adapt: {significance: learned, ",
     "multi-label-classification": "length_adapt: {significance: learned, ",
 }

@@ -23,7 +23,8 @@ class LengthAdapt(Training):
     """Share of the teacher's soft labels, against the labels, in what the full model learns."""
     significance: Literal["attention", "sampled", "question", "cls", "learned"] = "attention"
     """A token counts for the attention it receives in a layer from all real tokens, every eighth (cheaper), those of a protected question,
-    or [CLS] (cheaper still); or for what each layer learns of the attention that the last one will pay it (cheapest)."""
+    or [CLS] (cheaper still); or for what each layer learns of its worth to the full model (cheapest): the attention that the last layer
+    will pay it, or how likely an answer begins or ends there, told by a protected question's tokens where there is one."""
     neighbours: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     """Tokens on each side whose significance counts for a token too: a text is left in whole stretches, not in single words."""
     counts: Literal["ratio", "absolute"] = "ratio"
