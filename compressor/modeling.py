@@ -23,7 +23,9 @@ from compressor.choices import Choice
 from compressor.dropping import State, drop, put_back
 
 AHEAD = 1e4
-"""More than any token's significance, which is at most heads times queries."""
+"""More than any token's significance by attention, which is at most heads times queries."""
+AHEAD_OF_SHARES = 3.0
+"""More than any that layers have learned, which are shares of one: beside 10,000 those of a question's tokens would all be alike."""
 
 
 class PlainModel(nn.Module):
@@ -66,6 +68,7 @@ class LengthAdaptiveModel(nn.Module):
         self.parts = backbone(model)
         self.model, self.max_length, self.significance, self.protect = model, max_length, significance, protect
         self.absolute, self.neighbours = counts == "absolute", neighbours
+        self.ahead = AHEAD_OF_SHARES if significance == "learned" else AHEAD
         self.layers, self.heads = len(self.parts.layers), model.config.num_attention_heads
         self.head_size = model.config.hidden_size // self.heads
         self.per_token = reads_tokens(model)
@@ -93,7 +96,7 @@ class LengthAdaptiveModel(nn.Module):
         ranked = states if self.per_token else states[:-1]  # a sentence head reads [CLS] alone of the last layer
         rankers = getattr(self.model, ranking.NAME)[: len(ranked)]
         paid = ranking.worth(logits, attention, mask, choice, self.neighbours)
-        return logits, ranking.ranking_loss(ranked, rankers, paid, mask & (ahead == 0), mask & (ahead >= AHEAD))
+        return logits, ranking.ranking_loss(ranked, rankers, paid, mask & (ahead == 0), mask & (ahead >= self.ahead))
 
     def encode(
         self,
@@ -132,7 +135,7 @@ class LengthAdaptiveModel(nn.Module):
             else:
                 hidden, significance = self._attend(layer, queries, state, padded, self.votes, leaves[index])
                 if self.significance == "learned":
-                    ranker, asking = getattr(self.model, ranking.NAME)[index], state.real & (state.ahead >= AHEAD)
+                    ranker, asking = getattr(self.model, ranking.NAME)[index], state.real & (state.ahead >= self.ahead)
                     significance = ranking.significance_of(hidden, ranker, state.real, asking, leaves[index])
                 state = drop(state._replace(hidden=hidden), significance, keep[index], leaves[index], self.neighbours)
             state = state._replace(hidden=self.parts.feed_forward(layer, state.hidden))
@@ -145,7 +148,7 @@ class LengthAdaptiveModel(nn.Module):
         """Return by how much tokens go before all others (batch, seq): [CLS] does, and the question where it is protected."""
         first = torch.arange(token_type_ids.shape[1], device=token_type_ids.device) == 0
         ahead = torch.where(first, torch.inf, 0.0).expand_as(token_type_ids)
-        return ahead + AHEAD * (token_type_ids == 0).float() if self.protect == "question" else ahead
+        return ahead + self.ahead * (token_type_ids == 0).float() if self.protect == "question" else ahead
 
     def _kept(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return how many of each text's tokens (layers, batch) stay after each layer: at least 1."""
@@ -160,7 +163,7 @@ class LengthAdaptiveModel(nn.Module):
         q, k, v = self.parts.project(layer, queries, state.hidden, state.rows)
         bias = self.parts.bias(layer, state.rows)
         bias = None if bias is None else bias[:, :, : queries.shape[1]]
-        voters = state.real & (state.ahead >= AHEAD) if kind == "question" else state.real
+        voters = state.real & (state.ahead >= self.ahead) if kind == "question" else state.real
         if torch.onnx.is_in_onnx_export():
             leaves = torch.zeros((), dtype=torch.bool) if leaves is None else leaves
             sizes = (self.heads, self.head_size)

@@ -273,6 +273,17 @@ def test_a_token_counts_by_each_of_the_questions(model: LengthAdaptiveModel) -> 
     torch.testing.assert_close(found.sum(1), torch.ones(2))
 
 
+@torch.no_grad()
+def test_of_a_question_too_what_counts_least_leaves_first(model: LengthAdaptiveModel) -> None:
+    """What layers learned are small numbers, which all look alike beside a large one."""
+    asked, (ids, mask, segments) = asking(model)
+    states, real, ahead = asked.parts.embed(ids, segments), mask.bool(), asked._ahead(segments)
+    told = ranking.significance_of(states, asked.model.get_parameter(ranking.NAME)[0], real, real & (segments == 0), YES)
+    kept = drop(state_of(states, real, ahead), told, torch.tensor([4, 4]), YES).rows
+    assert kept[:, 0].tolist() == [0, 0]
+    assert kept[:, 1:].tolist() == (1 + told[:, 1:6].argsort(descending=True))[:, :3].tolist()
+
+
 def test_layers_learn_where_answers_will_be(model: LengthAdaptiveModel) -> None:
     """The encoder learns with its rankings, because early layers know too little of it; of the head nothing is asked."""
     asked, inputs = asking(model, neighbours=1)
