@@ -38,9 +38,9 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
     if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and recipe.deployed:
         yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
-    if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "question":
-        told = "where tokenizers mark a second text, length_adapt with significance question, protect question and neighbours 8"
-        yield f"{told} loses fewer answers"
+    if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "learned":
+        told = "where tokenizers mark a second text, length_adapt with significance learned, protect question and neighbours 8"
+        yield f"{told} loses far fewer answers"
     elif facts.words is not None and facts.words > MANY_WORDS and recipe.length_adapt and recipe.length_adapt.significance != "learned":
         long = f"texts are so long (median {facts.words:.0f} words) that length_adapt.significance"
         if recipe.task.type == "text-classification":

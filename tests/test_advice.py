@@ -101,14 +101,15 @@ def test_of_long_texts_with_entities_a_sample_of_the_tokens_ranks(make_recipe: C
     assert told not in advice(recipe, "length_adapt.significance=sampled")
 
 
-def test_a_question_says_what_counts(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
+def test_layers_learn_where_answers_will_be(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
     recipe = make_recipe()
-    told = "significance question, protect question and neighbours 8"
+    told = "significance learned, protect question and neighbours 8"
     assert told not in advice(recipe)
     asked = "version: 1\nname: asked\ntask: {type: question-answering, metric: f1}\ndata: {train: train.csv}\nlength_adapt: {epochs: 1}\n"
     recipe.write_text(f"{asked}teacher: {{model: {tiny_model}, finetune: {{epochs: 1}}}}\n", encoding="utf-8")
     assert told in advice(recipe)
-    assert told not in advice(recipe, "length_adapt.significance=question", "length_adapt.protect=question")
+    assert told in advice(recipe, "length_adapt.significance=question", "length_adapt.protect=question")
+    assert told not in advice(recipe, "length_adapt.significance=learned", "length_adapt.protect=question")
 
 
 def test_long_texts_may_be_read_in_part(make_recipe: Callable[..., Path]) -> None:

@@ -67,6 +67,21 @@ def test_what_dropping_costs_in_answers_is_what_was_measured() -> None:
     assert f"at 53 % they all lose {min(loss[53] for loss in losses):.0f} or more" in words
 
 
+def test_what_is_left_of_answers_at_half_of_the_work_is_what_was_measured() -> None:
+    built, words = result("build_squad"), " ".join(README.split())
+    rows = {row["name"]: row for row in built["variants"]}
+    full, knee, fast = (rows[f"INT8 {name}"] for name in ("full", "knee", "fast"))
+    front = {round(100 * row["macs"]): row["score"] for row in built["front"]}
+    of = next(row["score"] for row in built["front"] if row["lengths"] == built["points"]["accurate"]["lengths"])
+    assert f"scores {100 * front[51]:.1f} of {100 * of:.1f} at 51 %" in words
+    macs = next(row["macs"] for row in built["front"] if row["lengths"] == knee["lengths"])
+    lost = [100 * (full["score"] - row["score"]) for row in (knee, fast)]
+    gained = [full["mean_ms"] / row["mean_ms"] for row in (knee, fast)]
+    told = f"at {100 * macs:.0f} % of the multiply-accumulates `knee` loses {lost[0]:.1f} points against INT8 full"
+    assert told in words
+    assert f"at {gained[0]:.2f} times its speed, `fast` {lost[1]:.1f} at {gained[1]:.2f} times" in words
+
+
 def test_the_table_of_int8_backends_is_what_was_measured() -> None:
     rows = result("quantizers_sst2")["rows"]
     usual = next(row for row in rows if row["graph"] == "onnxruntime")
