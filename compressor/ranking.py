@@ -28,7 +28,7 @@ NAME = "rankers"
 """Their weights among the model's own: (layers, width), or of those that hold tokens against a question's (layers, 2, RANK, width)."""
 OPERATOR = "learned"
 RANK = 32
-"""Numbers by which a token is held against each of a question's; of 16, up to 1.5 % more of SQuAD's answers left with half the tokens."""
+"""Numbers by which a token is held against each of a question's: at a width of 384, their products are a 70th of a layer's."""
 
 
 def untaught(layers: int, width: int, *, question: bool) -> nn.Parameter:
