@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from compressor.choices import UNLABELLED, Choice, softmax
-from compressor.data import Example, text_of
+from compressor.data import Example, given_texts, text_of
 from compressor.errors import RecipeError
 from compressor.files import Columns, Reader, Row, opened
 from compressor.scores import Metric
@@ -125,11 +125,12 @@ class QuestionAnswering:
         """Return the example that a caller gave as a pair of question and context.
 
         Raises:
-            RecipeError: the context is missing.
+            RecipeError: the context is missing, or this is no pair of texts.
         """
-        if isinstance(value, str):
+        found = given_texts(value)
+        if found.text_pair is None:
             raise RecipeError("a question needs its context: give a pair of texts, on a line with a tab between")
-        return Example(*value)
+        return found
 
     def names(self, example: Example) -> Sequence[str]:
         """Return nothing: positions have no names."""

@@ -28,6 +28,8 @@ TEXTS = 64
 """Texts of a stream that are timed: they spread evenly over its lengths."""
 FIRST_ID, IDS = 5, 25
 """Where random token ids lie: in the smallest vocabulary too."""
+MOST = 10**8
+"""Tokens of the largest batch of a shape."""
 LENGTHS = (32, 128, 384)
 """Tokens of the texts that are timed where nobody says otherwise."""
 UNTOLD = 128
@@ -110,6 +112,8 @@ def batch_of(shape: str) -> Workload:
     if not found:
         raise RecipeError(f"{shape!r} is no shape; write texts x tokens, as 8x128")
     count, length = int(found[1]), int(found[2])
+    if count * length > MOST:
+        raise RecipeError(f"{shape} has more than {MOST:,} tokens; choose a smaller one")
     ids = np.random.default_rng(0).integers(FIRST_ID, IDS, count * length, dtype=np.int32)
     return Workload(shape, [Tokens(ids, np.zeros_like(ids, np.int8), np.arange(count + 1) * length)], count)
 

@@ -21,15 +21,17 @@ def verify(folder: Path) -> Mapping[str, Any]:
     Raises:
         BundleError: what is wrong, in one line.
     """
+    if not str(folder).isascii() and any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
+        raise BundleError(f"{str(folder)!r}: the name of this folder is not UTF-8, which onnxruntime needs; give it another")
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if not isinstance(manifest, dict):
             raise ValueError
     except OSError:
         raise BundleError(f"{folder}: no bundle here (manifest.json is missing); name a folder that 'compress' built") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BundleError(f"{folder}/manifest.json is damaged; copy the bundle again or rebuild it with 'compress recipe.yaml'") from None
-    if manifest.get("format") != FORMAT or manifest.get("task") not in TASKS:
+    if manifest.get("format") != FORMAT or str(manifest.get("task")) not in TASKS:
         found = f"format {manifest.get('format')}, task {manifest.get('task')}"
         raise BundleError(
             f"{folder}: {found} is unknown to this version (format {FORMAT}); update encoder-compressor or rebuild the bundle"

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from compressor.choices import UNLABELLED, Choice, softmax
-from compressor.data import Example, label_of, text_of
+from compressor.data import Example, given_texts, label_of, text_of
 from compressor.errors import RecipeError
 from compressor.files import Columns, Reader
 from compressor.scores import Metric, accuracy, label_macro_f1, label_micro_f1, macro_f1, spearman
@@ -62,8 +62,12 @@ class _WholeTexts:
     forms: Mapping[str, Reader] = {}
 
     def given(self, value: Any) -> Example:
-        """Return the example that a caller gave as a text or a pair of texts."""
-        return Example(value) if isinstance(value, str) else Example(*value)
+        """Return the example that a caller gave as a text or a pair of texts.
+
+        Raises:
+            RecipeError: it is neither.
+        """
+        return given_texts(value)
 
     def windows(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int, stride: int) -> Windows:
         """Return each text, or pair of texts, cut at the longer side first."""
@@ -217,7 +221,7 @@ class MaskedLanguageModelling(_WholeTexts):
 
 def by_name(names: Iterable[str]) -> tuple[str, ...]:
     """Return distinct names in order: numbers by size, then the others by letter."""
-    return tuple(sorted(set(names), key=lambda x: (not x.isdigit(), int(x) if x.isdigit() else 0, x)))
+    return tuple(sorted(set(names), key=lambda x: (not x.isdecimal(), int(x) if x.isdecimal() else 0, x)))
 
 
 def _texts(where: str, row: Mapping[str, Any], columns: Columns, label: Any) -> Example:
@@ -228,7 +232,7 @@ def _texts(where: str, row: Mapping[str, Any], columns: Columns, label: Any) -> 
 def _number(where: str, column: str, value: object) -> float:
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):  # an integer of hundreds of digits
         number = math.nan
     if not math.isfinite(number):
         raise RecipeError(f"{where}: column {column!r} is {value!r}, not a number; write one or remove the row")

@@ -93,6 +93,29 @@ def _whole(where: str, column: str, text: str) -> str:
     return text
 
 
+def given_texts(value: object) -> Example:
+    """Return the example that a caller gave as a text or a pair of texts.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    parts = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not 1 <= len(parts) <= 2 or not all(isinstance(part, str) for part in parts):
+        raise RecipeError(f"{value!r:.60} is neither a text nor a pair of texts; give a str, or a tuple of two")
+    return Example(*parts)
+
+
+def check_characters(example: Example) -> None:
+    """Refuse what no tokenizer reads.
+
+    Raises:
+        RecipeError: a text has half a character.
+    """
+    for text in (example.text, example.text_pair or ""):
+        if not text.isascii() and _SURROGATE.search(text):
+            raise RecipeError(f"{text!r:.60} has half a character (a lone surrogate such as \\ud800); write the text again")
+
+
 def label_of(where: str, column: str, value: object) -> str:
     """Return a row's label, which may be written as a number."""
     if isinstance(value, float) and value.is_integer():

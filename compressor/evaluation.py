@@ -20,14 +20,14 @@ def evaluate(
     """Return score and 95 % interval at an operating point, or of the cascade with the number of examples that each member answers.
 
     Raises:
-        RecipeError: a label that the bundle does not know, a text without its second, a point and a policy, or thresholds that
-            do not fit the cascade.
+        RecipeError: a label that the bundle does not know, a text without its second or with one too many, a point and a policy, or
+            thresholds that do not fit the cascade.
         BundleError: there is no such point, or no cascade.
     """
     task, name = runtime.task, runtime.manifest["metric"]
     check_labels(task, examples, runtime.labels)
-    if runtime.manifest.get("pairs") and any(example.text_pair is None for example in examples):
-        raise RecipeError("this bundle answers pairs of texts: name the second text's column too (--text-pair)")
+    for example in examples:
+        runtime.check_pairs(example)
     metric, facts = task.metrics[name], dict[str, Any]()
     policy = runtime.policy(point, policy, thresholds)
     if policy is None:
@@ -49,4 +49,5 @@ def check_labels(task: Task, examples: Sequence[Example], known: Sequence[str]) 
     for number, example in enumerate(examples, 1):
         for label in task.outputs(task.names(example)):
             if label not in known:
-                raise RecipeError(f"example {number} has label {label!r}; this bundle answers {', '.join(known)}")
+                told = f"this bundle answers {', '.join(known)}; mend the label, or name data with these"
+                raise RecipeError(f"example {number} of those that are read has label {label!r}; {told}")

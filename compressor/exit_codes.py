@@ -30,7 +30,7 @@ def exits(debug: bool) -> Iterator[None]:
         err.print(f"error: {error}")
         sys.exit(error.exit_code)
     except interrupts.Interrupted as stop:
-        err.print(f"{stop}; the same command goes on from here")
+        err.print(f"{stop}; give the same command again: a build goes on from here")
         sys.exit(stop.exit_code)
     except SystemExit as leaving:
         # typer replaces stdout when its reader has gone (`compress … | head`), and leaves with 1, our code for a bug.

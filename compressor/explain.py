@@ -76,9 +76,11 @@ def explain(path: Path, tokens: int | None, point: str | None, rounds: int) -> d
         raise RecipeError(f"{path} has no operating points; leave out --point, or name a bundle")
     name = point or (model.runtime.default if model.runtime else "")
     tokens = tokens or min(TOKENS, model.runtime.max_length if model.runtime else TOKENS)
-    lengths, (text,) = model.points[name], batch_of(f"1x{tokens}").batches
+    if name not in model.points:
+        raise RecipeError(f"{path}: {name} is no single graph to look into; choose --point {', '.join(model.points) or 'full'}")
     if model.runtime and tokens > model.runtime.max_length:
         raise RecipeError(f"{path} reads {model.runtime.max_length} tokens at most; choose --tokens {model.runtime.max_length}")
+    lengths, (text,) = model.points[name], batch_of(f"1x{tokens}").batches
     rate, graph = gemm_rate(), graph_of(model, 1)
     try:
         found = _milliseconds(graph, text, lengths, rounds)

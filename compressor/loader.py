@@ -114,7 +114,9 @@ def _apply(document: Any, change: str) -> None:
     except Exception:  # what is no YAML is a text: a path may begin with @
         value = text
     names_files = last in ("model", "path", "embeddings") or (parents == ["data"] and last in (*SPLITS, "unlabelled"))
-    node[last] = os.path.abspath(value) if names_files and isinstance(value, str) and os.path.exists(value) else value
+    there = (names_files or key == "cascade.calibration") and isinstance(value, str) and os.path.exists(value)
+    made = key == "recycle.store" and isinstance(value, str) and not value.startswith("~")  # a folder that may not be there yet
+    node[last] = os.path.abspath(value) if there or made else value
 
 
 def _first_error(path: Path, document: Any, error: ValidationError) -> str:

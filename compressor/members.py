@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from compressor import checkpoint, machine
+from compressor import checkpoint, machine, sources
 from compressor.bundles import check_isa, verify
 from compressor.cascade import GOES_ON, GRAPH, MEMBERS, STOPS, Answer, reader, whole
 from compressor.data import Example
@@ -144,7 +144,7 @@ def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, lo
 
 def bundle_of(asked: Asked, recipe: Recipe) -> Path:
     """Return the folder of a member that is another bundle."""
-    return recipe.root / Path(str(asked.bundle)).expanduser()
+    return sources.place_of(str(asked.bundle), recipe.root)
 
 
 def check_member(bundle: Path, manifest: Mapping[str, Any], recipe: Recipe, labels: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ def check_sources(recipe: Recipe) -> None:
             sources.resolve(recipe.cascade.calibration.path, recipe.root)
         for member in recipe.cascade.members:
             if member.bundle is not None:
-                _check_member(recipe.root / Path(member.bundle).expanduser(), recipe)
+                _check_member(sources.place_of(member.bundle, recipe.root), recipe)
 
 
 def _check_member(bundle: Path, recipe: Recipe) -> None:

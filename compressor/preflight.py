@@ -16,6 +16,7 @@ from compressor.checkpoint import check_positions
 from compressor.data import read_examples
 from compressor.distillation import check_above, check_objectives
 from compressor.families import shape_of
+from compressor.halving import check_family
 from compressor.members import bundle_of, check_member
 from compressor.modeling import LengthAdaptiveModel
 from compressor.objectives import Shapes
@@ -26,7 +27,7 @@ from compressor.settings.distilling import Distill
 from compressor.settings.training import count_layers
 from compressor.splits import Splits, task_of
 from compressor.stages.early_exit import check_layer
-from compressor.stages.length_adapt import check_question, smallest_of
+from compressor.stages.length_adapt import check_question, check_tokens, smallest_of
 from compressor.stages.members import examples_of
 from compressor.students import student_of
 from compressor.tuning import prepare
@@ -41,11 +42,12 @@ def check_encoders(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: a layer map is out of range, a fine-tuning method or objectives do not fit, a text is longer than a position table, a
-            family has no adaptive length, the smallest sub-model has next to no tokens, a question cannot be told from its context, a
-            vocabulary cannot be pruned, or layers to recycle or to exit from are not there.
+            family has no adaptive length or does not run layer by layer, the smallest sub-model has next to no tokens, a question cannot
+            be told from its context, the teacher's answers for tokens are none for the student's, a vocabulary cannot be pruned, or
+            layers to recycle or to exit from are not there.
     """
     task, longest, tuned = task_of(recipe), recipe.data.max_length, recipe.teacher.finetune
-    folder = sources.model_folder(recipe.teacher.model, recipe.root)
+    taught_by = folder = sources.model_folder(recipe.teacher.model, recipe.root)
     model = load_model(folder, (), task.head)
     check_positions(model, longest)
     if tuned and tuned.method != "lora":  # which is merged
@@ -56,7 +58,11 @@ def check_encoders(recipe: Recipe) -> None:
     if recipe.length_adapt:
         smallest_of(recipe.length_adapt, LengthAdaptiveModel(model, longest).layers, longest)
         check_question(recipe.length_adapt, folder)
+        check_tokens(recipe.length_adapt, task, lambda: folder == taught_by or alike(_texts(recipe), folder, taught_by))
+    if recipe.export.halves:
+        check_family(model, "export.halves")
     if recipe.early_exit:
+        check_family(model, "early_exit")
         check_layer(recipe.early_exit.layer, shape_of(model).layers)
 
 

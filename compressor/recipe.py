@@ -69,6 +69,14 @@ class Recipe(Section):
                 raise ValueError(f"a masked-lm recipe ends with an encoder that answers no task yet: leave `{section}` out")
         if any(section.student.bilstm or section.student.vocabulary == "corpus" for section in self._students.values()):
             raise ValueError("a masked-lm recipe makes a whole encoder: name a student by `model` or `layers`, with vocabulary: full")
+        for split in ("search", "test"):
+            if getattr(self.data, split):
+                raise ValueError(f"a masked-lm recipe answers nothing that is searched or reported: leave data.{split} out")
+        for section in ("export", "target"):
+            if section in self.model_fields_set:
+                raise ValueError(f"a masked-lm recipe ends with an encoder in torch: leave `{section}` out")
+        if self.data.label:
+            raise ValueError("a masked-lm recipe reads plain text: leave data.label out")
         if self.data.unlabelled:
             raise ValueError("a masked-lm recipe needs no labels: name all texts in data.train, and leave data.unlabelled out")
         if self.recycle or any(section.recycled_layers for section in self._students.values()):
@@ -115,6 +123,8 @@ class Recipe(Section):
     def _windows_fit(self) -> "Recipe":
         if self.task.type == "question-answering" and self.data.max_length < 32:
             raise ValueError(f"data.max_length {self.data.max_length} has no room for a question and its context: set 32 or more")
+        if self.task.type == "token-classification" and self.data.text_pair is not None:
+            raise ValueError("token-classification tags the words of one text: leave data.text_pair out")
         if self.data.stride is not None:
             if self.task.type not in WINDOWED:
                 raise ValueError(f"{self.task.type} cuts long texts and reads no windows: leave data.stride out")

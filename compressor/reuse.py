@@ -112,7 +112,7 @@ class Reuse:
         precision = autocast(recipe.teacher.finetune.precision, device)
         lower = Lower(load_model(source, splits.labels, task.head), layers, device, precision)
         digest = sources.fingerprint(recipe.teacher.model, recipe.root)
-        shared = None if recipe.recycle.store is None else recipe.root / Path(recipe.recycle.store).expanduser()
+        shared = None if recipe.recycle.store is None else sources.place_of(recipe.recycle.store, recipe.root)
         with stored(lower, digest, source, recipe.recycle, shared or artifacts, log) as store:
             yield cls(splits, task, source, store.folder, lower, store)
 

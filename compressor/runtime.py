@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,12 @@ import numpy as np
 
 from compressor.bundles import check_isa, verify
 from compressor.cascade import GRAPH, NEVER, STOPS, Cascade, Member, reader, whole
-from compressor.data import Example
+from compressor.data import Example, check_characters
 from compressor.errors import BundleError, RecipeError, UnfitError
 from compressor.exits import Exit
 from compressor.halves import Halves
 from compressor.session import Backend, Graph, check_agreement
+from compressor.sources import place_of
 from compressor.tasks import TASKS, ServedTask
 from compressor.tokens import Floats, Tokens
 
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 Given = str | tuple[str, str] | Sequence[str]
 """A text; a pair of texts, as a question and its context; or, where words have tags, a list of words."""
-CHUNK = 4096
-"""Texts that are tokenized and sorted by length together: bounds memory on a stream."""
+CHUNK, CHARACTERS = 4096, 2**22
+"""Texts, and characters of them, that are tokenized and sorted by length together: bounds memory on a stream. A tokenizer keeps what it
+cuts off of a long text, some 25 bytes a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class Runtime:
         except ImportError:
             raise UnfitError("a store needs the [recycle] extra: pip install 'encoder-compressor[recycle]'") from None
         identity = Identity(told["front"], told["layer"], told["tokenizer"], told["precision"], told["dtype"])
-        return Store.shared(folder.expanduser(), identity, max_size * 1e6, lambda line: warnings.warn(line, RuntimeWarning, stacklevel=2))
+        return Store.shared(place_of(folder), identity, max_size * 1e6, lambda line: warnings.warn(line, RuntimeWarning, stacklevel=2))
 
     @cached_property
     def cascade(self) -> Cascade:
@@ -184,8 +185,8 @@ class Runtime:
         if policy is not None:
             yield from (routed.answer for routed in self.trace(texts, policy, thresholds))
             return
-        lengths, examples = self.point(point).lengths, map(self.example, texts)
-        while chunk := list(islice(examples, CHUNK)):
+        lengths = self.point(point).lengths
+        for chunk in self._chunks(texts):
             windows = self._read(chunk)
             yield from self.task.decode(self._graph.logits(windows.tokens, lengths), windows, chunk, self.labels)
 
@@ -205,8 +206,7 @@ class Runtime:
     def trace(self, texts: Iterable[Given], policy: str = "cascade", thresholds: Sequence[float] | None = None) -> Iterator[Routed]:
         """Yield the cascade's answers, each with the member that gave it and how sure it was."""
         self._check(policy, thresholds)
-        examples = map(self.example, texts)
-        while chunk := list(islice(examples, CHUNK)):
+        for chunk in self._chunks(texts):
             found, told = dict[int, Routed](), 0
             for part in self.cascade.route(self.task, chunk, thresholds):
                 rows = part.rows.tolist()
@@ -216,6 +216,19 @@ class Runtime:
                 while told in found:  # those before the first text that went on need not wait for it
                     yield found.pop(told)
                     told += 1
+
+    def _chunks(self, texts: Iterable[Given]) -> Iterator[list[Example]]:
+        if isinstance(texts, str):
+            raise RecipeError(f"{texts!r:.60} is one text, not several; give a list of texts")
+        chunk, characters = list[Example](), 0
+        for example in map(self.example, texts):
+            chunk.append(example)
+            characters += len(example.text) + len(example.text_pair or "")
+            if len(chunk) == CHUNK or characters >= CHARACTERS:
+                yield chunk
+                chunk, characters = [], 0
+        if chunk:
+            yield chunk
 
     def outcomes(self, examples: Sequence[Example], point: str | OperatingPoint | None = None) -> Floats:
         """Return the outcomes of labelled examples, one row each, of which the task's metrics are computed."""
@@ -252,20 +265,32 @@ class Runtime:
                 raise RecipeError(f"threshold {limit:g} is no confidence: write a number from 0, which answers all, to 1")
 
     def given(self, line: str) -> Given:
-        """Return what a line of a file asks: a pair where it has a tab, unless words are tagged."""
+        """Return what a line of a file asks: a pair where it has a tab, of a bundle that answers pairs."""
         first, tab, second = line.partition("\t")
-        return (first, second) if tab and self.manifest["task"] != "token-classification" else line
+        return (first, second) if tab and self.manifest.get("pairs", self.manifest["task"] != "token-classification") else line
 
     def example(self, text: Given) -> Example:
         """Return what the task reads of what a caller gave.
 
         Raises:
-            RecipeError: it lacks something, as a question its context.
+            RecipeError: it lacks something, as a question its context; it is a pair where the bundle answers single texts; or no text.
         """
         found = self.task.given(text)
-        if self.manifest.get("pairs") and found.text_pair is None:
-            raise RecipeError("this bundle answers pairs of texts: give both, on a line with a tab between")
+        self.check_pairs(found)
+        check_characters(found)
         return found
+
+    def check_pairs(self, example: Example) -> None:
+        """Refuse a single text where the model learned from pairs, and a pair where it learned from single texts.
+
+        Raises:
+            RecipeError: this is one.
+        """
+        pairs = self.manifest.get("pairs")
+        if pairs and example.text_pair is None:
+            raise RecipeError("this bundle answers pairs of texts: give both, on a line with a tab between, or name the column --text-pair")
+        if pairs is False and example.text_pair is not None:
+            raise RecipeError("this bundle answers single texts, and this is a pair: give one text, and name no column --text-pair")
 
     def tokens(self, texts: Sequence[Given]) -> list[Tokens]:
         """Return the tokens of each text: one window, or several that overlap where the task reads long texts so."""

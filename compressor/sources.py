@@ -18,6 +18,18 @@ _MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tok
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
+def place_of(named: str | Path, root: Path = Path()) -> Path:
+    """Return the path that is named, relative to `root`.
+
+    Raises:
+        RecipeError: it begins with a user's home, and there is no such user.
+    """
+    try:
+        return root / Path(named).expanduser()
+    except RuntimeError:
+        raise RecipeError(f"{named}: there is no such user; name another path") from None
+
+
 def resolve(source: str, root: Path) -> Path | None:
     """Return the path that a source names, relative to `root`; None when it is a Hub id.
 
@@ -27,11 +39,11 @@ def resolve(source: str, root: Path) -> Path | None:
     if source.startswith("package:"):
         return _in_package(source)
     try:
-        path = root / Path(source).expanduser()
+        path = place_of(source, root)
         if path.exists():
             return path
         near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else []
-    except (OSError, RuntimeError) as error:  # no permission, a name too long, no such home
+    except OSError as error:  # no permission, a name too long
         raise RecipeError(f"{source}: {error}; {LOCAL_FORMS}") from None
     if _is_hub_id(source, root):
         return None
@@ -221,7 +233,7 @@ def bundle_fingerprint(source: str, root: Path) -> str:
     Raises:
         BundleError: there is none.
     """
-    path = root / Path(source).expanduser() / "manifest.json"
+    path = place_of(source, root) / "manifest.json"
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:

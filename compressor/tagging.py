@@ -90,8 +90,16 @@ class TokenClassification:
         return Example(" ".join(words), label=iob2(where, tags, self.scheme), words=words)
 
     def given(self, value: Any) -> Example:
-        """Return the example that a caller gave as a text or as a list of words."""
-        return Example(value) if isinstance(value, str) else Example(" ".join(value), words=list(value))
+        """Return the example that a caller gave as a text or as a list of words.
+
+        Raises:
+            RecipeError: it is neither.
+        """
+        if isinstance(value, str):
+            return Example(value)
+        if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+            raise RecipeError(f"{value!r:.60} is neither a text nor a list of words; give a str, or a list of them")
+        return Example(" ".join(value), words=list(value))
 
     def names(self, example: Example) -> Sequence[str]:
         """Return the types that the example names, and O."""

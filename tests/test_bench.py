@@ -68,6 +68,7 @@ def test_what_does_not_fit_is_refused_in_one_line(bundle: Path, teacher: Path, t
         ([bundle], [], [], [], "there are no texts to time"),
         ([bundle], TEXTS, ["1x33"], [], "reads 32 tokens at most; choose a shorter shape"),
         ([teacher], None, ["1x65"], [], "teacher.onnx: onnxruntime cannot run 1x65 in it"),
+        ([bundle], None, ["99999999999x32"], [], "has more than 100,000,000 tokens; choose a smaller one"),
         ([broken], None, ["1x8"], [], "broken.onnx: onnxruntime cannot open it"),
         ([tmp_path / "absent.onnx"], None, ["1x8"], [], "absent.onnx: no such file"),
     ]

@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 from typer.main import get_command
 
-from compressor import __version__, pipeline
+from compressor import __version__
 from compressor.cli import app
 from compressor.runtime import Runtime
 from tests.conftest import RECIPE, command, compress, sentences
@@ -104,7 +104,13 @@ def test_a_command_that_cannot_be_understood_exits_2(line: str, built: Path) -> 
 def test_an_unknown_stage_exits_2_and_names_the_stages(line: str, built: Path) -> None:
     done = compress(*line.split(), "destill", cwd=built)
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"no stage 'destill'; the stages are {', '.join(s.name for s in pipeline.STAGES)}" in done.stderr
+    assert f"no stage 'destill'; those of this recipe are {', '.join(STAGES)}" in done.stderr
+
+
+def test_a_stage_that_this_recipe_has_not_exits_2(built: Path) -> None:
+    done = compress("run", "tiny.yaml", "--until", "cascade", cwd=built)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no stage 'cascade'; those of this recipe are data, finetune, " in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["validate", "plan", "run"])
@@ -322,9 +328,9 @@ def test_predict_answers_each_line_in_order_from_a_file_and_from_stdin(built: Pa
     assert len(forward) == 20
 
 
-def test_predict_answers_in_json_lines_and_reads_pairs_with_a_tab(built: Path) -> None:
-    told = [json.loads(line) for line in answers(built / BUNDLE, "a film\tquite good\na film quite good\n", "--format", "json")]
-    known = Runtime(built / BUNDLE).predict([("a film", "quite good"), "a film quite good"])
+def test_predict_answers_in_json_lines_and_takes_no_tab_for_a_second_text(built: Path) -> None:
+    told = [json.loads(line) for line in answers(built / BUNDLE, "a film\tquite good\na film quite bad\n", "--format", "json")]
+    known = Runtime(built / BUNDLE).predict(["a film\tquite good", "a film quite bad"])
     assert told == [{"label": a.label, "score": a.score, "probabilities": dict(a.probabilities)} for a in known]
     assert told[0] != told[1]
 

@@ -84,6 +84,8 @@ def test_what_does_not_fit_is_refused_in_one_line(bundle: Path, built: Path, tmp
         explain(teacher, 8, "full", 1)
     with pytest.raises(BundleError, match="no operating point 'quick'"):
         explain(bundle, 8, "quick", 1)
+    with pytest.raises(RecipeError, match="tiny reads 32 tokens at most"):
+        explain(bundle, 10**14, None, 1)
     with pytest.raises(BundleError, match="no bundle here"):
         explain(tmp_path, 8, None, 1)
 

@@ -290,6 +290,10 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
             "1:1: recipe: a masked-lm recipe ends with an encoder that answers no task yet: leave `length_adapt` out",
         ),
         (
+            ("version: 1", "version: 1\ntask: {type: token-classification}", "data:", "data:\n  text_pair: other"),
+            "1:1: recipe: token-classification tags the words of one text: leave data.text_pair out",
+        ),
+        (
             ("version: 1", "version: 1\ntask: {type: masked-lm, metric: macro_f1}"),
             "2:1: task: masked-lm has no metric macro_f1: set metric: accuracy",
         ),
@@ -297,6 +301,22 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
 )
 def test_parts_that_contradict_each_other_are_told(path: Path, changes: tuple[str, ...], message: str) -> None:
     assert refusal(path, changed(*changes)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data.label=stars", "reads plain text: leave data.label out"),
+        ("data.search=a.txt", "answers nothing that is searched or reported: leave data.search out"),
+        ("data.test=a.txt", "answers nothing that is searched or reported: leave data.test out"),
+        ("export.opset=18", "ends with an encoder in torch: leave `export` out"),
+        ("target.threads=4", "ends with an encoder in torch: leave `target` out"),
+    ],
+)
+def test_what_an_encoder_on_its_own_has_no_use_for_is_told(path: Path, change: str, told: str) -> None:
+    text = "version: 1\nname: x\ntask: {type: masked-lm}\ndata: {train: a.txt}\nteacher: {model: ./m, finetune: {}}\n"
+    assert loaded(path, text).name == "x"
+    assert told in refusal(path, text, change)
 
 
 @pytest.mark.parametrize("layers", ["every third", "first 0", "last", "[-1]", "[a]", "[]", "5"])
@@ -420,17 +440,34 @@ def test_set_makes_a_section_that_is_not_there_and_removes_one(path: Path) -> No
     assert [gate.metric for gate in recipe.gates] == ["latency"]
 
 
-@pytest.mark.parametrize("key", ["data.train", "data.train.path", "teacher.model", "distill.student.model"])
+@pytest.mark.parametrize(
+    "key", ["data.train", "data.train.path", "teacher.model", "distill.student.model", "recycle.store", "cascade.calibration"]
+)
 def test_set_takes_a_path_from_where_the_user_stands(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     here = tmp_path / "elsewhere"
     here.mkdir()
     (here / "mine").touch()
     monkeypatch.chdir(here)
-    changes = [f"{key}=mine"] if "student" not in key else ["distill.student={model: x}", f"{key}=mine"]
+    before = {
+        "distill.student.model": "distill.student={model: x}",
+        "recycle.store": "recycle={layer: 1}",
+        "cascade.calibration": "cascade={members: [{point: full}, {teacher: int8}], max_drop: 1%}",
+    }
+    changes = [before[key], f"{key}=mine"] if key in before else [f"{key}=mine"]
     node: Any = loaded(path, WHOLE, *changes)
     for part in key.split("."):
         node = getattr(node, part)
     assert getattr(node, "path", node) == str(here / "mine")
+
+
+def test_set_takes_a_store_that_is_not_there_yet_from_where_the_user_stands(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for store, meant in (("mine", str(tmp_path / "mine")), ("~/mine", "~/mine")):
+        recycle = loaded(path, WHOLE, "recycle={layer: 1}", f"recycle.store={store}").recycle
+        assert recycle is not None
+        assert recycle.store == meant
 
 
 def test_set_leaves_what_is_no_path_alone_even_when_a_file_is_called_so(

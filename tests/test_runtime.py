@@ -1,16 +1,19 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from compressor.bundles import seal
 from compressor.data import Example
-from compressor.errors import BundleError
-from compressor.runtime import Runtime
+from compressor.errors import BundleError, RecipeError
+from compressor.runtime import CHARACTERS, Runtime
 from compressor.session import WORTH_A_RUN, Graph, batches_of
 from compressor.tokens import Tokens
 from tests.conftest import compress, sentences
@@ -119,7 +122,35 @@ def test_a_million_tokens_at_once_take_no_more_memory_than_a_tenth_of_them(kind:
 
 
 def test_texts_of_any_size_and_script_are_answered(bundle: Path) -> None:
-    assert len(Runtime(bundle).predict(["", "x" * 100_000, "good " * 20_000, "日本語 \U0001f600", "\n\t", ("a film", "it was good")])) == 6
+    assert len(Runtime(bundle).predict(["", "x" * 100_000, "good " * 20_000, "日本語 \U0001f600", "\n\t"])) == 5
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([("a film", "it was good")], "this bundle answers single texts, and this is a pair"),
+        ([["a", "good", "film"]], "is neither a text nor a pair of texts; give a str, or a tuple of two"),
+        ([None], "None is neither a text"),
+        ([b"a film"], "is neither a text"),
+        (["ab \ud800 cd"], "has half a character"),
+        ("a good film", "is one text, not several; give a list of texts"),
+    ],
+)
+def test_what_is_no_text_is_refused(texts: Any, message: str, bundle: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Runtime(bundle).predict(texts)
+
+
+def test_long_texts_are_tokenized_few_at_a_time(bundle: Path) -> None:
+    asked = list[int]()
+
+    def long() -> Iterator[str]:
+        for number in range(8):
+            asked.append(number)
+            yield "good " * (CHARACTERS // 8)  # 5/8 of what is read at once
+
+    assert next(Runtime(bundle).stream(long())).label == "positive"
+    assert asked == [0, 1]
 
 
 def test_within_returns_the_most_accurate_point_that_is_fast_enough(bundle: Path) -> None:
@@ -175,19 +206,24 @@ def test_an_edited_manifest_is_refused(bundle: Path) -> None:
         Runtime(bundle)
 
 
-@pytest.mark.parametrize(("key", "value"), [("format", 99), ("task", "image-classification")])
+@pytest.mark.parametrize(("key", "value"), [("format", 99), ("task", "image-classification"), ("task", ["text-classification"])])
 def test_an_unknown_format_or_task_is_refused(bundle: Path, key: str, value: object) -> None:
     manifest = {**json.loads((bundle / "manifest.json").read_text()), key: value}
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "self": seal(manifest)}))
-    with pytest.raises(BundleError, match=f"{value}.* is unknown to this version"):
+    with pytest.raises(BundleError, match=f"{re.escape(str(value))}.* is unknown to this version"):
         Runtime(bundle)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "null", "\x00"])
+@pytest.mark.parametrize("content", ["", "[]", "{", "null", "\x00", "[" * 100_000])
 def test_a_damaged_manifest_is_refused(bundle: Path, content: str) -> None:
     (bundle / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=r"manifest.json is damaged"):
         Runtime(bundle)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(bundle: Path) -> None:
+    with pytest.raises(BundleError, match="the name of this folder is not UTF-8"):
+        Runtime(bundle.rename(bundle.parent / "\udcff"))
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:

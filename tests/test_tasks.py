@@ -286,6 +286,21 @@ def test_a_search_split_that_is_mostly_the_test_split_is_refused(tmp_path: Path,
     assert len((folder / "search.jsonl").read_text(encoding="utf-8").splitlines()) == 100
 
 
+def test_what_is_cut_from_train_for_search_leaves_out_what_will_be_reported(tmp_path: Path, tiny_model: Path) -> None:
+    """A recipe that names no search split cannot be told to name another."""
+    for seed, name in enumerate(("train", "test")):
+        write(tmp_path / f"{name}.jsonl", tags, 200, seed)
+    train = (tmp_path / "train.jsonl").read_text(encoding="utf-8")
+    text = RECIPE.format(task="type: token-classification", metric="entity_f1", model=tiny_model, data="", cascade="")
+    (tmp_path / "tiny.yaml").write_text(text.replace("validation: search.jsonl, search: search.jsonl, ", ""), encoding="utf-8")
+    for shared, code, told in ((60, 0, "texts of search are in train or test too: left out"), (200, 3, "name a file")):
+        lines = train.splitlines(keepends=True)[:shared]
+        (tmp_path / "test.jsonl").write_text("".join(lines), encoding="utf-8")
+        done = compress("run", "tiny.yaml", "--until", "data", cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert told in done.stderr
+
+
 def test_answers_for_tokens_need_equal_tokens(tmp_path: Path, tiny_model: Path) -> None:
     for seed, name in enumerate(("train", "search", "test")):
         write(tmp_path / f"{name}.jsonl", tags, 100, seed)
@@ -303,6 +318,7 @@ def test_answers_for_tokens_need_equal_tokens(tmp_path: Path, tiny_model: Path) 
         done = compress("run", "tiny.yaml", "--until", "length_adapt", *(part for c in changes for part in ("--set", c)), cwd=tmp_path)
         assert done.returncode == (3 if told else 0), done.stderr
         assert told in done.stderr
+        assert ("finetune" in done.stderr) is not bool(told)  # it is told before any training
 
 
 def test_a_question_is_protected_only_where_the_tokenizer_marks_it(tmp_path: Path, tiny_model: Path) -> None:

@@ -56,7 +56,7 @@ def run(
 
     chosen, log = _recipe(recipe, set_, profile), Progress()
     chosen._workers = workers or os.cpu_count() or 1
-    _known_stages([*force, *([until] if until else [])])
+    _known_stages(chosen, [*force, *([until] if until else [])])
     if profile == "smoke":
         log.warn("smoke profile: a sliver of data, and no gate is judged; its figures mean nothing")
     checks: dict[str, Any] = {}
@@ -91,13 +91,13 @@ def _trains(recipe: Any, artifacts: Path, until: str | None, force: Sequence[str
     return any(not row.cached and row.stage.name in pipeline.TRAINING for row in asked)
 
 
-def _known_stages(names: Sequence[str]) -> None:
-    from compressor.pipeline import STAGES
+def _known_stages(recipe: Any, names: Sequence[str]) -> None:
+    from compressor.pipeline import stages_of
 
-    known = [s.name for s in STAGES]
+    known = [s.name for s in stages_of(recipe)]
     for name in names:
         if name not in known:
-            raise typer.BadParameter(f"no stage {name!r}; the stages are {', '.join(known)}")
+            raise typer.BadParameter(f"no stage {name!r}; those of this recipe are {', '.join(known)}")
 
 
 def validate(recipe: RecipePath, set_: Changes = [], format: OutputFormat = "text") -> None:
@@ -119,8 +119,8 @@ def plan(
     from compressor import pipeline
     from compressor.advice import advise
 
-    _known_stages(force)
     chosen = _recipe(recipe, set_, profile)
+    _known_stages(chosen, force)
     rows = pipeline.plan(chosen, artifacts, force)
     stages = [{"stage": r.stage.name, "cached": r.cached, "reason": r.reason, "seconds_last_time": r.seconds} for r in rows]
     show(format, {"stages": stages, "advice": advise(chosen)})

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,9 @@ from compressor.options import (
 )
 from compressor.output import show
 
+if TYPE_CHECKING:
+    from compressor.runtime import Given, Runtime
+
 
 def predict(
     bundle: BundlePath,
@@ -52,7 +55,7 @@ def predict(
     runtime = Runtime(bundle, threads, store, backend=backend)
     chosen = point if latency_ms is None else runtime.within(latency_ms)
     policy = runtime.policy(chosen, policy, threshold or None)
-    given = map(runtime.given, _lines(texts))
+    given = _asked(runtime, texts)
     if policy:
         unknown = 0
         for routed in runtime.trace(given, policy, threshold or None):
@@ -66,6 +69,21 @@ def predict(
         return
     for answer in runtime.stream(given, chosen):
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
+
+
+def _asked(runtime: "Runtime", path: Path | None) -> "Iterator[Given]":
+    """Yield what each line asks.
+
+    Raises:
+        RecipeError: the bundle cannot answer one, as a question without its context; the line is named.
+    """
+    for number, line in enumerate(_lines(path), 1):
+        given = runtime.given(line)
+        try:
+            runtime.example(given)
+        except RecipeError as error:
+            raise RecipeError(f"{path or 'stdin'}: line {number}: {error}") from None
+        yield given
 
 
 def _lines(path: Path | None) -> Iterator[str]:

@@ -92,11 +92,13 @@ def _clear_search(recipe: Recipe, splits: Mapping[str, Written], in_train: set[i
     """Leave out of search what is in train or test too: what was learned, or will be reported, is nothing to choose by.
 
     Raises:
-        RecipeError: that is so much of it that the splits were mixed up.
+        RecipeError: that is so much of a file that the splits were mixed up, or all of what was cut from train.
     """
     search, seen = splits["search"], in_train | set(splits["test"].hashes)
     shared = [h in seen for h in search.hashes]
-    if sum(shared) > MOST_SHARED * len(shared):
+    if recipe.data.search is None and all(shared):
+        raise RecipeError("data.search: all texts that were cut from train for it are in train or test too; name a file")
+    if recipe.data.search is not None and sum(shared) > MOST_SHARED * len(shared):
         also = "test" if sum(h in in_train for h in search.hashes) < sum(shared) else "train"
         told = f"{sum(shared)} of {len(shared)} texts of data.search are in {also} too"
         raise RecipeError(f"{told}: lengths would be chosen by what was learned or is reported; name another file, or leave it out")

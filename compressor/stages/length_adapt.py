@@ -33,6 +33,7 @@ from compressor.scoring import score_of
 from compressor.seeds import Trained, train_seeds
 from compressor.settings.deploying import LengthAdapt
 from compressor.splits import MODEL, Splits, task_of
+from compressor.tasks import Task
 from compressor.teaching import TeacherOutputs
 from compressor.training import Losses, Step, fit
 
@@ -54,11 +55,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     if settings.soft_labels:
         teacher = PlainModel(checkpoint.load_plain(inputs["teacher"], splits.labels, task.head))
         teacher_train = splits.encode(splits.texts(), task, guide)
-        if task.per_token and not aligned(train.tokens, teacher_train.tokens, source, guide):
-            raise RecipeError(
-                "length_adapt: teacher and student tokenize differently, so the teacher's answers for single tokens are of no use; "
-                "set length_adapt.soft_labels: 0"
-            )
+        check_tokens(settings, task, lambda: aligned(train.tokens, teacher_train.tokens, source, guide))
         outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", 0.0, log)
 
     made_for = {"max_length": splits.max_length} | settings.model_dump(include={"significance", "neighbours", "protect", "counts"})
@@ -92,6 +89,17 @@ def check_question(settings: LengthAdapt, folder: Path) -> None:
     if settings.protect == "question" and not any(tokenizer_of(folder).encode("one", "other").type_ids):
         told = "the student's tokenizer does not tell the question from the context"
         raise RecipeError(f"length_adapt.protect question: {told}; set length_adapt.protect: cls")
+
+
+def check_tokens(settings: LengthAdapt, task: Task, alike: Callable[[], bool]) -> None:
+    """Refuse a teacher whose answers for single tokens are none for the student's; `alike` says whether both split texts alike.
+
+    Raises:
+        RecipeError: they do not, and the recipe asks for these answers.
+    """
+    if settings.soft_labels and task.per_token and not alike():
+        told = "teacher and student tokenize differently, so the teacher's answers for single tokens are of no use"
+        raise RecipeError(f"length_adapt: {told}; set length_adapt.soft_labels: 0")
 
 
 def smallest_of(settings: LengthAdapt, layers: int, max_length: int) -> LengthConfig:
