@@ -79,9 +79,9 @@ class Store:
         self._writing, self._touching = RLock(), Lock()
         self.evicted, self.found, self.computed = 0, 0, 0
         size = max(SMALLEST, int(largest))
-        self.limit, self._process = FULL * size, os.getpid()
+        self.limit, self._process, self._told = FULL * size, os.getpid(), False
         if folder.exists() and not folder.is_dir():
-            raise RecipeError(f"recycle.store {folder}: this is a file; name a folder")
+            raise RecipeError(f"store {folder}: this is a file; name a folder")
         self.file = StoreFile(folder, size, tell)
         try:
             self.check(identity)
@@ -91,8 +91,8 @@ class Store:
 
     @property
     def filling(self) -> bool:
-        """Whether it keeps what is computed: not where the disk is full or read-only."""
-        return self.file.filling
+        """Whether it keeps what is computed: not where the disk is full or read-only, nor after a fork."""
+        return self.file.filling and self.is_of_this_process
 
     @property
     def is_of_this_process(self) -> bool:
@@ -126,7 +126,7 @@ class Store:
         if there != wanted:
             named = [(k, str(there.get(k)), str(v)) for k, v in wanted.items() if there.get(k) != v]
             differing = ", ".join(f"{k} {old[:12]}, not {new[:12]}" for k, old, new in named)
-            raise RecipeError(f"recycle.store {self.folder}: made for {differing}; name another folder, or remove this one")
+            raise RecipeError(f"store {self.folder}: made for {differing}; name another folder, or remove this one")
 
     def _noted(self, identity: Identity) -> dict[str, Any] | None:
         """Return whose outputs these are, which the first that fills them writes there."""
@@ -139,6 +139,9 @@ class Store:
 
     def read(self, keys: Sequence[bytes]) -> list[Floats | None]:
         """Return what is known of each key, float32 (rows, width); None for a miss."""
+        if not self.is_of_this_process:
+            self._forked()
+            return [None] * len(keys)
         waiting = self.behind.waiting(keys) if self.behind else {}  # first: what is written meanwhile is then in one or the other
         misses: list[Floats | None] = [None] * len(keys)
         found = self.file.guarded(lambda: self._found(keys), misses)
@@ -147,7 +150,14 @@ class Store:
             self._write([])
         if not waiting:
             return found
-        return [waiting.get(key) if own is None else own for key, own in zip(keys, found, strict=True)]
+        written = {key: self._kept(key, values) for key, values in waiting.items()}
+        return [written.get(key) if own is None else own for key, own in zip(keys, found, strict=True)]
+
+    def _forked(self) -> None:
+        """Say once that neither lmdb's file nor the thread that writes came along."""
+        if not self._told:
+            self._told = True
+            self.tell(f"{self.folder}: opened before this process was forked, so that texts are computed without it; open it afterwards")
 
     def _found(self, keys: Sequence[bytes]) -> list[Floats | None]:
         with self.file.env.begin(db=self.file.entries, buffers=True) as txn:
@@ -161,7 +171,10 @@ class Store:
                 self.touched = {}
 
     def through(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[Floats]]) -> list[Floats]:
-        """Return the array of each key; those that are missing are computed, each once, from their positions in `keys`, and kept."""
+        """Return the array of each key; those that are missing are computed, each once, from their positions in `keys`, and kept.
+
+        What is computed is returned as it is kept, so that a text is answered alike whenever it comes.
+        """
         known = self.read(keys)
         missing = {key: number for number, (key, own) in enumerate(zip(keys, known, strict=True)) if own is None}
         self.found, self.computed = self.found + len(keys) - len(missing), self.computed + len(missing)
@@ -172,15 +185,20 @@ class Store:
             self.behind.add(made.items(), self.write)
         else:
             self.write(made.items())
-        return [made[key] if own is None else own for key, own in zip(keys, known, strict=True)]
+        kept = {key: self._kept(key, values) for key, values in made.items()}
+        return [kept[key] if own is None else own for key, own in zip(keys, known, strict=True)]
+
+    def _kept(self, key: bytes, values: Floats) -> Floats:
+        """Return an array as the next that asks for it will read it."""
+        found = decoded(key, encoded(key, values, self.identity.dtype))
+        assert found is not None
+        return found
 
     def write(self, known: Iterable[tuple[bytes, Floats]]) -> None:
         """Keep arrays (rows, width), all of them or, where the process is killed, none."""
         if not self.filling:
             return
-        entries = [(key, encoded(key, values, self.identity.dtype)) for key, values in known]
-        self._touch(key for key, _ in entries)
-        self._write(entries)
+        self._write([(key, encoded(key, values, self.identity.dtype)) for key, values in known])
 
     def _write(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         with self._writing:
@@ -195,6 +213,7 @@ class Store:
                     self._evict(self.file.taken() / 2)
                 elif self.file.taken() + coming > self.limit:
                     self._evict(ROOM / FULL * self.limit - coming)
+                self._touch(key for key, _ in entries)  # here, because making room may have taken all that was noted
                 self._put(entries)
                 return
             except lmdb.MapFullError:
@@ -233,7 +252,7 @@ class Store:
                     txn.delete(key, db=self.file.used)
                     self.touched.pop(key, None)
         if gone and not self.evicted:
-            self.tell(f"{self.folder}: full, what was not read for longest goes; recycle.max_size may be raised")
+            self.tell(f"{self.folder}: full, what was not read for longest goes; max_size may be raised")
         self.evicted += gone
 
     def __len__(self) -> int:

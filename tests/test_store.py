@@ -1,6 +1,7 @@
 """A store of frozen layers' outputs: what it knows is exact, what it does not know it says, whatever happens to its file."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_a_full_store_lets_go_what_was_not_read_for_longest(opened: Callable[...
     assert found[1] is None
     assert store.evicted > 50
     assert len(told) == 1
-    assert "full, what was not read for longest goes; recycle.max_size may be raised" in told[0]
+    assert "full, what was not read for longest goes; max_size may be raised" in told[0]
     assert sum(f.stat().st_size for f in store.folder.iterdir()) < 4.2 * 2**20
 
 
@@ -502,3 +503,43 @@ def test_a_file_is_no_store(opened: Callable[..., Store], tmp_path: Path) -> Non
     (tmp_path / "store").touch()
     with pytest.raises(RecipeError, match="this is a file; name a folder"):
         opened()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("behind", [True, False])
+def test_what_is_computed_is_returned_as_it_is_kept(dtype: DType, behind: bool, opened: Callable[..., Store]) -> None:
+    identity = replace(IDENTITY, dtype=dtype)
+    store = opened(identity)
+    store.behind = WriteBehind(1e9) if behind else None
+    (first,) = store.through([key(1, identity)], lambda _: [values(1)])
+    (waiting,) = store.through([key(1, identity)], lambda _: pytest.fail("it is known"))
+    assert len(store) == 1
+    (read,) = store.through([key(1, identity)], lambda _: pytest.fail("it is known"))
+    np.testing.assert_array_equal(first, read)
+    np.testing.assert_array_equal(waiting, read)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.65, 0.7])
+def test_batches_of_most_of_the_room_take_turns(share: float, opened: Callable[..., Store], told: list[str]) -> None:
+    store = opened(largest=4 * 2**20)
+    each = int(share * 4 * 2**20 / 64 / 1024)
+    for batch in range(6):
+        store.write((key(batch * 64 + n), values(n, rows=each, width=256)) for n in range(64))
+        assert store.filling, told
+        assert store.read([key(batch * 64 + 63)])[0] is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_after_a_fork_texts_are_computed_and_nothing_is_kept(opened: Callable[..., Store], told: list[str]) -> None:
+    store = opened()
+    store.behind = WriteBehind(100)  # less than one entry: the second one waits for the thread that writes
+    store.through([key(0)], lambda _: [values(0)])
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        found = [store.through([key(n)], lambda _: [values(n)])[0] for n in (0, 1, 2, 3)]  # noqa: B023
+        right = all((own == values(n)).all() for n, own in enumerate(found))
+        os._exit(0 if right and len(told) == 1 and "opened before this process was forked" in told[0] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(store) == 1
+    assert not told
