@@ -60,7 +60,9 @@ def _sizes(config: Any, width: int, heads: int, inner: int) -> dict[str, int]:
     names = {"hidden_size": "hidden_size", "num_attention_heads": "num_attention_heads"} | config.attribute_map
     wide = "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"  # DistilBERT's name for it
     pooler = {"pooler_hidden_size": width} if hasattr(config, "pooler_hidden_size") else {}  # DeBERTa's
-    return {names["hidden_size"]: width, names["num_attention_heads"]: heads, wide: inner} | pooler
+    # ELECTRA's: embeddings of the layers' size are cut with them, those of a size of their own are projected
+    embedded = {"embedding_size": width} if getattr(config, "embedding_size", None) == config.hidden_size else {}
+    return {names["hidden_size"]: width, names["num_attention_heads"]: heads, wide: inner} | pooler | embedded
 
 
 def _inner_size(model: PreTrainedModel, where: Family) -> int:

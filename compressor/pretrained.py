@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from compressor import adapters, bilstm
 from compressor.errors import RecipeError
+from compressor.ranking import NAME as RANKERS
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
 logging.disable_progress_bar()
@@ -89,7 +90,9 @@ def _with_adapters(folder: Path, config: Any, head: str, settings: dict[str, Any
     config.update(settings)
     model: PreTrainedModel = HEADS[head].from_config(config)
     adapters.insert_as_told(model, config)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(RANKERS, None)  # which whoever runs its layers by length reads
+    model.load_state_dict(weights)
     return model.eval()
 
 

@@ -95,8 +95,12 @@ def check_layers(model: PreTrainedModel, layers: int, key: str) -> None:
     """Refuse to recycle layers that are not there.
 
     Raises:
-        RecipeError: the model has fewer.
+        RecipeError: the model has fewer, or does more between them than run them.
     """
+    if getattr(model.config, "conv_kernel_size", 0):
+        raise RecipeError(
+            f"{key}: this {model.config.model_type} encoder convolves after its first layer, so that none runs alone; leave it out"
+        )
     if not 1 <= layers <= (count := most_layers(model)):
         raise RecipeError(f"{key} {layers}: this encoder can recycle 1 to {count} layers; choose one of these")
 

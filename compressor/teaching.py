@@ -9,7 +9,7 @@ Limits:   a batch of which one text is unknown is computed as a whole; the store
 import copy
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from compressor.families import Place, captured, score_bias, shape_of
 from compressor.modeling import PlainModel
 from compressor.progress import Progress
 from compressor.tokens import Ints
+
+LOGITS = "logits.bin"
 
 
 class Ragged:
@@ -76,8 +78,10 @@ class TeacherOutputs:
         self.teacher, self.data, self.folder, self.room, self.log = teacher.eval(), data, folder, room, log
         self.per_token, self.ready = per_token, False
         counts = data.tokens.lengths if per_token else np.ones(len(data), np.int64)
-        self.logits = None if data.varies else Ragged(folder / "logits.bin", counts, teacher.model.config.num_labels, "float32")
+        self.logits = None if data.varies else Ragged(folder / LOGITS, counts, teacher.model.config.num_labels, "float32")
         self.insides: dict[Place, Ragged | None] = {}
+        there = sum(path.stat().st_size for path in folder.glob("*.bin") if path.name != LOGITS)
+        self.room -= min(room, there)
 
     @torch.no_grad()
     def of(self, rows: Tensor, places: Iterable[Place], device: torch.device, draw: int = 0) -> tuple[Tensor, dict[Place, Tensor]]:
@@ -85,9 +89,7 @@ class TeacherOutputs:
         texts, wanted = rows.cpu().numpy(), list(places)
         if self.logits is None:  # a text that is another one each time
             return self._forward(texts, wanted, device, draw)
-        for place in wanted:
-            if place not in self.insides:
-                self.insides[place] = self._opened(place)
+        self._open([place for place in sorted(wanted) if place not in self.insides])
         stores = [self.logits, *(self.insides[place] for place in wanted)]
         fresh: dict[Place, Tensor] = {}
         if not all(store and store.has(texts) for store in stores):
@@ -117,17 +119,21 @@ class TeacherOutputs:
         with captured(self.teacher.model, wanted) as seen:
             return self.teacher(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).float(), seen
 
-    def _opened(self, place: Place) -> Ragged | None:
-        """Return the store of a place, or None where there is no room for it."""
-        path = self.folder / f"{place[0]}{place[1]}.bin"
+    def _open(self, places: Sequence[Place]) -> None:
+        """Open the stores of places that no step asked for before; all of them or, where there is no room, none: one that is missing
+        makes the teacher run anyway."""
+        paths = {place: self.folder / f"{place[0]}{place[1]}.bin" for place in places}
         counts, width = self.data.tokens.lengths, shape_of(self.teacher.model).width
         size = int(counts.sum()) * width * 2
-        if size > self.room or (not path.exists() and size > shutil.disk_usage(self.folder).free / 2):
+        new = size * sum(not path.exists() for path in paths.values())  # the others are an interrupted run's, and counted already
+        if new > self.room or new > shutil.disk_usage(self.folder).free / 2:
             if self.room:
-                self.log.note(f"teacher's {place[0]} of layer {place[1]} take {size / 1e9:.1f} GB: computed at each step, not stored")
-            return None
-        self.room -= size
-        return Ragged(path, counts, width, "float16")
+                named = ", ".join(f"{name} of layer {layer}" for name, layer in places)
+                self.log.note(f"teacher's {named} take {size * len(places) / 1e9:.1f} GB: computed at each step, not stored")
+            self.insides |= dict.fromkeys(places)
+            return
+        self.room -= new
+        self.insides |= {place: Ragged(path, counts, width, "float16") for place, path in paths.items()}
 
 
 def _frozen(teacher: PlainModel, device: torch.device) -> PlainModel:

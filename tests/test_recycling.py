@@ -73,6 +73,15 @@ def test_frozen_layers_and_those_above_answer_what_the_whole_model_does(kind: st
         Lower(model, layers + 1, CPU, FLOAT)
 
 
+def test_an_encoder_that_convolves_between_its_layers_is_refused() -> None:
+    """As DeBERTa-v2's largest do, after whichever layer is the first that is left."""
+    model = model_of("deberta-v2")
+    model.config.conv_kernel_size = 3
+    with pytest.raises(RecipeError, match=r"recycle.layer: this deberta-v2 encoder convolves after its first layer"):
+        Lower(model, 1, CPU, FLOAT)
+    del model.config.conv_kernel_size
+
+
 def learned(tiny_model: Path, method: str, folder: Path | None, state: Path, epochs: int) -> dict[str, torch.Tensor]:
     """Fine-tune above two frozen layers, from a store if there is a folder for one, and return the weights."""
     torch.manual_seed(0)

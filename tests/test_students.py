@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import ElectraConfig, ElectraForSequenceClassification, PreTrainedModel
 
 from compressor.bilstm import bilstm_over
 from compressor.errors import RecipeError
@@ -15,7 +15,7 @@ from compressor.pretrained import load_model
 from compressor.settings.distilling import BiLSTM, Student
 from compressor.students import layers_of, select_layers, student_of
 from compressor.tokens import Tokens
-from tests.test_families import batch, model_of
+from tests.test_families import SIZES, L, batch, model_of
 
 LABELS = ("a", "b", "c")
 CUT = [kind for kind in FAMILIES if kind != "modernbert"]
@@ -137,3 +137,11 @@ def test_a_student_is_a_model_or_layers_or_a_bilstm(tiny_model: Path, tmp_path: 
     ):
         student, folder = student_of(settings, "distill", tmp_path, teacher, tiny_model, LABELS, "sequence-classification")
         assert (student.config.model_type, student.config.num_hidden_layers, folder) == (kind, layers, tiny_model)
+
+
+def test_embeddings_of_the_layers_size_are_narrowed_with_them(tmp_path: Path) -> None:
+    config = ElectraConfig(**SIZES, max_position_embeddings=L, embedding_size=32, num_labels=3)
+    student = narrow(ElectraForSequenceClassification(config).eval(), 16)
+    assert (student.config.embedding_size, shape_of(student).width) == (16, 16)
+    student.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(load_model(tmp_path, LABELS)), logits(student))

@@ -86,7 +86,7 @@ def test_a_second_process_goes_on_with_what_the_first_one_stored(tmp_path: Path)
 def test_what_does_not_fit_is_computed_at_each_step_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = Counting(model_of("bert"))
     Counting.passes = 0
-    store = TeacherOutputs(teacher, encoded(), False, tmp_path, sum(LENGTHS) * 32 * 2 + 10, Progress())
+    store = TeacherOutputs(teacher, encoded(), False, tmp_path, sum(LENGTHS) * 32 * 2 + 10, Progress())  # of one place of two
     expected = ask(outputs(tmp_path / "whole")[0], 0, 2)[1]
     Counting.passes = 0
     for _ in range(2):
@@ -95,7 +95,18 @@ def test_what_does_not_fit_is_computed_at_each_step_and_said(tmp_path: Path, cap
             torch.testing.assert_close(found[place][1].float(), expected[place][1].float(), atol=2e-3, rtol=1e-3)
     assert teacher.passes == 2
     assert capsys.readouterr().err.count("computed at each step, not stored") == 1
-    assert sorted(p.name for p in tmp_path.glob("*.bin")) == ["logits.bin", "queries-1.bin"]
+    assert sorted(p.name for p in tmp_path.glob("*.bin")) == ["logits.bin"]
+
+
+def test_what_an_interrupted_run_stored_counts_when_it_goes_on(tmp_path: Path) -> None:
+    """A run that goes on in a later phase opens what that one asks for first, and must not find more room than before."""
+    room = 3 * sum(LENGTHS) * 32 * 2 + 10
+    ask(outputs(tmp_path, room)[0], 0, 1)
+    store = outputs(tmp_path, room)[0]
+    later: list[Place] = [("values", -1), ("keys", -1)]
+    store.of(torch.tensor([0, 1]), later, torch.device("cpu"))
+    assert sorted(p.name for p in tmp_path.glob("*.bin")) == ["hidden0.bin", "logits.bin", "queries-1.bin"]
+    assert {place for place, own in store.insides.items() if own is None} == set(later)
 
 
 def test_a_store_takes_its_room_at_once(tmp_path: Path) -> None:
