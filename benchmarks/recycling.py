@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--recycled-learning-rate", type=float, help="of the rows whose first layers are recycled (default: the same)")
     parser.add_argument("--metric", help="by what answers are scored (default: the task's usual one)")
     parser.add_argument("--limit", type=int, help="only the first so many training and so many development examples")
     parser.add_argument("--trial", action="store_true", help="a few steps of every row, to see that it works; records nothing")
@@ -63,6 +64,7 @@ def main() -> None:
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {'; '.join(every)}")
     rows = [_row(name, form, chosen, *every[name]) for name in chosen.row or every]
     budget = {"epochs": chosen.epochs, "seeds": chosen.seeds, "learning_rate": chosen.learning_rate, "metric": chosen.metric or form.metric}
+    budget |= {"recycled_learning_rate": chosen.recycled_learning_rate or chosen.learning_rate}
     conclude(f"recycling_{chosen.data.name}_{chosen.model.name}", {**budget, "rows": rows}, chosen.trial)
 
 
@@ -75,13 +77,14 @@ def planned(chosen: argparse.Namespace) -> dict[str, Planned]:
     config = json.loads((chosen.model / "config.json").read_text(encoding="utf-8"))
     layers = config.get("num_hidden_layers", config.get("n_layers"))
     full, half = {"method": "full"}, {"layer": "50%", "dtype": "float16"}
+    above = full | {"learning_rate": chosen.recycled_learning_rate or chosen.learning_rate}  # fewer weights bear, and need, larger steps
     adapters = {"method": "adapters", "learning_rate": 10 * chosen.learning_rate}
     rows: dict[str, Planned] = {"full": (full, None, 1), "frozen, 50%": ({"method": "freeze", "frozen_layers": layers // 2}, None, 1)}
-    rows |= {f"recycled, {share}, float16": (full, {**half, "layer": share}, 1) for share in SHARES}
-    rows |= {f"recycled, 50%, {dtype}": (full, {**half, "dtype": dtype}, 1) for dtype in DTYPES}
+    rows |= {f"recycled, {share}, float16": (above, {**half, "layer": share}, 1) for share in SHARES}
+    rows |= {f"recycled, 50%, {dtype}": (above, {**half, "dtype": dtype}, 1) for dtype in DTYPES}
     rows |= {"adapters": (adapters, None, 1), "recycled, 50%, float16, adapters": (adapters, half, 1)}
     for part, name in ((2, "half of the data"), (10, "a tenth of the data")):
-        rows |= {f"full, {name}": (full, None, part), f"recycled, 50%, float16, {name}": (full, half, part)}
+        rows |= {f"full, {name}": (full, None, part), f"recycled, 50%, float16, {name}": (above, half, part)}
     return rows
 
 

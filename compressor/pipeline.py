@@ -73,13 +73,13 @@ _ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
 _FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
 _GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
 _INT8 = ("quantize", "target.threads", "target.batch", "task", "seed")
-_BUNDLE = ("name", "recycle", "cascade.default", "task", "target", "default_point", "gates", "seed")
+_BUNDLE = ("name", "recycle", "quantize.isa", "cascade.default", "task", "target", "default_point", "gates", "seed")
 _ANSWERS = ("cascade.members", "cascade.confidence", "cascade.calibration", "export", "target", "task")
 _GOALS = ("cascade.confidence", "cascade.thresholds", "cascade.max_drop", "cascade.speedup", "cascade.latency_ms", "task")
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", (), ("data",), ("data", "task")),
-    Stage("recycle", ("data",), ("activations",), ("recycle", "teacher", "task"), (*_TORCH, "lmdb"), "recycle"),
+    Stage("recycle", ("data",), ("activations",), ("recycle", "teacher", "task", "seed"), (*_TORCH, "lmdb"), "recycle"),
     Stage("finetune", ("data", "activations"), ("teacher", "guide", "checkpoint"), ("teacher", "task", "seed"), (*_TORCH, "peft")),
     Stage("assistant", ("data", "guide"), ("guide",), ("assistant", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "assistant"),
     Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "distill"),
@@ -196,13 +196,17 @@ def run(
             position, inputs = f"{number}/{len(stages)}", flow.inputs(stage)
             folder = _folder(stage, recipe, inputs, artifacts)
             reason = "forced" if stage.name in force else _why_not_cached(stage, folder)
+            if reason:
+                with _only_writer(folder, log):
+                    if reason != "forced":
+                        reason = _why_not_cached(stage, folder)  # another recipe's build may have made it while this one waited
+                    if folder.exists() and reason not in ("", "forced"):
+                        log.warn(f"{folder}: {reason}; building it again")
+                    if reason:
+                        with log.stage(stage.name, position):
+                            _build(stage, recipe, inputs, folder, log)
             if not reason:
                 log.cached(stage.name, position, str(folder))
-            else:
-                if folder.exists() and reason != "forced":
-                    log.warn(f"{folder}: {reason}; building it again")
-                with log.stage(stage.name, position):
-                    _build(stage, recipe, inputs, folder, log)
             flow.add(stage, Artifact(folder))
             if stage.name == "data":
                 check(Artifact(folder))
@@ -265,14 +269,34 @@ def _last_seconds(stage: Stage, artifacts: Path) -> float | None:
 @contextmanager
 def _only_build(name: str, artifacts: Path) -> Iterator[None]:
     """Hold the recipe's lock; a second build of it at the same time is refused, not queued."""
+
+    def refuse() -> None:
+        raise UnfitError(f"another build of {name} is running in {artifacts}; wait for it, or give --artifacts another folder")
+
+    with _locked(artifacts, name, refuse):
+        yield
+
+
+@contextmanager
+def _only_writer(folder: Path, log: Progress) -> Iterator[None]:
+    """Hold an artifact's lock: recipes share stages, and whose build comes second waits for what the first one makes."""
+    with _locked(folder.parent, folder.name, lambda: log.note(f"{folder.name}: another build is making it; waiting")):
+        yield
+
+
+@contextmanager
+def _locked(artifacts: Path, name: str, taken: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock; where another process has it, call `taken` and, if that returns, wait."""
     from filelock import FileLock, Timeout
 
+    lock = FileLock(artifacts / f".{name}.lock")
     try:
         artifacts.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(artifacts / f".{name}.lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise UnfitError(f"another build of {name} is running in {artifacts}; wait for it, or give --artifacts another folder") from None
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            taken()
+            lock.acquire()
     except OSError as error:
         raise UnfitError(f"{artifacts}: {error.strerror}; make the folder writable, or give --artifacts another one") from None
     try:

@@ -9,19 +9,25 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from transformers import DebertaV2Config, DebertaV2Model
 
-from compressor import checkpoint, ranking, summary
+from compressor import checkpoint, pipeline, ranking, summary
 from compressor.artifact import Artifact, commit
 from compressor.errors import RecipeError
 from compressor.gates import Variant, judge
+from compressor.loader import load_recipe
 from compressor.pipeline import _unfit
+from compressor.progress import Progress
 from compressor.runtime import Runtime
 from compressor.settings.serving import DropGate, LatencyGate, SizeGate, SpeedGate
 from tests.conftest import command, compress, sentences
@@ -130,6 +136,26 @@ def test_what_an_encoder_cannot_be_made_into_is_told_before_any_training(project
         assert "finetune" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        (["early_exit={layer: 1}", "cascade={members: [{early_exit: true}, {point: full}], max_drop: 1%}"], "early_exit"),
+        (["distill=null", "recycle={layer: 1}", "export.halves=true"], "export.halves"),
+    ],
+)
+def test_a_family_that_does_not_run_layer_by_layer_is_told_before_any_training(project: Path, changes: list[str], key: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    DebertaV2Model(DebertaV2Config(vocab_size=60, max_position_embeddings=64, **sizes)).save_pretrained(project / "deberta")
+    tokenizer = Path(next(line.split()[1] for line in (project / "tiny.yaml").read_text().splitlines() if "  model: " in line))
+    for file in tokenizer.glob("tokenizer*"):
+        shutil.copyfile(file, project / "deberta" / file.name)
+    changes = ["teacher.model=deberta", "length_adapt=null", "search=null", "default_point=null", *changes]
+    done = compress("tiny.yaml", *(part for change in changes for part in ("--set", change)), cwd=project)
+    assert done.returncode == 3, done.stderr
+    assert f"{key}: deberta-v2 encoders do not run layer by layer" in done.stderr
+    assert "finetune" not in done.stderr
+
+
 def test_changing_a_section_reruns_what_depends_on_it(project: Path) -> None:
     assert stale(project, "--set", "target.threads=2") == ["quantize", "search", "bundle"]
     assert stale(project, "--set", "target.backend=auto") == ["search", "bundle"]
@@ -209,6 +235,34 @@ def test_a_second_build_of_the_same_recipe_is_refused(project: Path) -> None:
         done = compress("tiny.yaml", cwd=project)
     assert done.returncode == 6
     assert "another build of tiny is running" in done.stderr
+
+
+def test_builds_that_share_a_stage_make_it_once(project: Path) -> None:
+    """The second waits for the first and takes what it made, where both swept one scratch folder before."""
+    for folder in (project / "artifacts").glob("data-*"):
+        shutil.rmtree(folder)
+    told = list[str]()
+
+    def build(name: str) -> Path:
+        log = Progress(quiet=True)
+        log.note = told.append  # type: ignore[method-assign]
+        return pipeline.run(load_recipe(project / "tiny.yaml", [f"name={name}"]), project / "artifacts", log, until="data").path
+
+    made = list[str]()
+    real = import_module("compressor.stages.data").run
+
+    def slow(*arguments: Any) -> Any:
+        made.append("data")
+        time.sleep(1)
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as builds:
+        patch.setattr("compressor.stages.data.run", slow)
+        first, second = builds.map(build, ["one", "two"])
+    assert first == second
+    assert made == ["data"]
+    assert any("another build is making it; waiting" in line for line in told)
+    assert not Artifact(first).damage()
 
 
 def digest_after_interruptions(recipe: Path, signum: signal.Signals, marks: list[str]) -> str:
@@ -561,8 +615,13 @@ def test_a_teacher_without_the_tasks_head_is_refused(make_recipe: Callable[..., 
     assert "is no classifier of these 2 labels; add teacher.finetune" in done.stderr
 
 
-def test_what_layers_learned_to_rank_by_is_kept(make_recipe: Callable[..., Path]) -> None:
-    recipe = make_recipe(**{"length_adapt: {epochs: 1,": "length_adapt: {epochs: 1, significance: learned, "})
+@pytest.mark.parametrize("method", ["full", "adapters"])
+def test_what_layers_learned_to_rank_by_is_kept(method: str, make_recipe: Callable[..., Path]) -> None:
+    changes = {
+        "length_adapt: {epochs: 1,": "length_adapt: {epochs: 1, significance: learned, ",
+        "epochs: 8": f"method: {method}, epochs: 2",
+    }
+    recipe = make_recipe(**changes)
     done = compress("tiny.yaml", "--until", "length_adapt", "--format", "json", cwd=recipe.parent)
     assert done.returncode == 0, done.stderr
     (folder,) = (recipe.parent / "artifacts").glob("length_adapt-*")
