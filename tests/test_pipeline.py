@@ -164,6 +164,15 @@ def test_changing_a_section_reruns_what_depends_on_it(project: Path) -> None:
     assert stale(project, "--set", "gates=[]") == ["bundle"]
 
 
+def test_what_equal_graphs_do_not_tell_apart_is_in_the_key(project: Path) -> None:
+    """Graphs for amx and vnni are the same bytes, but a gate on time judges them otherwise; `layer: auto` draws its probes by the seed."""
+    stages = {stage.name: stage for stage in pipeline.STAGES}
+    for stage, before, after in (("bundle", "quantize.isa=vnni", "quantize.isa=amx"), ("recycle", "seed=1", "seed=2")):
+        recipes = [load_recipe(project / "tiny.yaml", [change]) for change in (before, after)]
+        keys = {pipeline.cache_key(stages[stage], recipe, {}) for recipe in recipes}
+        assert len(keys) == 2
+
+
 def test_changed_data_reruns_everything_and_renamed_data_nothing(project: Path) -> None:
     (project / "train.csv").rename(project / "other.csv")
     assert stale(project, "--set", "data.train=other.csv") == []
