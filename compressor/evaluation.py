@@ -50,4 +50,4 @@ def check_labels(task: Task, examples: Sequence[Example], known: Sequence[str]) 
         for label in task.outputs(task.names(example)):
             if label not in known:
                 told = f"this bundle answers {', '.join(known)}; mend the label, or name data with these"
-                raise RecipeError(f"example {number} of those that are read has label {label!r}; {told}")
+                raise RecipeError(f"example {number} has label {label!r}; {told}")

@@ -446,7 +446,10 @@ def test_pairs_of_texts_with_many_labels_go_through_the_whole_pipeline(make_reci
     with pytest.raises(RecipeError, match="this bundle answers pairs of texts: give both"):
         runtime.predict(["good film"])
     scored = ("eval", "artifacts/dist/tiny", "--data", "test.csv", "--text", "first", "--label", "grade")
-    assert "name the second text's column too (--text-pair)" in compress(*scored, cwd=recipe.parent).stderr
+    assert (
+        "answers pairs of texts: give both, on a line with a tab between, or name the column --text-pair"
+        in compress(*scored, cwd=recipe.parent).stderr
+    )
     assert compress(*scored, "--text-pair", "second", cwd=recipe.parent).returncode == 0
 
 

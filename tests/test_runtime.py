@@ -13,6 +13,7 @@ import pytest
 from compressor.bundles import seal
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
+from compressor.evaluation import evaluate
 from compressor.runtime import CHARACTERS, Runtime
 from compressor.session import WORTH_A_RUN, Graph, batches_of
 from compressor.tokens import Tokens
@@ -139,6 +140,11 @@ def test_texts_of_any_size_and_script_are_answered(bundle: Path) -> None:
 def test_what_is_no_text_is_refused(texts: Any, message: str, bundle: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         Runtime(bundle).predict(texts)
+
+
+def test_pairs_are_no_data_to_score_a_bundle_for_single_texts_on(bundle: Path) -> None:
+    with pytest.raises(RecipeError, match="answers single texts, and this is a pair: give one text, and name no column --text-pair"):
+        evaluate(Runtime(bundle), [Example("a film", "it was good", "positive")])
 
 
 def test_long_texts_are_tokenized_few_at_a_time(bundle: Path) -> None:
