@@ -89,7 +89,8 @@ class TeacherOutputs:
         texts, wanted = rows.cpu().numpy(), list(places)
         if self.logits is None:  # a text that is another one each time
             return self._forward(texts, wanted, device, draw)
-        self._open([place for place in sorted(wanted) if place not in self.insides])
+        if new := [place for place in sorted(wanted) if place not in self.insides]:
+            self._open(new)
         stores = [self.logits, *(self.insides[place] for place in wanted)]
         fresh: dict[Place, Tensor] = {}
         if not all(store and store.has(texts) for store in stores):
