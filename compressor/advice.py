@@ -13,6 +13,8 @@ NAMED = 3
 """Other recipes that are named."""
 SKEWED = 10
 """How many times as often as the rarest label the commonest one comes where labels are skewed."""
+STEPS = 1e-4
+"""Learning rate below which what lies above recycled layers hardly learns entities (benchmarks/results/recycling_bc5cdr_*.json)."""
 INT8 = 5
 """How many times as fast as float 8 bits are at most, on processors that multiply them best."""
 
@@ -31,6 +33,8 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     if facts.sharing and tuned and recipe.recycle is None and recipe.deployed:
         others = ", ".join(facts.sharing[:NAMED]) + ", …" * (len(facts.sharing) > NAMED)
         yield f"this encoder is that of {others} too: where they read the same texts, recycle runs its first layers once for all of them"
+    if recipe.recycle and tuned and tuned.method == "full" and recipe.task.type == "token-classification" and tuned.learning_rate < STEPS:
+        yield f"entities need larger steps above recycled layers: teacher.finetune.learning_rate {2 * STEPS:g} loses far less than 5e-05"
     if recipe.distill is None and facts.teacher and facts.teacher.layers >= 6:
         half = f"{facts.teacher.layers // 2} of the {facts.teacher.layers}"
         yield f"no distill section: a student of {half} layers halves the time, before all else"

@@ -129,6 +129,17 @@ def test_recipes_that_start_from_one_encoder_may_recycle_its_layers(make_recipe:
     assert "this encoder is that of other too: where they read the same texts, recycle runs its first layers once" in advice(recipe)
 
 
+def test_entities_above_recycled_layers_call_for_larger_steps(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
+    recipe = make_recipe()
+    text = "version: 1\nname: x\ntask: {type: token-classification, metric: entity_f1}\ndata: {train: a.conll}\n"
+    recipe.write_text(f"{text}teacher: {{model: {tiny_model}, finetune: {{learning_rate: 5e-5}}}}\nrecycle: {{layer: 50%}}\n")
+    (recipe.parent / "a.conll").write_text("good B-x\nfilm O\n\n" * 20)
+    told = "entities need larger steps above recycled layers: teacher.finetune.learning_rate 0.0002 loses"
+    assert told in advice(recipe)
+    assert told not in advice(recipe, "teacher.finetune.learning_rate=2e-4")
+    assert told not in advice(recipe, "recycle=null")
+
+
 def test_a_much_smaller_student_calls_for_an_assistant(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     recipe = make_recipe(**{"student: {layers: [0, 2]}": "student: {model: ./small}"})
     (tmp_path / "small").mkdir()
