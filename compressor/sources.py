@@ -18,7 +18,7 @@ _MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tok
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-def place_of(named: str | Path, root: Path = Path()) -> Path:
+def place_of(named: str | Path, root: Path = Path(), remedy: str = "name another path") -> Path:
     """Return the path that is named, relative to `root`.
 
     Raises:
@@ -27,7 +27,7 @@ def place_of(named: str | Path, root: Path = Path()) -> Path:
     try:
         return root / Path(named).expanduser()
     except RuntimeError:
-        raise RecipeError(f"{named}: there is no such user; name another path") from None
+        raise RecipeError(f"{named}: there is no such user; {remedy}") from None
 
 
 def resolve(source: str, root: Path) -> Path | None:
@@ -39,7 +39,7 @@ def resolve(source: str, root: Path) -> Path | None:
     if source.startswith("package:"):
         return _in_package(source)
     try:
-        path = place_of(source, root)
+        path = place_of(source, root, LOCAL_FORMS)
         if path.exists():
             return path
         near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else []

@@ -263,7 +263,7 @@ def test_short_trainings_tell_how_many_layers_may_stay(project: Path, tmp_path: 
     ask = ("run", "project/tiny.yaml", "--artifacts", "project/artifacts", "--set", "recycle={layer: auto, max_drop: 100%}")
     done = compress(*ask, "--until", "finetune", cwd=tmp_path)  # from elsewhere: the recipe's folder is not where it runs
     assert done.returncode == 0, done.stderr
-    made = {path.name.partition("-")[0]: path for path in set(folder.glob("artifacts/*")) - before}
+    made = {path.name.partition("-")[0]: path for path in set(folder.glob("artifacts/*")) - before if path.is_dir()}
     assert set(made) == {"recycle", "finetune", "store"}  # what was probed is gone
     found = json.loads((made["recycle"] / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     assert [p["layers"] for p in found["probes"]] == [0, 1, 2, 3]
