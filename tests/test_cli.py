@@ -370,7 +370,7 @@ def test_eval_prints_the_score_with_its_interval(built: Path) -> None:
 def test_eval_names_the_example_whose_label_is_unknown(built: Path, tmp_path: Path) -> None:
     (tmp_path / "odd.csv").write_text("text,label\ngood,positive\nbad,odd\n")
     done = compress("eval", str(built / BUNDLE), "--data", "odd.csv", cwd=tmp_path)
-    assert refusal(done, 3) == "example 2 has label 'odd'; this bundle answers negative, positive"
+    assert refusal(done, 3) == "example 2 has label 'odd'; this bundle answers negative, positive; mend the label, or name data with these"
 
 
 def test_cache_ls_lists_every_stage(built: Path) -> None:
