@@ -221,7 +221,12 @@ class MaskedLanguageModelling(_WholeTexts):
 
 def by_name(names: Iterable[str]) -> tuple[str, ...]:
     """Return distinct names in order: numbers by size, then the others by letter."""
-    return tuple(sorted(set(names), key=lambda x: (not x.isdecimal(), int(x) if x.isdecimal() else 0, x)))
+
+    def place(name: str) -> tuple[bool, int, str, str]:
+        digits = name.lstrip("0") if name.isascii() and name.isdecimal() else ""
+        return not name.isascii() or not name.isdecimal(), len(digits), digits, name  # by size without int, which has a longest number
+
+    return tuple(sorted(set(names), key=place))
 
 
 def _texts(where: str, row: Mapping[str, Any], columns: Columns, label: Any) -> Example:
