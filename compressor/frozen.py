@@ -6,12 +6,15 @@
 
 What:     keys from the objects' own bytes, or from what a callable says of them; outputs as of compressor/store.py.
 Papers:   embedding recycling (arXiv:2207.04993).
-Formula:  key = sha256(identity; extract(object)); identity holds the digest of all weights and buffers.
-Limits:   objects are tensors of one shape; outputs are (batch, rows, width) or (batch, width).
+Formula:  key = sha256(identity; extract(object)); identity holds the digest of all weights, buffers and plain attributes.
+Limits:   outputs are (batch, rows, width) or (batch, width); code is known by its name alone: a class that computes otherwise under its
+          old name needs a store of its own.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -23,6 +26,8 @@ from compressor.tokens import Floats
 
 KeyExtractor = Callable[[Any], bytes]
 """What tells an object from others."""
+_NO_FACTS = {"training", *vars(nn.Module())}
+"""Attributes that every module has; what they hold of weights, buffers and parts is looked at by itself."""
 
 
 def bytes_of(tensor: Tensor) -> bytes:
@@ -32,26 +37,63 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 
 def identity_of(module: nn.Module, dtype: DType) -> Identity:
-    """Return whose outputs a store would hold: a module's by all its weights and buffers."""
-    digest = hashlib.sha256(repr(module).encode())
-    for name, tensor in sorted(module.state_dict().items()):
+    """Return whose outputs a store would hold: a module's by its parts' classes and plain attributes, all weights and all buffers.
+
+    Attributes count because two modules may differ in nothing else: a layer's heads, what is normalised first, its activation.
+    """
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        own = {key: _told(value) for key, value in vars(part).items() if key not in _NO_FACTS}
+        digest.update(json.dumps([name, _told(type(part)), own], sort_keys=True).encode())
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=itemgetter(0)):
         digest.update(name.encode() + bytes_of(tensor.reshape(-1)))
     return Identity(digest.hexdigest(), 0, "", "float32", dtype)
+
+
+def _told(value: object) -> Any:
+    """Return what JSON can hold of an attribute: numbers and texts, collections of them, the names of types and functions."""
+    if isinstance(value, Mapping):
+        return sorted([str(key), _told(one)] for key, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_told(one) for one in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(json.dumps(_told(one), sort_keys=True) for one in value)
+    if isinstance(value, Tensor):
+        return hashlib.sha256(bytes_of(value)).hexdigest()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.dtype):
+        return str(value)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"  # type: ignore[attr-defined]
 
 
 class Frozen:
     """A module in evaluation mode, without gradients, that computes what its store does not know."""
 
-    def __init__(self, module: nn.Module, store: Store, extract: KeyExtractor = bytes_of) -> None:
-        """Take the module as it is; `extract` may be cheaper than hashing all of an object, as its file's name is."""
-        self.module, self.store, self.extract = module.eval().requires_grad_(False), store, extract
+    def __init__(
+        self,
+        module: nn.Module,
+        store: Store,
+        extract: KeyExtractor = bytes_of,
+        collate: Callable[[list[Any]], Tensor] = torch.stack,  # type: ignore[assignment]
+    ) -> None:
+        """Take the module as it is; `collate` makes the batch that it reads of any objects, of tensors of one shape by default.
 
-    def __call__(self, objects: Sequence[Tensor]) -> list[Floats]:
+        `extract` may be cheaper than hashing all of an object, as its file's name is.
+
+        Raises:
+            RecipeError: the store holds another module's outputs.
+        """
+        store.check(identity_of(module, store.identity.dtype))
+        self.module, self.store, self.extract, self.collate = module.requires_grad_(False), store, extract, collate
+
+    def __call__(self, objects: Sequence[Any]) -> list[Floats]:
         """Return the output of each object, float32 (rows, width)."""
         keys = [self.store.identity.key(self.extract(one)) for one in objects]
         return self.store.through(keys, lambda missing: self._computed([objects[number] for number in missing]))
 
     @torch.no_grad()
-    def _computed(self, objects: Sequence[Tensor]) -> list[Floats]:
-        whole: Tensor = self.module(torch.stack(list(objects)))
+    def _computed(self, objects: list[Any]) -> list[Floats]:
+        whole: Tensor = self.module.eval()(self.collate(objects))
         return list(whole.reshape(len(objects), -1, whole.shape[-1]).float().cpu().numpy())

@@ -1,5 +1,6 @@
 """What lies in the artifacts folder, and what may go."""
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -36,9 +37,9 @@ class Entry:
 
 def entries(artifacts: Path) -> list[Entry]:
     """Return every artifact: `in use` (a newest bundle was made from it), `old`, `damaged`, or `unfinished`; and what recipes named."""
-    names = {STORE, *(s.name for s in STAGES)}
+    names = {s.name for s in STAGES}
     named, used = _named_stores(artifacts), _used(artifacts)
-    folders = sorted(f for f in artifacts.glob("*") if f.is_dir() and f.name.lstrip(".").rpartition("-")[0] in names)
+    folders = sorted(f for f in artifacts.glob("*") if f.is_dir() and (f.name.lstrip(".").rpartition("-")[0] in names or _is_store(f)))
     folders = [f for f in folders if f.resolve() not in named]
     found = [Entry(f, f.name.lstrip(".").rpartition("-")[0], _megabytes(f), _status(f, used)) for f in folders]
     return found + [Entry(f, STORE, _megabytes(f), NAMED) for f in named]
@@ -87,6 +88,11 @@ def _no_build(artifacts: Path) -> Iterator[None]:
             except OSError as error:
                 raise UnfitError(f"{path}: {error.strerror}; mend its permissions and run again") from None
         yield
+
+
+def _is_store(folder: Path) -> bool:
+    """Return whether a build named this store: one that a recipe or a runtime put here under a name of its own is never touched."""
+    return re.fullmatch(rf"\.?{STORE}-[0-9a-f]{{12}}", folder.name) is not None
 
 
 def _status(folder: Path, used: frozenset[str]) -> str:

@@ -26,6 +26,7 @@ class Progress:
         self._quiet = quiet
         self._clock = clock
         self._display: _Display = _Silence()
+        self._said = set[str]()
 
     def note(self, text: str) -> None:
         """Print a line that a person should read; it goes above the live display."""
@@ -35,6 +36,12 @@ class Progress:
     def warn(self, text: str) -> None:
         """Print a warning; `quiet` does not silence it."""
         self._line(Text.assemble(("warning: ", "yellow"), text))
+
+    def warn_once(self, text: str) -> None:
+        """Print a warning that several stages may have, the first time."""
+        if text not in self._said:
+            self._said.add(text)
+            self.warn(text)
 
     def cached(self, name: str, position: str, detail: str) -> None:
         """Print that stage `name` did not run, and where its artifact lies."""

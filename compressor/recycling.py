@@ -130,6 +130,10 @@ class Recycled(Encoded):
             keys=keys,
         )
 
+    def part(self, share: float) -> "Recycled":
+        """Return a share of the examples, as Encoded does."""
+        return Recycled.of(super().part(share), self.lower, self.store)
+
     def batch(self, rows: Ints, draw: int = 0) -> dict[str, NDArray[Any]]:
         """Return a batch as Encoded does, and the states; what the store does not know is computed and kept."""
         arrays = super().batch(rows, draw)

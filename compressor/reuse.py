@@ -35,7 +35,7 @@ def stored(lower: Lower, digest: str, tokenizer: Path, settings: Recycle, place:
     computed = "bfloat16" if lower.precision._enabled else "float32"
     identity = Identity(digest, lower.place, sha256(tokenizer / "tokenizer.json"), computed, settings.dtype)
     folder = place / f"{STORE}-{identity.key(b'').hex()[:12]}" if settings.store is None else place
-    store = Store(folder, identity, settings.max_size * 1e6, log.warn)
+    store = Store(folder, identity, settings.max_size * 1e6, log.warn_once)
     try:
         yield store
     finally:

@@ -135,7 +135,8 @@ class Runtime:
         if not told:
             raise BundleError("this bundle has no cascade; add a `cascade` section to its recipe and build it again")
         if self.backend != self.calibrated_in:
-            raise RecipeError(f"the cascade was calibrated in {self.calibrated_in}: leave out backend {self.backend}, or name a point")
+            other = f"backend {self.backend}" if self.store is None else "the store, above which onnxruntime answers"
+            raise RecipeError(f"the cascade was calibrated in {self.calibrated_in}: leave out {other}, or name a point")
         return Cascade([self._member(facts) for facts in told["members"]], told["thresholds"], told["confidence"])
 
     @property

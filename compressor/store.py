@@ -77,7 +77,7 @@ class Store:
         self.touched: dict[bytes, int] = {}
         self.behind: WriteBehind | None = None
         self._writing, self._touching = RLock(), Lock()
-        self.evicted, self.found, self.computed = 0, 0, 0
+        self.evicted, self.found, self.computed, self._openers = 0, 0, 0, 1
         size = max(SMALLEST, int(largest))
         self.limit, self._process, self._told = FULL * size, os.getpid(), False
         if folder.exists() and not folder.is_dir():
@@ -103,25 +103,34 @@ class Store:
     def shared(cls, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> "Store":
         """Return this process's store of the folder, which lmdb cannot open twice; whoever comes second must want the same outputs.
 
-        It serves requests, so that what they fill in is written beside their answers. It is closed when the process ends, if not before.
+        It serves requests, so that what they fill in is written beside their answers. It is closed when the process ends, if not when
+        all that it was given to have closed it.
         """
         place = folder.resolve()
         with _OPENING:
             known = _OPEN.get(place)
+            if known is not None and not known.is_of_this_process:
+                known.file.forsake()
+                known = None
             if known is None:
                 known = _OPEN[place] = cls(folder, identity, largest, tell)
                 known.behind = WriteBehind(WAITING)
             else:
                 known.check(identity)
+                known._openers += 1
             return known
 
     def check(self, identity: Identity) -> None:
         """Refuse another model's outputs, and note whose these are where nobody did.
 
         Raises:
-            RecipeError: they are another model's, layer's, tokenizer's, type's or format's.
+            RecipeError: they are another model's, layer's, tokenizer's, type's or format's, or nobody can tell.
         """
-        noted = self.file.guarded(lambda: self._noted(identity), None)
+        try:
+            noted = self.file.guarded(lambda: self._noted(identity), None)
+        except (ValueError, TypeError):
+            told = "what it says of its model is damaged; name another folder, or remove this one"
+            raise RecipeError(f"store {self.folder}: {told}") from None
         there, wanted = noted or self.identity.noted(), identity.noted()
         if there != wanted:
             named = [(k, str(there.get(k)), str(v)) for k, v in wanted.items() if there.get(k) != v]
@@ -267,19 +276,26 @@ class Store:
             return int(txn.stat(self.file.entries)["entries"])
 
     def close(self) -> None:
-        """Write down what waits and what was read when, and let go of the file, also where writing fails.
+        """Write down what waits and what was read when, and let go of the file, also where writing fails; a shared one, with the last.
 
         Raises:
             Exception: what writing beside the answers raised.
         """
+        with _OPENING:
+            self._openers -= 1
+            if self._openers > 0:
+                return
+            for place in [place for place, store in _OPEN.items() if store is self]:
+                del _OPEN[place]
+        self._close()
+
+    def _close(self) -> None:
         try:
             if self.behind:
                 self.behind.close()
             self._write([])
         finally:
             self.file.close()
-            if _OPEN.get(self.folder.resolve()) is self:
-                del _OPEN[self.folder.resolve()]
 
 
 _OPEN: dict[Path, Store] = {}
@@ -293,7 +309,7 @@ def _close_all() -> None:
     with ExitStack() as stack:
         for store in list(_OPEN.values()):
             if store.is_of_this_process:
-                stack.callback(store.close)
+                stack.callback(store._close)
 
 
 def _when(stamp: bytes | None) -> int:

@@ -94,6 +94,12 @@ class StoreFile:
             self.tell(f"{self.folder}: {why}; going on, what is not in it is computed each time")
         self.filling = False
 
+    def forsake(self) -> None:
+        """Let go of a file that was opened before a fork, here alone: a process opens a file once, and who looked at it stayed behind."""
+        if self.readable:
+            self.env.close()
+        self.readable = self.filling = False
+
     def close(self) -> None:
         """Let go of the file when nobody looks at it any more."""
         with self._map.alone():

@@ -73,6 +73,8 @@ def _freeze(model: PreTrainedModel, count: int | None) -> None:
     model.base_model.requires_grad_(False)
     for layer in layers[len(layers) if count is None else count :]:
         layer.requires_grad_(True)
+    if count is not None and (norm := getattr(model.base_model, "final_norm", None)) is not None:
+        norm.requires_grad_(True)  # ModernBERT's, above all layers
     _learn(_head(model))
     for module in (model.get_submodule(family(model).embeddings), *layers[:count]):
         _keep_in_evaluation(module)

@@ -62,6 +62,53 @@ def test_a_key_may_be_what_a_callable_says(tmp_path: Path) -> None:
     frozen.store.close()
 
 
+def test_a_callable_may_name_objects_that_are_no_tensors(tmp_path: Path) -> None:
+    encoder, pictures = VisionEncoder(), images(3)
+    for number, picture in enumerate(pictures):
+        np.save(tmp_path / f"{number}.npy", picture.numpy())
+    files, opened = sorted(tmp_path.glob("*.npy")), list[Path]()
+
+    def loaded(paths: list[Path]) -> Tensor:
+        opened.extend(paths)
+        return torch.stack([torch.from_numpy(np.load(path)) for path in paths])
+
+    frozen = Frozen(encoder, store_of(encoder, tmp_path / "store"), lambda path: path.name.encode(), loaded)
+    found = frozen([files[2], files[0], files[2]])
+    with torch.no_grad():
+        expected = encoder(torch.stack([pictures[2], pictures[0]])).numpy()
+    np.testing.assert_allclose(np.stack(found[:2]), expected, atol=1e-5)
+    assert frozen([files[0], files[1]])[0].shape == (16, 32)
+    assert opened == [files[2], files[0], files[1]]  # those that the store knows are not even read
+    frozen.store.close()
+
+
+def test_a_module_that_was_trained_meanwhile_is_still_asked_without_dropout(tmp_path: Path) -> None:
+    encoder, (picture,) = VisionEncoder(), images(1)
+    frozen = Frozen(encoder, store_of(encoder, tmp_path / "store"))
+    encoder.train()
+    (found,) = frozen([picture])
+    with torch.no_grad():
+        np.testing.assert_allclose(found, encoder.eval()(picture[None])[0].numpy(), atol=1e-5)
+    frozen.store.close()
+
+
+def layer_of(**differing: object) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(**{"d_model": 32, "nhead": 4, "dim_feedforward": 64, "batch_first": True, **differing})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("differing", [{"nhead": 8}, {"norm_first": True}, {"activation": "gelu"}, {"layer_norm_eps": 1e-3}])
+def test_modules_of_equal_weights_that_compute_otherwise_are_told_apart(differing: dict[str, object], tmp_path: Path) -> None:
+    plain, other = layer_of(), layer_of(**differing)
+    assert [t.tolist() for t in plain.state_dict().values()] == [t.tolist() for t in other.state_dict().values()]
+    assert identity_of(plain, "float16") == identity_of(layer_of().train(), "float16")
+    assert identity_of(plain, "float16") != identity_of(other, "float16")
+    store = store_of(plain, tmp_path / "store")
+    with pytest.raises(RecipeError, match="made for model"):
+        Frozen(other, store)
+    store.close()
+
+
 def test_other_weights_never_hit(tmp_path: Path) -> None:
     encoder, other = VisionEncoder(), VisionEncoder(seed=1)
     store_of(encoder, tmp_path / "store").close()

@@ -223,6 +223,20 @@ def test_a_recycled_layer_that_cannot_be_is_refused(project: Path, change: str, 
     assert message in " ".join(done.stderr.split())
 
 
+def test_where_no_store_can_be_made_training_goes_on_and_says_so_once(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe(**{"data:": "recycle: {layer: 1, dtype: float32, store: train.csv/store}\ndata:", "epochs: 8": "epochs: 1"})
+    done = compress("tiny.yaml", "--until", "finetune", cwd=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stderr.split())
+    assert told.count("it cannot be written") == 1
+    assert "going on, what is not in it is computed each time" in told
+    kept = compress("tiny.yaml", "--set", "recycle.store=null", "--until", "finetune", "--artifacts", "kept", cwd=recipe.parent)
+    assert kept.returncode == 0, kept.stderr
+    made = [json.loads((f / "manifest.json").read_text(encoding="utf-8")) for f in recipe.parent.glob("*/finetune-*")]
+    without, with_one = (one["metrics"]["validation_score"] for one in made)
+    assert without == pytest.approx(with_one, abs=0.02)
+
+
 def test_a_store_of_another_layer_is_named_and_refused(project: Path) -> None:
     place = metrics(project, "recycle")["store"]
     change = f"recycle={{layer: 2, dtype: float32, store: artifacts/{place}}}"
@@ -255,6 +269,8 @@ def test_a_store_that_a_recipe_names_is_listed_and_never_removed(make_recipe: Ca
     assert compress("cache", "gc", cwd=recipe.parent).returncode == 0
     assert place.exists()
     assert not list(recipe.parent.glob("artifacts/recycle-*"))  # which no bundle was made from
+    assert compress("cache", "gc", cwd=recipe.parent).returncode == 0  # now that nothing says who named it
+    assert place.exists()
 
 
 def test_short_trainings_tell_how_many_layers_may_stay(project: Path, tmp_path: Path) -> None:

@@ -543,3 +543,54 @@ def test_after_a_fork_texts_are_computed_and_nothing_is_kept(opened: Callable[..
     assert os.waitpid(child, 0)[1] == 0
     assert len(store) == 1
     assert not told
+
+
+def shared_in(folder: Path, told: list[str]) -> Store:
+    return Store.shared(folder, IDENTITY, 2**24, told.append)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_who_opens_a_shared_store_after_a_fork_reads_and_fills_it(tmp_path: Path, told: list[str]) -> None:
+    store = shared_in(tmp_path / "store", told)
+    store.write([(key(0), values(0))])
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        own = shared_in(tmp_path / "store", told)
+        known = own.read([key(0)])[0]
+        own.write([(key(1), values(1))])
+        own.close()
+        os._exit(0 if own is not store and known is not None and (known == values(0)).all() and not told else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert all(own is not None for own in store.read([key(0), key(1)]))  # and the one before the fork goes on
+    store.write([(key(2), values(2))])
+    assert len(store) == 3
+    store.close()
+    assert not told
+
+
+def test_a_shared_store_is_closed_with_the_last_that_has_it(tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (shared_in(Path("store"), told) for _ in range(2))
+    assert first is second
+    first.close()
+    second.through([key(0)], lambda _: [values(0)])
+    assert second.read([key(0)])[0] is not None
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # its folder was named from another place
+    second.close()
+    monkeypatch.chdir(tmp_path)
+    again = shared_in(Path("store"), told)
+    assert again is not second
+    assert again.read([key(0)])[0] is not None
+    again.close()
+
+
+@pytest.mark.parametrize("about", [b"{no json", b"[1, 2]", b"\xff"])
+def test_a_store_whose_note_is_damaged_is_refused(about: bytes, opened: Callable[..., Store]) -> None:
+    store = opened()
+    with store.file.env.begin(write=True) as txn:
+        txn.put(b"about", about)
+    store.close()
+    with pytest.raises(RecipeError, match="what it says of its model is damaged; name another folder, or remove this one"):
+        opened()

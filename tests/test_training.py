@@ -1,5 +1,7 @@
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from compressor.encoded import Encoded
 from compressor.errors import StageError
 from compressor.progress import Progress
 from compressor.settings.training import Training
-from compressor.tokens import Tokens
-from compressor.training import Fitted, Step, count_steps, fit
+from compressor.tokens import Ints, Tokens
+from compressor.training import Fitted, Step, _read_ahead, count_steps, fit
 from compressor.windows import Windows
 
 TEXTS = 12
@@ -44,6 +46,28 @@ def test_a_model_is_scored_on_the_machines_device(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(scoring, "autocast", lambda *_: nullcontext())
     monkeypatch.setattr(Encoded, "score", lambda _, logits, metric: logits.shape)
     assert scoring.score_of(Probe(), texts(), "accuracy", torch.ones(3)) == (TEXTS, 2)
+
+
+def test_batches_ahead_are_put_together_while_a_step_is_taken() -> None:
+    """A reader that waited to be asked would never make what is waited for here."""
+    made = [Event() for _ in range(5)]
+
+    class Ahead:
+        ahead = 2
+
+        def batch(self, rows: Ints, draw: int) -> dict[str, object]:
+            assert rows.tolist() == [draw - 1]
+            made[draw - 1].set()
+            return {"rows": rows}
+
+    taken = 0
+    for step, rows, arrays in _read_ahead(cast(Encoded, Ahead()), [(n, np.array([n])) for n in range(5)], 5):
+        assert step.number == taken == rows[0] == arrays["rows"][0]
+        for later in made[taken : taken + 3]:
+            assert later.wait(10)
+        assert not any(later.is_set() for later in made[taken + 3 :])  # and no more than that are held
+        taken += 1
+    assert taken == 5
 
 
 def model() -> nn.Module:

@@ -127,3 +127,10 @@ def test_balanced_weights_give_every_class_the_same_say() -> None:
     torch.testing.assert_close(weights * torch.bincount(labels), torch.full((3,), 2.0))
     torch.testing.assert_close(weights[labels].mean(), torch.tensor(1.0))
     assert balanced_weights(labels, 4).isfinite().all()
+
+
+def test_what_normalises_above_all_layers_learns_with_them() -> None:
+    model = prepare(model_of("modernbert"), Finetune(), 1)
+    learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert "model.final_norm.weight" in learning
+    assert not [name for name in learning if name.startswith(("model.embeddings", "model.layers.0."))]
