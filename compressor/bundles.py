@@ -42,8 +42,10 @@ def verify(folder: Path) -> Mapping[str, Any]:
 
 def check_isa(manifest: Mapping[str, Any]) -> None:
     """Warn where this processor's 8-bit products cannot hold what the bundle's weights make."""
-    isa, here = manifest.get("isa"), machine.level()
-    if isa is not None and isa not in machine.SATURATING and here in machine.SATURATING:
+    here, members = machine.level(), (manifest.get("cascade") or {}).get("members", ())
+    wide = [isa for isa in (manifest.get("isa"), *(one.get("isa") for one in members)) if isa not in (None, *machine.SATURATING)]
+    if wide and here in machine.SATURATING:
+        isa = wide[0]
         told = f"this bundle is for processors with {isa}; on this one ({here}) its 8-bit products saturate and answers may be wrong"
         warnings.warn(f"{told}: rebuild it with quantize.isa: {here}", RuntimeWarning, stacklevel=3)
 

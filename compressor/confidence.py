@@ -37,7 +37,7 @@ def _margin(probabilities: Floats) -> Floats:
 
 def _entropy(probabilities: Floats) -> Floats:
     logs = np.log(np.maximum(probabilities, 1e-12))
-    sure: Floats = 1 + (probabilities * logs).sum(-1) / np.log(max(2, probabilities.shape[-1]))
+    sure: Floats = np.maximum(0, 1 + (probabilities * logs).sum(-1) / np.log(max(2, probabilities.shape[-1])))
     return sure
 
 
@@ -48,7 +48,7 @@ def confidences(
     kind: Confidence, task: Task, logits: Floats, windows: Windows, examples: Sequence[Example], temperature: float = 1.0
 ) -> Floats:
     """Return how sure the logits are of each example's answer, (examples,)."""
-    measure, scaled = MEASURES[kind], logits / temperature
+    measure, scaled = MEASURES[kind], logits.astype(np.float64) / temperature  # in float32 all that is nearly sure would be alike
     with np.errstate(invalid="ignore"):  # logits that are no numbers give a confidence that is none
         if task.choice == "number":
             return np.full(len(examples), np.nan)

@@ -31,7 +31,7 @@ class Environment:
         """Where it lies, or would lie."""
         facts = "\n".join([*self.pins, sys.version])
         cache = Path(os.environ.get("COMPRESS_CACHE") or Path.home() / ".cache" / "encoder-compressor")
-        return cache / "environments" / f"{self.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+        return cache.absolute() / "environments" / f"{self.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
     @property
     def python(self) -> Path:

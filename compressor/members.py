@@ -104,7 +104,7 @@ def _from_exit(number: int, recipe: Recipe, inputs: Inputs, out: Path, log: Prog
         (folder / name).rename(folder / "float.onnx")
         _to_int8(folder / "float.onnx", folder / name, inputs)
     facts = {"folder": f"{MEMBERS}/{number}", "lengths": None, "single": quantized, "pad_id": pad_id_of(model)}
-    facts |= {"max_length": splits.max_length, "stride": splits.stride}
+    facts |= {"max_length": splits.max_length, "stride": splits.stride, "isa": _isa(inputs) if quantized else None}
     opened, read = Exit(folder, recipe.target.threads, single=quantized, pad_id=pad_id_of(model)), reader(model, task, facts)
     rest = Member({**facts, "name": "full", "part": GOES_ON}, read, opened.go_on)
     if not _ships_as_dynamic(inputs):
@@ -139,7 +139,7 @@ def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, lo
         source.rename(folder / GRAPH)
     shutil.copyfile(folder_of_model / "tokenizer.json", folder / "tokenizer.json")
     reading = {"max_length": splits.max_length, "stride": splits.stride, "pad_id": pad_id_of(folder_of_model)}
-    return {"name": "teacher", "lengths": None, "single": quantized, **reading}
+    return {"name": "teacher", "lengths": None, "single": quantized, "isa": _isa(inputs) if quantized else None, **reading}
 
 
 def bundle_of(asked: Asked, recipe: Recipe) -> Path:
@@ -164,10 +164,15 @@ def check_member(bundle: Path, manifest: Mapping[str, Any], recipe: Recipe, labe
         raise RecipeError(f"cascade: {bundle} reads something else ({told}); members must answer the same")
 
 
+def _isa(inputs: Inputs) -> str | None:
+    """Return the instruction set that the bundle is for: this machine's, where its own graph is float."""
+    found: str | None = deployed(inputs).metrics.get("isa") or machine.level()
+    return found
+
+
 def _to_int8(source: Path, target: Path, inputs: Inputs) -> None:
     """Put the graph's 8-bit form in its place, with weights of 7 bits where the bundle is for processors that need it."""
-    isa = deployed(inputs).metrics.get("isa") or machine.level()
-    dynamic(source, target, [], reduce_range=isa in machine.SATURATING)
+    dynamic(source, target, [], reduce_range=_isa(inputs) in machine.SATURATING)
     check_int8(target, f"cascade: {target.name}")
     source.unlink()
 
@@ -183,6 +188,8 @@ def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log
     manifest = verify(source)
     check_isa(manifest)
     check_member(source, manifest, recipe, Splits.of(inputs["data"]).labels)
+    if manifest["isa"] not in (None, *machine.SATURATING) and (own := _isa(inputs)) in machine.SATURATING:
+        log.warn(f"cascade: {source} is for processors with {manifest['isa']}, this bundle for {own}, where its 8-bit products saturate")
     if manifest["default_policy"]:
         log.warn(
             f"cascade: {source} answers by a cascade of its own, which is left out: its point {manifest['default_point']} is the member"
@@ -190,4 +197,5 @@ def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log
     for name, copied in (("model.onnx", GRAPH), ("tokenizer.json", "tokenizer.json")):
         shutil.copyfile(source / name, folder / copied)
     lengths = manifest["points"][manifest["default_point"]]["lengths"]
-    return {"name": manifest["name"], "lengths": lengths, **{key: manifest[key] for key in ("max_length", "stride", "pad_id", "single")}}
+    reading = {key: manifest[key] for key in ("max_length", "stride", "pad_id", "single", "isa")}
+    return {"name": manifest["name"], "lengths": lengths, **reading}

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from compressor import __version__, machine
 from compressor.artifact import STATE, Artifact, commit, digest_of
+from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import CompressorError, StageError, UnfitError
 from compressor.imports import source_hashes
 from compressor.progress import Progress
@@ -66,15 +67,28 @@ class Stage:
     """Whether it measures latencies, which another machine must not take from the cache."""
     deploys: bool | None = None
     """Whether only a recipe that ends with a bundle runs it (True), or only one that ends with an encoder (False); None: both."""
+    finds: Callable[[Recipe], Any] | None = None
+    """What else its result depends on that is neither its settings nor a package of this environment; nothing: None."""
+
+
+def _tried(recipe: Recipe) -> dict[str, Any] | None:
+    """Return what `quantize.backend: auto` chooses by: what runs the graphs, and whether Neural Compressor's environment is made."""
+    if recipe.quantize is None or recipe.quantize.backend != "auto":
+        return None
+    return {"run_in": recipe.target.settled, "neural-compressor": NEURAL_COMPRESSOR.is_made()}
 
 
 _TORCH = ("torch", "transformers", "tokenizers")
 _ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
+_RUN = (*_ORT, "openvino")
+"""What may run a graph: with a version that was not there before, `auto` may choose otherwise."""
+_EXPORT = (*_TORCH, *_ORT, "onnxscript")
 _FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
 _GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
 _INT8 = ("quantize", "target.threads", "target.batch", "task", "seed")
 _BUNDLE = ("name", "recycle", "quantize.isa", "cascade.default", "task", "target", "default_point", "gates", "seed")
-_ANSWERS = ("cascade.members", "cascade.confidence", "cascade.calibration", "export", "target", "task")
+_READS = ("data.text", "data.text_pair", "data.label", "data.skip_bad")
+_ANSWERS = ("cascade.members", "cascade.confidence", "cascade.calibration", *_READS, "export", "target", "task")
 _GOALS = ("cascade.confidence", "cascade.thresholds", "cascade.max_drop", "cascade.speedup", "cascade.latency_ms", "task")
 
 STAGES: tuple[Stage, ...] = (
@@ -85,20 +99,20 @@ STAGES: tuple[Stage, ...] = (
     Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "distill"),
     Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),
     Stage("early_exit", ("data", "checkpoint"), ("exit",), ("early_exit", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "early_exit"),
-    Stage("export", ("data", "activations", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), (*_TORCH, *_ORT), deploys=True),
-    Stage("quantize", _FLOAT, ("int8_graph",), _INT8, (*_ORT, "nncf"), "quantize", times=True),
-    Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_ORT), "search", times=True),
+    Stage("export", ("data", "activations", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), _EXPORT, deploys=True),
+    Stage("quantize", _FLOAT, ("int8_graph",), _INT8, (*_RUN, "nncf"), "quantize", times=True, finds=_tried),
+    Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_RUN), "search", times=True),
     Stage(
         "members",
         (*_GRAPHS, "teacher", "exit", "frontier"),
         ("members",),
         _ANSWERS,
-        (*_TORCH, *_ORT, "scipy"),
+        (*_EXPORT, "openvino", "scipy"),
         "cascade",
         times=True,
     ),
     Stage("cascade", ("members",), ("policy",), _GOALS, ("numpy",), "cascade"),
-    Stage("bundle", (*_GRAPHS, "teacher", "frontier", "members", "policy"), ("bundle",), _BUNDLE, _ORT, times=True, deploys=True),
+    Stage("bundle", (*_GRAPHS, "teacher", "frontier", "members", "policy"), ("bundle",), _BUNDLE, _RUN, times=True, deploys=True),
     Stage("encoder", ("data", "checkpoint"), ("bundle",), ("name",), deploys=False),
 )
 
@@ -155,6 +169,7 @@ def cache_key(stage: Stage, recipe: Recipe, inputs: Inputs) -> str:
             "inputs": {kind: artifact.digest for kind, artifact in inputs.items()},
             "versions": machine.versions(*stage.packages),
             "machine": machine.fingerprint() if stage.times else "",
+            "found": stage.finds(recipe) if stage.finds else None,
         }
     )
 

@@ -49,6 +49,24 @@ def test_confidence_of_one_label(kind: Confidence, sure: float) -> None:
     assert warm[0] < found[0]
 
 
+@pytest.mark.parametrize("kind", ["max_softmax", "margin", "entropy"])
+def test_what_is_nearly_sure_is_still_told_apart(kind: Confidence) -> None:
+    """A member that is right on all it was calibrated on has a low temperature, and float32 would call each of its answers certain."""
+    logits = np.array([[3.0, 0.0], [2.5, 0.0], [2.0, 0.0]], np.float32)
+    found = confidences(kind, TextClassification(), logits, windows_of([1, 1, 1]), TEXTS[:3], temperature=0.1)
+    assert 1 > found[0] > found[1] > found[2]
+
+
+def test_extreme_logits_overflow_nothing_and_no_confidence_is_below_none() -> None:
+    each = confidences(
+        "max_softmax", MultiLabelClassification(), np.array([[-90.0, 90.0]], np.float32), windows_of([1]), TEXTS[:1], temperature=0.2
+    )
+    assert each == pytest.approx([1.0])  # an overflow's warning would be an error here
+    for labels in (2, 3, 7, 150):
+        (least,) = confidences("entropy", TextClassification(), np.zeros((1, labels), np.float32), windows_of([1]), TEXTS[:1])
+        assert 0 <= least < 1e-9  # a threshold of 0 lets every answer stand
+
+
 def test_of_several_labels_and_of_tagged_words_the_least_certain_counts() -> None:
     logits = np.array([[5.0, 0.1, -5.0], [5.0, 5.0, 5.0]])
     found = confidences("max_softmax", MultiLabelClassification(), logits, windows_of([1, 1]), TEXTS[:2])

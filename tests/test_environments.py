@@ -29,6 +29,12 @@ def test_a_python_that_makes_no_environments_is_told_in_one_line(said: bytes | N
     assert not NOTHING.is_made()
 
 
+def test_a_cache_may_be_named_from_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COMPRESS_CACHE", "cache")
+    assert NOTHING.python.is_relative_to(tmp_path)  # its interpreter is started elsewhere
+
+
 def test_a_script_that_fails_is_told_by_its_last_line(tmp_path: Path) -> None:
     NOTHING.python.parent.mkdir(parents=True)
     NOTHING.python.symlink_to("/bin/sh")

@@ -59,6 +59,14 @@ def test_the_graph_equals_torch_at_all_lengths_batches_and_paddings(tmp_path: Pa
     assert parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), CONFIGURATIONS, 0, 1e-4) < 1e-4
 
 
+def test_a_logit_that_is_no_number_is_no_parity(tmp_path: Path, tiny_model: Path) -> None:
+    model = tiny()
+    export_graph(model, tmp_path / "model.onnx")
+    torch.nn.init.constant_(model.model.classifier.bias, float("nan"))
+    with pytest.raises(StageError, match="a logit differs by nan from torch"):
+        parity(model, tmp_path / "model.onnx", tokens(tiny_model, *TEXTS), [None], 0, 1e-4)
+
+
 PAIRS = [("film", "good"), ("was it a dull plot", "the music is weak and it was quite awful"), ("it", "witty ending " * 30)]
 
 

@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import DebertaV2Config, DebertaV2Model
 
-from compressor import checkpoint, pipeline, ranking, summary
+from compressor import checkpoint, machine, pipeline, ranking, summary
 from compressor.artifact import Artifact, commit
+from compressor.environments import Environment
 from compressor.errors import RecipeError
 from compressor.gates import Variant, judge
 from compressor.loader import load_recipe
@@ -171,6 +172,39 @@ def test_what_equal_graphs_do_not_tell_apart_is_in_the_key(project: Path) -> Non
         recipes = [load_recipe(project / "tiny.yaml", [change]) for change in (before, after)]
         keys = {pipeline.cache_key(stages[stage], recipe, {}) for recipe in recipes}
         assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("package", "stages"), [("openvino", {"quantize", "search", "members", "bundle"}), ("onnxscript", {"export", "members"})]
+)
+def test_what_may_be_installed_later_is_in_the_key(package: str, stages: set[str], project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that says what to install for more, and is asked again when it is, must not answer from its cache."""
+    recipe, versions = load_recipe(project / "tiny.yaml", []), machine.versions
+    before = {stage.name: pipeline.cache_key(stage, recipe, {}) for stage in pipeline.STAGES}
+    monkeypatch.setattr(machine, "versions", lambda *names: versions(*names) | ({package: "9.9"} if package in names else {}))
+    assert {stage.name for stage in pipeline.STAGES if pipeline.cache_key(stage, recipe, {}) != before[stage.name]} == stages
+
+
+def test_what_auto_may_try_is_in_the_key(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (quantize,) = (stage for stage in pipeline.STAGES if stage.name == "quantize")
+
+    def keys(*changes: str) -> set[str]:
+        found = set[str]()
+        for made in (False, True):
+            monkeypatch.setattr(Environment, "is_made", lambda _, made=made: made)
+            found.add(pipeline.cache_key(quantize, load_recipe(project / "tiny.yaml", changes), {}))
+        return found
+
+    auto = keys("quantize.backend=auto")
+    assert len(auto) == 2
+    assert not auto & keys("quantize.backend=auto", "target.backend=openvino")
+    assert len(keys("quantize.backend=neural-compressor")) == 1  # which makes it
+
+
+def test_how_calibration_texts_are_read_is_in_the_key(project: Path) -> None:
+    (members,) = (stage for stage in pipeline.STAGES if stage.name == "members")
+    recipes = [load_recipe(project / "tiny.yaml", [f"data.skip_bad={said}"]) for said in ("true", "false")]
+    assert len({pipeline.cache_key(members, recipe, {}) for recipe in recipes}) == 2
 
 
 def test_changed_data_reruns_everything_and_renamed_data_nothing(project: Path) -> None:
@@ -363,6 +397,8 @@ def test_a_drop_may_have_to_be_certain() -> None:
     verdicts = judge(gates, chosen, {"teacher": teacher}, [])
     assert [v.passed for v in verdicts] == [True, False, True]
     assert (verdicts[1].value, verdicts[1].limit) == ("1.00% (0.40% to 1.80%)", "≤ 1.00%, certainly")
+    (alike,) = judge(gates[:1], Variant("c", 0.9, (0.8, 1), 2, 3, 20, 2, changes={"t": (-0.00001, 0.0)}), {"teacher": teacher}, [])
+    assert alike.value == "0.00% (0.00% to 0.00%)"
 
 
 def test_a_point_that_certainly_loses_more_than_it_was_chosen_for_is_told_of() -> None:

@@ -15,12 +15,16 @@ from onnx import numpy_helper
 from compressor import machine
 from compressor.artifact import Artifact
 from compressor.bundles import check_isa
+from compressor.classification import TextClassification
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import UnfitError
 from compressor.products import count_products, products
 from compressor.quantizers import QUANTIZERS, Quantizer, dynamic, smoothed, static
 from compressor.runtime import Runtime
 from compressor.session import Graph
+from compressor.settings.serving import Target
+from compressor.splits import MODEL, Splits
+from compressor.stages import quantize
 from compressor.stages.quantize import choose
 from tests.conftest import command, compress, sentences
 
@@ -121,7 +125,25 @@ def test_a_processor_that_would_saturate_is_warned_of(built: Path, monkeypatch: 
     ):
         check_isa(manifest)
     for isa in ("avx2", "avx512", None):
-        check_isa({"isa": isa})  # a warning would be an error here
+        check_isa({"isa": isa, "cascade": {"members": [{"isa": isa}, {}]}})  # a warning would be an error here
+    with pytest.warns(RuntimeWarning, match="for processors with amx"):  # a graph in float, and a teacher in 8 bits behind it
+        check_isa({"isa": None, "cascade": {"members": [{"folder": None}, {"isa": "amx"}]}})
+
+
+def test_backends_are_timed_in_what_will_run_them(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits, seen = Splits.of(Artifact(next(built.glob("artifacts/data-*")))), list[object]()
+
+    class Timed:
+        def __init__(self, *_: object, **how: object) -> None:
+            seen.append(how["backend"])
+
+        def logits(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(quantize, "Graph", Timed)
+    validation = splits.encoded("validation", TextClassification(), next(built.glob("artifacts/finetune-*")) / MODEL)
+    for backend in ("openvino", "auto"):
+        quantize._milliseconds({"onnxruntime": Path("a.onnx")}, validation, Target(backend=backend))
+    assert seen == ["openvino", "onnxruntime"]
 
 
 def test_auto_measures_all_and_keeps_one(project: Path) -> None:

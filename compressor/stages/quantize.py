@@ -82,23 +82,30 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     return {**facts, "validation_score": made[chosen].score, "megabytes": (out / "model.onnx").stat().st_size / 1e6}
 
 
-def kept_in_back(whole: Sequence[str], front: Sequence[str], back: Sequence[str], kept: Collection[str]) -> list[str]:
-    """Return what the back calls those of its products that stay float in the whole graph, whose products come in the same order."""
-    return [own for name, own in zip(whole[len(front) :], back, strict=True) if name in kept]
+def kept_in_back(whole: Sequence[str], back: Sequence[str], kept: Collection[str]) -> list[str]:
+    """Return what the back calls those of its products that stay float in the whole graph, which ends with the same ones.
+
+    Counted from the end: the front of all layers has fewer than the whole graph, whose last layer asks one token alone.
+    """
+    return [own for name, own in zip(whole[len(whole) - len(back) :], back, strict=True) if name in kept]
 
 
 def _quantize_halves(bench: "Bench", backend: str, out: Path, feeds: Sequence[Feed], kept: Sequence[str], log: Progress) -> None:
     """Write the INT8 front and back as the whole graph's backend does; the back is calibrated on what the float front makes."""
     floats = bench.source.parent
-    back = kept_in_back(products(bench.source), products(floats / FRONT), products(floats / BACK), kept)
+    inside = products(floats / BACK)
+    back = kept_in_back(products(bench.source), inside, kept)
     if len(back) < len(kept):
         log.warn(f"quantize: {FRONT} is INT8 throughout, for all tasks to share it; {len(kept) - len(back)} products lose score there")
     front = Graph(floats / FRONT, single=False)
     read = [{key: feed[key] for key in front.inputs & feed.keys()} for feed in feeds]
-    states = [{STATES: front.session.run([STATES], feed)[0], "attention_mask": feed["attention_mask"]} for feed in read]
+    asked = {i.name for i in onnx.load(floats / BACK, load_external_data=False).graph.input}  # a head alone asks for no mask
+    made = [{STATES: front.session.run([STATES], feed)[0], "attention_mask": feed["attention_mask"]} for feed in read]
+    states = [{key: feed[key] for key in asked & feed.keys()} for feed in made]
     for name, given, stay in ((FRONT, read, []), (BACK, states, back)):
         QUANTIZERS[backend](floats / name, out / name, given, stay, reduce_range=bench.isa in machine.SATURATING)
-        check_int8(out / name, f"quantize: {backend}, {name}")
+        if name == FRONT or len(stay) < len(inside):
+            check_int8(out / name, f"quantize: {backend}, {name}")
 
 
 class Bench:
@@ -187,6 +194,7 @@ def _milliseconds(files: dict[str, Path], validation: Encoded, target: Target) -
     """Return the median latency of each graph on the target's threads and batch."""
     asked = requests(validation.tokens.lengths.tolist(), REQUESTS, target.batch)
     texts = [validation.tokens.rows(rows) for rows in asked]
-    graphs = {name: Graph(file, target.threads, single=name in SINGLE, pad_id=validation.pad_id) for name, file in files.items()}
+    how: dict[str, Any] = {"pad_id": validation.pad_id, "backend": target.settled}
+    graphs = {name: Graph(file, target.threads, single=name in SINGLE, **how) for name, file in files.items()}
     runs = {name: lambda number, g=graph: g.logits(texts[number]) for name, graph in graphs.items()}
     return {name: latency.p50_ms for name, latency in interleaved(runs, range(len(texts))).items()}
