@@ -3,7 +3,7 @@
 What:     front.onnx takes token ids to the states of a layer that no task changed; back.onnx takes those to logits.
 Paper:    embedding recycling (arXiv:2207.04993).
 Formula:  a text's key is that of compressor/store.py, with the front's own hash in the model's place: bundles whose fronts are equal share.
-Limits:   one machine; a text is known by all its tokens, so that of a changed paragraph only its own window is read again.
+Limits:   one machine; a text is known by all its tokens, so that a changed one is read anew: who hands in paragraphs reads that one only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compressor.session import Graph, batches_of, session
+from compressor.session import Graph, Session, batches_of, run_all, session
 from compressor.tokens import Floats, Ints, Tokens, content_of, in_order, length_batches
 
 if TYPE_CHECKING:
@@ -28,42 +28,48 @@ class BackGraph:
     """The graph above a front: from states to logits."""
 
     def __init__(self, path: Path, threads: int, *, single: bool, pad_id: int) -> None:
-        """Open it; `single`: answers depend on the batch, so feed one text a run."""
-        self.threads, self.single, self.pad_id, self.session = threads, single, pad_id, session(path, threads)
+        """Open it; `single`: answers depend on the batch, so feed one text a run, and several at once where there are threads."""
+        self.path, self.threads, self.single, self.pad_id, self.session = path, threads, single, pad_id, session(path, threads)
+        self.workers = threads
         self.inputs = [i.name for i in self.session.get_inputs()]  # a head alone asks for no mask
+
+    @cached_property
+    def beside(self) -> Session:
+        """What runs several batches beside each other, one thread each."""
+        return self.session if self.threads == 1 else session(self.path, 1)
 
     def logits(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
         """Return the logits of texts, as a whole graph does, from the states (tokens, width) of each."""
         if len(texts) == 1:  # nothing to pad or to put in order
-            logits = self._run(states[0][None], np.ones((1, len(states[0])), np.int64))
+            logits = self._run(self.session, states[0][None], np.ones((1, len(states[0])), np.int64))
             return logits if logits.ndim == 2 else logits[0]
         batches, found = zip(*self.answered(texts, states), strict=True)
         return in_order(found, batches, texts.lengths)
 
     def answered(self, texts: Tokens, states: Sequence[Floats]) -> Iterator[tuple[list[int], Floats]]:
-        """Yield the logits of batches of texts, padded, each with its rows."""
-        for batch in batches_of(texts.lengths.tolist(), single=self.single):
-            yield batch, self._answered(texts.rows(batch), [states[row] for row in batch])
+        """Return the logits of batches of texts, padded, each with its rows."""
+        batches = list(batches_of(texts.lengths.tolist(), single=self.single))
 
-    def _answered(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
+        def answer(opened: Session, batch: list[int]) -> Floats:
+            return self._answered(opened, texts.rows(batch), [states[row] for row in batch])
+
+        return zip(batches, run_all(batches, answer, self), strict=True)
+
+    def _answered(self, opened: Session, texts: Tokens, states: Sequence[Floats]) -> Floats:
         mask = texts.padded(self.pad_id)["attention_mask"]
         padded = np.zeros((*mask.shape, states[0].shape[1]), np.float32)
         padded[mask == 1] = np.concatenate(states)
-        return self._run(padded, mask)
+        return self._run(opened, padded, mask)
 
-    def _run(self, padded: Floats, mask: Ints) -> Floats:
+    def _run(self, opened: Session, padded: Floats, mask: Ints) -> Floats:
         feed = {STATES: padded, "attention_mask": mask}
-        logits: Floats = self.session.run(["logits"], {name: feed[name] for name in self.inputs})[0]
+        logits: Floats = opened.run(["logits"], {name: feed[name] for name in self.inputs})[0]
         return logits
 
 
 def states_of(front: Graph, texts: Tokens) -> list[Floats]:
     """Return what a front makes of each text, float32 (tokens, width)."""
-    found: dict[int, Floats] = {}
-    for rows in batches_of(texts.lengths.tolist(), single=front.single):
-        whole = front.run(texts.rows(rows))
-        found |= {row: own[:length] for row, own, length in zip(rows, whole, texts.lengths[rows].tolist(), strict=True)}
-    return [found[row] for row in range(len(texts))]
+    return np.split(front.logits(texts), texts.starts[1:-1])
 
 
 class Halves:

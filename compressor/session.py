@@ -4,10 +4,11 @@ An answer never depends on what else is in its batch: float graphs mask padding,
 (one scale for a whole batch) are fed one text at a time, several at once when there are threads.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -19,6 +20,7 @@ from compressor.tokens import Floats, Tokens, in_order
 Backend = Literal["onnxruntime", "openvino"]
 """What runs a graph."""
 Session: TypeAlias = ort.InferenceSession | OpenVINOSession
+T = TypeVar("T")
 AGREEMENT = 0.1
 """Difference that another backend's logits may have, as a share of onnxruntime's largest; other roundings may drop other tokens."""
 SMALLEST_VOCABULARY, MADE_UP = 25, 12
@@ -55,8 +57,7 @@ class Graph:
             raise UnfitError(f"no backend {backend!r}; choose {' or '.join(get_args(Backend))}")
         self.path, self.single, self.pad_id = path, single, pad_id
         self.workers, self.backend = workers or threads, backend
-        self.session = self._opened(threads)
-        self._beside = self.session if threads == 1 and backend == "onnxruntime" else None
+        self.threads, self.session = threads, self._opened(threads)
         shapes = {i.name: i.shape for i in (*self.session.get_inputs(), *self.session.get_overridable_initializers())}
         self.inputs, self.layers = set(shapes), shapes["lengths"][0] if "lengths" in shapes else 0
         outputs = [o.name for o in self.session.get_outputs()]
@@ -64,6 +65,11 @@ class Graph:
 
     def _opened(self, threads: int, beside: int = 1) -> Session:
         return OpenVINOSession(self.path, threads, beside) if self.backend == "openvino" else session(self.path, threads)
+
+    @cached_property
+    def beside(self) -> Session:
+        """What runs several batches beside each other, one thread each."""
+        return self.session if self.threads == 1 and self.backend == "onnxruntime" else self._opened(1, self.workers)
 
     def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of one padded batch, or the first output of a graph that has none."""
@@ -92,12 +98,31 @@ class Graph:
             logits = self.run(tokens, lengths)
             return logits if logits.ndim == 2 else logits[0]
         batches = list(batches_of(tokens.lengths.tolist(), single=self.single, most=most or TOKENS_PER_RUN[self.backend]))
-        if self.workers == 1 or len(batches) == 1:
-            return in_order([self.run(tokens.rows(rows), lengths) for rows in batches], batches, tokens.lengths)
-        beside = self._beside = self._beside or self._opened(1, self.workers)
-        with ThreadPoolExecutor(self.workers) as pool:
-            results = list(pool.map(lambda rows: self._run(beside, tokens.rows(rows), lengths), batches))
-        return in_order(results, batches, tokens.lengths)
+        found = run_all(batches, lambda opened, rows: self._run(opened, tokens.rows(rows), lengths), self)
+        return in_order(found, batches, tokens.lengths)
+
+
+class Opened(Protocol):
+    """A file whose batches can run one after another, with all threads each, or beside each other."""
+
+    workers: int
+
+    @property
+    def session(self) -> Session:
+        """What runs a batch that is alone."""
+
+    @property
+    def beside(self) -> Session:
+        """What runs several at once, one thread each."""
+
+
+def run_all(batches: Sequence[T], run: Callable[[Session, T], Floats], graph: Opened) -> list[Floats]:
+    """Return what running each batch gives: of several, as many at once as the graph has workers."""
+    if graph.workers == 1 or len(batches) == 1:
+        return [run(graph.session, batch) for batch in batches]
+    beside = graph.beside
+    with ThreadPoolExecutor(graph.workers) as pool:
+        return list(pool.map(lambda batch: run(beside, batch), batches))
 
 
 def check_agreement(graph: Graph, longest: int) -> None:

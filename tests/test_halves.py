@@ -3,6 +3,8 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import onnx
@@ -11,15 +13,17 @@ import torch
 
 from compressor import halves as halves_module
 from compressor.backbones import BACKBONES
+from compressor.bundles import seal
 from compressor.errors import BundleError, RecipeError, StageError
 from compressor.graphs import export_graph, layered, torch_logits
 from compressor.halves import BACK, FRONT, Halves
 from compressor.halving import check_parity, export_halves
 from compressor.modeling import PlainModel
-from compressor.products import products
+from compressor.products import count_products, products
+from compressor.progress import Progress
 from compressor.quantizers import dynamic
 from compressor.runtime import Runtime
-from compressor.stages.quantize import kept_in_back
+from compressor.stages.quantize import Bench, _quantize_halves, kept_in_back
 from compressor.tokens import Tokens
 from tests.conftest import compress, sentences, write_project
 from tests.test_families import SERVED, batch, model_of
@@ -35,6 +39,16 @@ def texts_of(*lengths: int) -> Tokens:
     return Tokens.joined([Tokens(row[:n], row[:n] * 0, np.array([0, n])) for row, n in zip(ids, lengths, strict=True)])
 
 
+def with_biases(kind: str) -> PlainModel:
+    """Return a model whose biases are none of them zero, as a trained one's: projections of equal biases would not be merged."""
+    torch.manual_seed(2)
+    model = model_of(kind)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.1)
+    return PlainModel(model)
+
+
 @pytest.mark.parametrize("head", SERVED)
 @pytest.mark.parametrize("kind", BACKBONES)
 @pytest.mark.parametrize("layers", [1, 3])
@@ -42,25 +56,43 @@ def test_front_and_back_are_the_whole_model(kind: str, head: str, layers: int, t
     model, texts = PlainModel(model_of(kind, head)), texts_of(16, 9, 3)
     export_halves(model, layers, tmp_path)
     assert check_parity(model, tmp_path, texts, 0, 1e-4) < 1e-4
-    for single in (True, False):  # one by one, and padded in a batch
-        found = Halves(tmp_path, 1, single=single, pad_id=0).logits(texts)
+    for single, threads in ((True, 1), (False, 1), (True, 2)):  # one by one, padded in a batch, and beside each other
+        found = Halves(tmp_path, threads, single=single, pad_id=0).logits(texts)
         alone = [torch_logits(model, text, None, 0) for text in texts]
         np.testing.assert_allclose(found.ravel(), np.concatenate([own.ravel() for own in alone]), atol=1e-4)
 
 
+@pytest.mark.parametrize("layers", [2, 3])
 @pytest.mark.parametrize("kind", BACKBONES)
-def test_products_that_stay_float_do_so_in_the_back(kind: str, tmp_path: Path) -> None:
-    model = PlainModel(model_of(kind))
-    export_halves(model, 2, tmp_path)
+def test_products_that_stay_float_do_so_in_the_back(kind: str, layers: int, tmp_path: Path) -> None:
+    model = with_biases(kind)
+    export_halves(model, layers, tmp_path)
     export_graph(layered(model), tmp_path / "model.onnx")
-    whole, front, back = (products(tmp_path / name) for name in ("model.onnx", FRONT, BACK))
-    assert kept_in_back(whole, front, back, whole) == back
-    assert kept_in_back(whole, front, back, [whole[0], whole[-1]]) == back[-1:]
+    whole, back = (products(tmp_path / name) for name in ("model.onnx", BACK))
+    assert kept_in_back(whole, back, whole) == back
+    assert kept_in_back(whole, back, [whole[0], whole[-1]]) == back[-1:]
+    ends = whole[len(whole) - len(back) :]
     shapes = [
         [tuple(i.dims) for n in graph.node if n.name in names for i in graph.initializer if i.name == n.input[1]]
-        for graph, names in ((onnx.load(tmp_path / "model.onnx").graph, whole[len(front) :]), (onnx.load(tmp_path / BACK).graph, back))
+        for graph, names in ((onnx.load(tmp_path / "model.onnx").graph, ends), (onnx.load(tmp_path / BACK).graph, back))
     ]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(("layers", "stays"), [(2, "last"), (3, "last"), (3, "all")])
+def test_what_stays_float_in_the_whole_graph_does_so_in_its_halves(layers: int, stays: str, tmp_path: Path) -> None:
+    """All of a head's products may: that its graph has none in 8 bits then is no failure."""
+    model, (floats, out) = with_biases("bert"), (tmp_path / "float", tmp_path)
+    floats.mkdir()
+    export_halves(model, layers, floats)
+    export_graph(layered(model), floats / "model.onnx")
+    whole, inside = products(floats / "model.onnx"), products(floats / BACK)
+    kept = whole[-1:] if stays == "last" else whole[len(whole) - len(inside) :]
+    bench = cast(Bench, SimpleNamespace(source=floats / "model.onnx", isa="vnni"))
+    _quantize_halves(bench, "onnxruntime", out, [], kept, Progress(quiet=True))
+    counted = count_products(out / BACK)
+    assert counted == {"int8": len(inside) - len(kept), "float": len(kept)}
+    assert count_products(out / FRONT)["int8"] > 0
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -131,6 +163,28 @@ def test_two_tasks_on_one_text_cost_one_front(served: Path, tmp_path: Path) -> N
     assert [a.label for a in answers] == [a.label for a in Runtime(served / "other").predict(TEXTS)]
 
 
+def test_a_text_is_known_by_what_is_read_of_it(served: Path, tmp_path: Path) -> None:
+    runtime, start = Runtime(served / "tiny", store=tmp_path / "store"), "the film is good and " * 20
+    first, second = runtime.predict([start + "the end", start + "another end"])
+    assert first == second == Runtime(served / "tiny").predict([start])[0]
+    assert runtime.store is not None
+    assert (runtime.store.found, runtime.store.computed) == (1, 1)  # beyond the window they differ, which nobody reads
+
+
+def test_two_bundles_whose_tokenizers_differ_share_no_store(served: Path, tmp_path: Path) -> None:
+    """Their fronts may be equal bytes, but a text's ids are not the same text's."""
+    other = Path(shutil.copytree(served / "other", tmp_path / "other"))
+    manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
+    manifest["halves"]["tokenizer"] = "f" * 64
+    del manifest["self"]
+    (other / "manifest.json").write_text(json.dumps({**manifest, "self": seal(manifest)}), encoding="utf-8")
+    runtime = Runtime(served / "tiny", store=tmp_path / "store")
+    assert runtime.store is not None
+    with pytest.raises(RecipeError, match=r"made for tokenizer .*, not f{12}; name another folder, or remove this one"):
+        Runtime(other, store=tmp_path / "store")
+    runtime.store.close()
+
+
 def test_static_halves_answer_as_the_whole_graph_does(served: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(served.parent.parent, tmp_path / "project"))
     static = ("--set", "quantize={backend: nncf, calibration: 24}", "--set", "name=static")
@@ -140,6 +194,16 @@ def test_static_halves_answer_as_the_whole_graph_does(served: Path, tmp_path: Pa
     whole, halves = Runtime(bundle).predict(TEXTS), Runtime(bundle, store=tmp_path / "store").predict(TEXTS)
     assert [a.label for a in halves] == [a.label for a in whole]
     np.testing.assert_allclose([a.score for a in halves], [a.score for a in whole], atol=0.05)
+
+
+def test_a_head_alone_above_the_store_may_be_static_too(served: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(served.parent.parent, tmp_path / "project"))
+    above = ("--set", "recycle.layer=3", "--set", "quantize={backend: onnxruntime-static, calibration: 24}", "--set", "name=head")
+    done = compress("tiny.yaml", *RECYCLE, *above, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    bundle = folder / "artifacts/dist/head"
+    whole, halves = Runtime(bundle).predict(TEXTS), Runtime(bundle, store=tmp_path / "store").predict(TEXTS)
+    assert [a.label for a in halves] == [a.label for a in whole]
 
 
 def test_the_table_has_texts_that_a_store_knows_and_those_that_it_does_not(served: Path) -> None:
