@@ -59,6 +59,10 @@ def judge(
     return [v if getattr(gate, "measured_on", "other") == "other" else _unmeasured(v) for gate, v in zip(gates, verdicts, strict=True)]
 
 
+def _share(value: float) -> str:
+    return f"{round(value, 4) + 0.0:.2%}"  # no minus before nothing
+
+
 def _unmeasured(verdict: Verdict) -> Verdict:
     return dataclasses.replace(verdict, value=f"{verdict.value} here, not measured on the target (quantize.isa)", passed=False)
 
@@ -70,7 +74,7 @@ def _judge(gate: AnyGate, chosen: Variant, references: Mapping[str, Variant], po
             drop = reference.score - chosen.score
             high, low = (-bound for bound in chosen.changes.get(reference.name, (-drop, -drop)))
             judged, limit = (high, f"≤ {gate.max_drop:.2%}, certainly") if gate.certain else (drop, f"≤ {gate.max_drop:.2%}")
-            told = f"{drop:.2%} ({low:.2%} to {high:.2%})"
+            told = f"{_share(drop)} ({_share(low)} to {_share(high)})"
             return Verdict(f"{gate.metric} drop against {gate.against}", told, limit, judged <= gate.max_drop + 1e-9)
         case SpeedGate():
             ratio = chosen.faster_than(references[gate.against])
@@ -86,14 +90,23 @@ def _judge(gate: AnyGate, chosen: Variant, references: Mapping[str, Variant], po
             return Verdict(what, f"{chosen.size_mb:.1f} MB", f"≤ {gate.max:g} MB", chosen.size_mb <= gate.max)
 
 
-def gains(chain: Sequence[tuple[str, Variant]], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Link:
+    """What a stage made: a row of the table, and the seconds that it took to build."""
+
+    stage: str
+    row: Variant
+    seconds: float
+
+
+def gains(chain: Sequence[Link]) -> list[dict[str, Any]]:
     """Return what each link of the chain gave over the one before: factor of speed, change of score, seconds it took to build."""
     return [
         {
-            "stage": name,
-            "speedup_factor": after.faster_than(before),
-            "score_change": after.score - before.score,
-            "seconds": seconds.get(name.split(":")[0], 0.0),
+            "stage": after.stage,
+            "speedup_factor": after.row.faster_than(before.row),
+            "score_change": after.row.score - before.row.score,
+            "seconds": after.seconds,
         }
-        for (_, before), (name, after) in pairwise(chain)
+        for before, after in pairwise(chain)
     ]

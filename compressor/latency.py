@@ -1,5 +1,6 @@
 """Latencies that can be compared: one request at a time, all variants in turn, so that the machine's drift hits each alike."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,12 +47,25 @@ def timed(variants: Mapping[str, Run], rows: Sequence[int], rounds: int) -> dict
     return times
 
 
-def requests(lengths: Sequence[int], count: int, batch: int) -> list[list[int]]:
-    """Return the rows of `count` requests of `batch` texts each, drawn alike each time from texts that spread evenly over these lengths."""
-    rows = sample(lengths, count * batch)
+def requests(lengths: Sequence[int], count: int, batch: int, groups: Sequence[str] | None = None) -> list[list[int]]:
+    """Return the rows of `count` requests of `batch` texts each, drawn alike each time from texts that spread evenly over these lengths.
+
+    Of texts in `groups`, as of those that each member of a cascade answers, each group has its share.
+    """
+    rows = sample(lengths, count * batch) if groups is None else _of_each(lengths, count * batch, groups)
     if batch > 1:
         random.Random(0).shuffle(rows)
     return [rows[start : start + batch] for start in range(0, len(rows), batch)]
+
+
+def _of_each(lengths: Sequence[int], count: int, groups: Sequence[str]) -> list[int]:
+    """Return the rows of `count` texts, of each group as its share asks for (largest remainders), spread evenly over its lengths."""
+    members = {name: [row for row, own in enumerate(groups) if own == name] for name in sorted(set(groups))}
+    exact = {name: min(count, len(groups)) * len(rows) / len(groups) for name, rows in members.items()}
+    most_lacking = sorted(exact, key=lambda name: math.floor(exact[name]) - exact[name])
+    left = min(count, len(groups)) - sum(map(math.floor, exact.values()))
+    wanted = {name: math.floor(exact[name]) + (name in most_lacking[:left]) for name in exact}
+    return [members[name][place] for name in members for place in sample([lengths[row] for row in members[name]], wanted[name])]
 
 
 def sample(lengths: Sequence[int], count: int) -> list[int]:

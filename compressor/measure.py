@@ -17,7 +17,7 @@ from compressor.pipeline import Inputs, Kind, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Runtime
-from compressor.scores import Metric, bounds, resampled
+from compressor.scores import Metric, bounds, changed, resampled
 from compressor.session import Backend, Graph
 from compressor.splits import MODEL, Splits, task_of
 from compressor.tokens import Floats, Tokens
@@ -57,14 +57,15 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
         for name, file, kind in ((TEACHER, "teacher.onnx", "teacher"), (STUDENT, "model.onnx", "checkpoint"))
     }
     outcomes |= {name: runtime.outcomes(examples, point) for name, point in points.items()}
-    metric, shares = task.metrics[recipe.task.metric], list[dict[str, Any]]()
+    metric, shares, who = task.metrics[recipe.task.metric], list[dict[str, Any]](), None
     lengths: dict[str, Lengths] = dict.fromkeys(outcomes) | {name: point.lengths for name, point in points.items()}
-    asked = requests(data["checkpoint"].lengths.tolist(), LATENCY_TEXTS, recipe.target.batch)
-    runs = _runs(recipe, inputs, folder, data, lengths, asked, runtime.backend)
-    sizes = {name: path.stat().st_size / 1e6 for name, path, _ in _files(inputs, folder)}
     if cascade:
         outcomes[cascade], who, _ = runtime.routed_outcomes(examples)
         shares = _shares([member.name for member in runtime.cascade.members], who, outcomes[cascade], metric)
+    asked = requests(data["checkpoint"].lengths.tolist(), LATENCY_TEXTS, recipe.target.batch, who)
+    runs = _runs(recipe, inputs, folder, data, lengths, asked, runtime.backend)
+    sizes = {name: path.stat().st_size / 1e6 for name, path, _ in _files(inputs, folder)}
+    if cascade:
         runs[cascade] = _routes(Runtime(folder, recipe.target.threads), [[examples[row] for row in rows] for rows in asked])
         sizes[cascade] = sum(p.stat().st_size for p in folder.rglob("*.onnx")) / 1e6
     threads = recipe.target.threads
@@ -82,7 +83,7 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
     rows = dict[str, Variant]()
     for name, own in outcomes.items():
         took, size, sure = times[name], sizes.get(name, sizes["bundle"]), bounds(resamples[name])
-        changes = {other: bounds(resamples[name] - scores) for other, scores in references.items()}
+        changes = {other: changed(resamples[name], scores, len(examples)) for other, scores in references.items()}
         facts = (name, metric(own), sure, took.p50_ms, took.p90_ms, size, took.mean_ms, lengths.get(name))
         rows[name] = Variant(*facts, routed=name == cascade, changes=changes)
     return Measured(rows, shares)

@@ -65,6 +65,17 @@ def bounds(scores: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def changed(scores: Floats, others: Floats, examples: int) -> tuple[float, float]:
+    """Return between which two numbers a change of score lies, from paired resamples of two models' scores of so many examples.
+
+    Where no example is answered otherwise, resamples know nothing of those that would be: 3 in so many may (the rule of three, Hanley and
+    Lippman-Hand, 1983).
+    """
+    low, high = bounds(scores - others)
+    unseen = 3 / examples if low == high else 0.0
+    return low - unseen, high + unseen
+
+
 def _f1(found: float, named: float) -> float:
     """Return F1 of so many right answers among those that the two sides name together."""
     return 2 * found / named if named else 0.0

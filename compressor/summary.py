@@ -12,8 +12,8 @@ from compressor import machine
 from compressor.artifact import Artifact
 from compressor.encoded import tokenizer_of
 from compressor.formats import count, duration, milliseconds, percent, points_change, times
-from compressor.gates import Variant, gains
-from compressor.measure import RECYCLED, STUDENT, row_name
+from compressor.gates import Link, Variant, gains
+from compressor.measure import RECYCLED, STUDENT, TEACHER, row_name
 from compressor.pipeline import Inputs
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
@@ -34,13 +34,10 @@ def summarize(
     shares: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return metrics.json: all that the report and the model card show."""
-    teacher, student, rows = variants[0], variants[1], {v.name: v for v in variants}
+    teacher, rows = variants[0], {v.name: v for v in variants}
     cascade = rows.get(row_name("cascade", inputs))
     stages = list(_ancestors(inputs))
     frontier = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8")) if "frontier" in inputs else {}
-    full, default = rows[row_name("full", inputs)], rows[row_name(manifest["default_point"], inputs)]
-    chain = [("finetune", teacher), ("distill", student), ("quantize", full), (f"search: {manifest['default_point']}", default)]
-    chain += [("cascade", cascade)] if cascade else []
     seconds, policy = {s["name"]: s["seconds"] for s in stages}, _cascade(inputs, shares) or {}
     if "members" in seconds:
         seconds["cascade"] += seconds["members"]
@@ -74,8 +71,18 @@ def summarize(
             *_elsewhere(manifest),
             *([] if cascade is None else [_paying(cascade, rows.values(), policy), *_going_on(policy), *_calibrated(recipe)]),
         ],
-        "stage_gains": gains([link for link in chain if link[0].split(":")[0] in seconds], seconds),
+        "pairs": manifest["pairs"],
+        "stage_gains": gains(_chain(seconds, rows, inputs, manifest["default_point"])),
     }
+
+
+def _chain(seconds: Mapping[str, float], rows: Mapping[str, Variant], inputs: Inputs, default: str) -> list[Link]:
+    """Return what each stage made, from the teacher on; a student that nothing was taught is the teacher, in a graph that is faster."""
+    taught = [name for name in ("distill", "length_adapt") if name in seconds]
+    links = [Link("finetune", rows[TEACHER if taught else STUDENT], 0.0)]
+    links += [Link(" and ".join(taught), rows[STUDENT], sum(seconds[name] for name in taught))] if taught else []
+    made = {"quantize": ("quantize", "full"), "search": (f"search: {default}", default), "cascade": ("cascade", "cascade")}
+    return links + [Link(told, rows[row_name(row, inputs)], seconds[name]) for name, (told, row) in made.items() if name in seconds]
 
 
 def _baselines(frontier: Mapping[str, Any], stages: list[dict[str, Any]]) -> list[dict[str, Any]]:

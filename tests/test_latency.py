@@ -1,6 +1,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from compressor.latency import interleaved, requests, sample
 
@@ -40,6 +41,20 @@ def test_requests_have_a_batch_of_texts_of_all_lengths_each() -> None:
     assert requests(lengths, 8, 16) == asked
     assert requests(lengths, 8, 1) == [[row] for row in sample(lengths, 8)]
     assert [len(rows) for rows in requests([3, 1, 2], 8, 2)] == [2, 1]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_of_texts_in_groups_each_has_its_share(batch: int) -> None:
+    """Whom a cascade's timed texts reach decides its mean time: as many must go on as of all texts do."""
+    rng = np.random.default_rng(0)
+    lengths, groups = rng.permutation(1000).tolist(), rng.choice(["fast", "teacher", "full"], 1000, p=[0.77, 0.2, 0.03]).tolist()
+    asked = [row for rows in requests(lengths, 64, batch, groups) for row in rows]
+    assert len(asked) == len(set(asked)) == 64 * batch
+    for name in set(groups):
+        assert abs([groups[row] for row in asked].count(name) - 64 * batch * groups.count(name) / 1000) < 1
+    firsts = sorted(lengths[row] for row in asked if groups[row] == "teacher")
+    assert firsts[0] < 100 < 900 < firsts[-1]
+    assert sorted(row for rows in requests([3, 1, 2], 8, 1, ["a", "b", "a"]) for row in rows) == [0, 1, 2]
 
 
 def test_sampled_texts_spread_over_all_lengths() -> None:

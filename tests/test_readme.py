@@ -145,6 +145,14 @@ def test_what_routing_takes_is_what_was_measured() -> None:
     assert f"takes {100 * min(alone):.1f} to {100 * max(alone):.1f} % of the members' own time" in " ".join(README.split())
 
 
+def test_what_a_cascade_takes_by_the_shares_of_all_texts_is_what_was_measured() -> None:
+    built = result("build_sst2")
+    fast, teacher = (member["mean_ms"] for member in built["cascade"]["members"])
+    mean = fast + built["cascade"]["test_shares"][1]["share"] * teacher  # who goes on was read by both
+    ratio = built["variants"][0]["mean_ms"] / mean
+    assert f"its members' own times, at the dev set's shares, make {ratio:.1f}×" in " ".join(README.split())
+
+
 def test_what_runs_of_many_tokens_cost_is_what_was_measured() -> None:
     rows = result("batches_newsgroups")["rows"]
     times = {(row["threads"], row["point"], row["most_tokens"]): row["ms"] for row in rows}

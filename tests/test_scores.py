@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from compressor.scores import accuracy, bounds, interval, label_macro_f1, label_micro_f1, macro_f1, resampled, spearman
+from compressor.scores import accuracy, bounds, changed, interval, label_macro_f1, label_micro_f1, macro_f1, resampled, spearman
 from compressor.settings.data import USUAL
 from compressor.tasks import TRAINED
 
@@ -66,3 +66,11 @@ def test_a_difference_on_the_same_examples_is_surer_than_either_score() -> None:
     assert low < accuracy(ours) - accuracy(theirs) < high
     assert 0 < high - low < (whole[1] - whole[0]) / 2
     assert bounds(resampled(accuracy, ours) - resampled(accuracy, ours)) == (0, 0)
+
+
+def test_where_no_answer_differs_a_change_is_not_certain_for_all_that() -> None:
+    """Twenty texts that two models answer alike say little of the next: of so many, three in twenty may differ."""
+    alike = resampled(accuracy, np.array([[0, 0]] * 15 + [[0, 1]] * 5))
+    assert changed(alike, alike, 20) == pytest.approx((-0.15, 0.15))
+    other = resampled(accuracy, np.array([[0, 0]] * 12 + [[0, 1]] * 8))
+    assert changed(alike, other, 20) == bounds(alike - other)
