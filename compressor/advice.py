@@ -35,12 +35,13 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"this encoder is that of {others} too: where they read the same texts, recycle runs its first layers once for all of them"
     if recipe.recycle and tuned and tuned.method == "full" and recipe.task.type == "token-classification" and tuned.learning_rate < STEPS:
         yield f"entities need larger steps above recycled layers: teacher.finetune.learning_rate {2 * STEPS:g} loses far less than 5e-05"
-    if recipe.distill is None and facts.teacher and facts.teacher.layers >= 6:
+    if recipe.distill is None and facts.teacher and facts.teacher.layers >= 6 and not recipe.export.halves:
         half = f"{facts.teacher.layers // 2} of the {facts.teacher.layers}"
         yield f"no distill section: a student of {half} layers halves the time, before all else"
     if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
         yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
-    if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and recipe.deployed:
+    has_lengths = recipe.deployed and not recipe.export.halves and not (recipe.distill and recipe.distill.student.bilstm)
+    if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and has_lengths:
         yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
     if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "learned":
         told = "where tokenizers mark a second text, length_adapt with significance learned, protect question and neighbours 8"
@@ -82,14 +83,18 @@ def _of_size(shipped: Size | None, recipe: Recipe) -> Iterator[str]:
 
 
 def _of_speed(teacher: Size | None, shipped: Size | None, recipe: Recipe) -> Iterator[str]:
-    """Say what would meet a gate on speed that a student of this size cannot."""
+    """Say what would meet a gate on speed that a student of this size cannot; how much lengths or a cascade give is not known before."""
+    if recipe.search or (recipe.cascade and recipe.cascade.default):
+        return
     asked = [gate.min for gate in recipe.gates if isinstance(gate, SpeedGate) and gate.against == "teacher"]
     if not asked or teacher is None or shipped is None:
         return
     fewer = teacher.weights / shipped.weights
-    if max(asked) > fewer * (INT8 if recipe.quantize else 1):
-        told = f"the student multiplies {fewer:.1f} times less than its teacher, and INT8 is at most {INT8} times as fast"
+    told = f"the student multiplies {fewer:.1f} times less than its teacher, and INT8 is at most {INT8} times as fast"
+    if max(asked) > fewer * INT8:
         yield f"{told}: for a speed-up of {max(asked):g} take fewer layers, a narrower hidden_size, a bilstm student or a cascade"
+    elif max(asked) > fewer and not recipe.quantize:
+        yield f"{told}: for a speed-up of {max(asked):g} add a quantize section"
 
 
 def _of_words(told: Told, recipe: Recipe) -> str:

@@ -29,6 +29,7 @@ from compressor.formats import (
     times,
 )
 from compressor.plot import Plot, front_plot
+from compressor.settings.data import WINDOWED
 
 # The parts that code here or a template looks into; every other part may be absent, and the templates then say so.
 EMPTY: Mapping[str, Any] = {
@@ -44,6 +45,7 @@ EMPTY: Mapping[str, Any] = {
     "truncates": False,
     "searched_by": "measured",
     "cascade": None,
+    "pairs": False,
     "points": {},
     "stages": (),
     "stage_gains": (),
@@ -88,6 +90,10 @@ def _default_row(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_int8(metrics: Mapping[str, Any]) -> bool:
     return any(row["name"].startswith("INT8") for row in metrics["variants"])
+
+
+def _has_lengths(metrics: Mapping[str, Any]) -> bool:
+    return any(row.get("lengths") for row in metrics["variants"])
 
 
 def _verdict(metric: str, row: Mapping[str, Any], speedup: float | None, change: float | None) -> str:
@@ -158,8 +164,8 @@ def length_chart(name: str, lengths: Sequence[int], longest: int, truncates: boo
         (round(i * slot + (slot - width) / 2, 1), round(74 - height, 1), width, height, tokens, column)
         for i, (height, tokens, column) in enumerate(zip(heights, lengths, names, strict=True))
     ]
-    kept = lengths[truncates:]
-    return LengthChart(name, list(lengths), columns, sum(kept) / (longest * len(kept)))
+    kept, read = lengths[truncates:], lengths[0] / longest if truncates else 1.0  # layers keep their share of what is read
+    return LengthChart(name, list(lengths), columns, read * sum(kept) / (longest * len(kept)))
 
 
 def _length_charts(metrics: Mapping[str, Any]) -> list[LengthChart]:
@@ -175,6 +181,13 @@ class CascadeDrawing:
 
     plot: Plot
     random: str
+
+
+def _probe_plot(metrics: Mapping[str, Any]) -> Plot | None:
+    """Lay out the short trainings that told how many layers stay: score against a text's time; None where the recipe states it."""
+    probes = [probe for stage in metrics["stages"] for probe in (stage.get("metrics") or {}).get("probes", ())]
+    points = {f"{p['layers']} layers": {"score": p["score"], "latency_ms": 1000 / p["texts_per_second"]} for p in probes}
+    return front_plot(points.values(), (), points)
 
 
 def _cascade_drawing(policy: Mapping[str, Any]) -> CascadeDrawing | None:
@@ -227,6 +240,7 @@ def render_report(metrics: Mapping[str, Any]) -> str:
             headline=headline(facts),
             plot=front_plot(facts["front"], facts["evaluated"], facts["points"], macs if facts["searched_by"] == "macs" else milliseconds),
             cascade=_cascade_drawing(facts["cascade"]) if facts["cascade"] else None,
+            probes=_probe_plot(facts),
             charts=_length_charts(facts),
             speed_bars=bars([_number(row, "speedup") for row in facts["variants"]]),
             gain_bars=bars([_log_factor(row, "speedup_factor") for row in facts["stage_gains"]]),
@@ -246,7 +260,7 @@ def _front_matter(metrics: Mapping[str, Any]) -> str:
     card = {
         **({"license": metrics["license"]} if metrics["license"] else {}),
         "pipeline_tag": PIPELINES.get(metrics["task"], metrics["task"]),
-        "tags": ["compressed", *(["int8"] if _is_int8(metrics) else []), "onnx", "length-adaptive"],
+        "tags": ["compressed", *(["int8"] if _is_int8(metrics) else []), "onnx", *(["length-adaptive"] if _has_lengths(metrics) else [])],
         **({"model-index": [{"name": metrics["name"], "results": [result]}]} if results else {}),
     }
     text = StringIO()
@@ -262,9 +276,12 @@ def render_card(metrics: Mapping[str, Any]) -> str:
     facts = _complete(metrics)
     point = facts["default_point"] if facts["default_point"] in facts["points"] and facts["default_point"] != "full" else None
     point = None if facts["default_policy"] else point  # which answers where no point is named
-    given = GIVEN.get(facts["task"], '"A text to classify."')
+    usual = '("A text.", "Another that belongs to it.")' if facts["pairs"] else '"A text to classify."'
+    given, drawn = GIVEN.get(facts["task"], usual), {"has_lengths": _has_lengths(facts), "windowed": facts["task"] in WINDOWED}
     return (
         _environment()
         .get_template("card.md.jinja")
-        .render(m=facts, headline=headline(facts), front_matter=_front_matter(facts), point=point, int8=_is_int8(facts), given=given)
+        .render(
+            m=facts, headline=headline(facts), front_matter=_front_matter(facts), point=point, int8=_is_int8(facts), given=given, **drawn
+        )
     )

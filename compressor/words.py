@@ -26,6 +26,8 @@ HELD_OUT = 4
 """Of so many texts one is asked about."""
 LEAST = 200
 """Texts below which nothing is told."""
+MOST_LABELS = 500
+"""Labels above which nothing is told: each takes most of a megabyte."""
 MOST_WORDS, LONGEST = 200_000, 200
 """Words that are looked at, of all texts and of one: about a second's work."""
 PARTS = 5
@@ -50,12 +52,12 @@ class Told:
     @property
     def easy(self) -> bool:
         """Whether the surest fifth is answered so much better that a cascade may stop there."""
-        return self.accuracy > self.guessed and 1 - self.fifths[0] < (1 - self.accuracy) / 3
+        return self.accuracy > self.guessed and 1 - self.fifths[0] <= (1 - self.accuracy) / 3
 
 
 def told_by_words(texts: Sequence[str], labels: Sequence[str]) -> Told | None:
-    """Return what words tell of these labels; None where there are too few texts, or labels with fewer than two."""
-    if len(texts) < LEAST or len(set(labels)) < 2:
+    """Return what words tell of these labels; None where there are too few texts, or labels with fewer than two, or too many of them."""
+    if len(texts) < LEAST or not 2 <= len(set(labels)) <= MOST_LABELS:
         return None
     rng = random.Random(0)
     order = rng.sample(range(len(texts)), len(texts))

@@ -56,10 +56,31 @@ def test_a_size_gate_that_a_student_breaks_calls_for_a_smaller_one(make_recipe: 
 
 
 def test_a_speed_gate_beyond_what_a_student_can_calls_for_a_smaller_one(make_recipe: Callable[..., Path]) -> None:
+    recipe, bare = make_recipe(), ("search=null", "default_point=null", "length_adapt=null")
+    told = "the student multiplies 1.5 times less than its teacher, and INT8 is at most 5 times as fast: for a speed-up of"
+    assert f"{told} 20 take fewer layers" in advice(recipe, *bare, "gates=[{metric: speedup, min: 20}]")
+    assert "multiplies" not in advice(recipe, *bare, "gates=[{metric: speedup, min: 5}]")
+    assert f"{told} 5 add a quantize section" in advice(recipe, *bare, "gates=[{metric: speedup, min: 5}]", "quantize=null")
+    assert "multiplies" not in advice(recipe, *bare, "gates=[{metric: speedup, against: student, min: 20}]")
+    assert "multiplies" not in advice(recipe, "gates=[{metric: speedup, min: 20}]")  # nobody knows yet what lengths will give
+
+
+def test_what_a_recipe_would_be_refused_for_is_not_advised(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     recipe = make_recipe()
-    assert "the student multiplies 1.5 times less than its teacher" in advice(recipe, "gates=[{metric: speedup, min: 20}]")
-    assert "multiplies" not in advice(recipe, "gates=[{metric: speedup, min: 5}]")
-    assert "multiplies" not in advice(recipe, "gates=[{metric: speedup, against: student, min: 20}]")
+    write(recipe, 50, LONG)
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large/config.json").write_text(
+        json.dumps({"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 30522})
+    )
+    bare = ("search=null", "default_point=null", "length_adapt=null")
+    plain = advice(recipe, *bare, "distill=null", "teacher.model=./large")
+    assert "texts are long" in plain
+    assert "no distill section" in plain
+    halves = advice(recipe, *bare, "distill=null", "teacher.model=./large", "recycle={layer: 6}", "export={halves: true}")
+    assert "texts are long" not in halves
+    assert "no distill section" not in halves
+    bilstm = "distill={student: {bilstm: {embeddings: teacher, hidden_size: 16}}, objectives: [{type: logits}]}"
+    assert "texts are long" not in advice(recipe, *bare, bilstm)
 
 
 def test_skewed_labels_call_for_weights(make_recipe: Callable[..., Path]) -> None:
@@ -233,3 +254,14 @@ def test_what_a_shuffle_costs_is_what_the_order_of_words_says() -> None:
     assert told.shuffled < 0.7
     assert told.guessed < 0.6
     assert told_by_words(texts, ["one"] * 1200) is None
+    assert told_by_words(texts, [str(number) for number in range(1200)]) is None  # a column that names each text
+
+
+def test_texts_that_words_alone_all_answer_are_easy() -> None:
+    texts, labels = (
+        list(some) for some in zip(*[(f"{word} it is {n}", word) for n in range(200) for word in ("good", "bad")], strict=True)
+    )
+    told = told_by_words(texts, labels)
+    assert told is not None
+    assert told.accuracy == 1
+    assert told.easy

@@ -102,6 +102,8 @@ def test_the_report_tells_what_is_read_of_a_text_from_what_layers_keep() -> None
     assert page.count(">read</text>") == len(full_metrics()["points"])
     assert "read</em> is the most tokens that are read of a text" in page
     assert "Tokens read, then kept per layer" in report.render_card({**full_metrics(), "truncates": True})
+    whole, half = (report.length_chart("full", [read, 512, 256], 512, True).kept for read in (512, 256))
+    assert (whole, half) == (0.75, 0.375)  # of half a text, layers keep their share of that half
     assert ">read</text>" not in report.render_report(full_metrics())
 
 
@@ -172,6 +174,20 @@ def test_card_explains_use_with_the_default_point() -> None:
     assert 'runtime.predict(["A text to classify."])' in report.render_card(MINIMAL)
 
 
+def test_a_card_says_what_holds_for_its_task_and_its_points() -> None:
+    pair = report.render_card({**full_metrics(), "pairs": True})
+    assert 'runtime.predict([("A text.", "Another that belongs to it.")]' in pair  # a single text would be refused
+    assert "longer than 128 tokens is cut" in pair
+    assert "longer than 128 tokens is read in windows of so many" in report.render_card({**full_metrics(), "task": "token-classification"})
+    assert "length-adaptive" in pair
+    assert "operating points lie close together" in pair
+    bare = {**full_metrics(), "variants": [{**row, "lengths": None} for row in full_metrics()["variants"]]}
+    card = report.render_card(bare)
+    assert "length-adaptive" not in card
+    assert "operating point below is the same model file" not in card
+    assert "Length adaptation" not in card.split("## Limits")[1]
+
+
 def test_card_tables_are_whole() -> None:
     lines = report.render_card(full_metrics()).splitlines()
     for above, below in pairwise(lines):
@@ -203,6 +219,19 @@ def test_a_bundle_without_int8_is_reported_and_indexed_too() -> None:
     assert [metric["name"] for metric in result["metrics"]] == ["accuracy (fp32 full)"]
     assert "int8" not in card.lower()
     assert "6.3× faster than its teacher" in report.render_report(metrics)
+
+
+def test_the_report_shows_what_short_trainings_said_of_each_depth() -> None:
+    probes = [{"layers": k, "score": 0.9 - k / 100, "texts_per_second": 50.0 + 20 * k} for k in (0, 2, 4)]
+    stage = {"name": "recycle", "seconds": 9.0, "summary": "", "metrics": {"probes": probes, "layer": 2}}
+    assert 'id="probe-plot-title"' not in report.render_report(full_metrics())
+    page = report.render_report({**full_metrics(), "stages": [*full_metrics()["stages"], stage]})
+    drawn = page.split('id="probe-plot-desc"')[1].split("</svg>")[0]
+    for at in ("0 layers at 90.0%, 20.00 ms", "2 layers at 88.0%, 11.11 ms", "4 layers at 86.0%, 7.69 ms"):
+        assert at in drawn
+    assert told({"layer": 2, "probes": probes}) == (
+        "2 layers recycled, by short trainings above so many: 0: 0.9000 at 50 texts/s, 2: 0.8800 at 90 texts/s, 4: 0.8600 at 130 texts/s"
+    )
 
 
 def test_a_stage_tells_seeds_weights_that_learned_and_vocabulary() -> None:

@@ -35,7 +35,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     start = starting_points(bench.layers, bench.max_length, bench.fixed, settings.population, recipe.seed, bench.truncates)
     if settings.evaluations < len(start) + settings.population:
         enough = len(start) + settings.population
-        log.warn(f"search.evaluations {settings.evaluations}: {len(start)} go to starting points; from {enough} on there is a generation")
+        taken = min(len(start), settings.evaluations)
+        log.warn(f"search.evaluations {settings.evaluations}: {taken} go to starting points; from {enough} on there is a whole generation")
     known = evolve(
         start,
         measured,
