@@ -5,7 +5,7 @@
 Texts are random numbers, which no compression helps; they are read in random batches, each text once in a round, from a file that the
 system has in memory, as it is after the first epoch. Megabytes a second are of the float32 that a reader gets. Growth is that of entries of
 one row: what reading all of them takes for the first time, which maps the file into the process page by page, and what reading some takes
-after that.
+after that; with it the memory that the process then holds for itself.
 """
 
 import argparse
@@ -68,8 +68,14 @@ def _grown(rows: int) -> Iterator[dict[str, Any]]:
             known, first = count, _read(store, rng.permutation(count))
             seconds = [_read(store, rng.choice(count, reading, replace=False)) for _ in range(ROUNDS)]
             times = {"microseconds_a_first_read": 1e6 * first / count, "microseconds_a_read": 1e6 * median(seconds) / reading}
-            yield {"entries": len(store), "megabytes": store.bytes() / 1e6, **times}
+            yield {"entries": len(store), "megabytes": store.bytes() / 1e6, "own_megabytes": _own_memory() / 1e6, **times}
         store.close()
+
+
+def _own_memory() -> int:
+    """Return the bytes that this process holds for itself; pages of the mapped file are the system's, which takes them back."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 
 def _store(folder: Path, dtype: DType, largest: int) -> Store:
