@@ -4,6 +4,7 @@ A client that knows nothing of lengths runs the default operating point: `length
 Graphs carry no times, paths or doc strings, so the same weights give the same bytes.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from compressor.tokens import Floats, Tokens
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 USUAL = Export()
+COUNTED = re.compile(r"\w+::\w+_\d+")
+"""Names that torch's exporters make up."""
 
 
 class FullLengthModel(nn.Module):
@@ -81,10 +84,28 @@ def traced(
         axes[output] = whole if model(*arguments).ndim == 2 else each
     exported = export(settings.exporter, model, path, arguments, names, output, axes, settings.opset)
     graph = expand(exported, settings.opset, portable=settings.portable)
+    _number_anew(graph.graph, {})
     merge_products(graph)
     for node in graph.graph.node:
         node.doc_string, node.name = "", node.name or node.output[0]  # a product is called by its name where it must stay float
     return graph
+
+
+def _number_anew(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Number values that the exporter called by a count of all that the model holds: fronts of equal layers are to be equal bytes."""
+
+    def renamed(name: str) -> str:
+        return names.setdefault(name, f"value_{len(names)}") if COUNTED.fullmatch(name) else name
+
+    for initializer in graph.initializer:
+        initializer.name = renamed(initializer.name)
+    for node in graph.node:
+        node.input[:], node.output[:] = map(renamed, node.input), map(renamed, node.output)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _number_anew(inner, names)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = renamed(value.name)
 
 
 def _add_start_and_end(graph: onnx.GraphProto) -> None:

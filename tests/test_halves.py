@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from compressor import halves as halves_module
+from compressor.artifact import sha256
 from compressor.backbones import BACKBONES
 from compressor.bundles import seal
 from compressor.errors import BundleError, RecipeError, StageError
@@ -77,6 +78,19 @@ def test_products_that_stay_float_do_so_in_the_back(kind: str, layers: int, tmp_
         for graph, names in ((onnx.load(tmp_path / "model.onnx").graph, ends), (onnx.load(tmp_path / BACK).graph, back))
     ]
     assert shapes[0] == shapes[1]
+
+
+def test_tasks_of_every_kind_have_the_same_front(tmp_path: Path) -> None:
+    """Labels, entities and answers above the same layers: what one has filled in, all know."""
+    encoder, fronts = model_of("bert", SERVED[0]).base_model.state_dict(), set[tuple[str, str]]()
+    for head in SERVED:
+        model, folder = model_of("bert", head), tmp_path / head
+        model.base_model.load_state_dict(encoder, strict=False)  # a pooler lies above the layers, and not all have one
+        folder.mkdir()
+        export_halves(PlainModel(model), 2, folder)
+        dynamic(folder / FRONT, folder / "int8.onnx", [])
+        fronts.add((sha256(folder / FRONT), sha256(folder / "int8.onnx")))
+    assert len(fronts) == 1
 
 
 @pytest.mark.parametrize(("layers", "stays"), [(2, "last"), (3, "last"), (3, "all")])
