@@ -30,7 +30,7 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method bitfit, adapters or lora overfits less"
     if facts.skew > SKEWED and tuned and tuned.class_weights == "none" and recipe.task.metric == "macro_f1":
         yield f"the commonest label comes {facts.skew:.0f} times as often as the rarest: teacher.finetune.class_weights balanced may help"
-    if facts.sharing and tuned and recipe.recycle is None and recipe.deployed:
+    if facts.sharing and tuned and tuned.method != "freeze" and recipe.recycle is None and recipe.deployed:
         others = ", ".join(facts.sharing[:NAMED]) + ", …" * (len(facts.sharing) > NAMED)
         yield f"this encoder is that of {others} too: where they read the same texts, recycle runs its first layers once for all of them"
     if recipe.recycle and tuned and tuned.method == "full" and recipe.task.type == "token-classification" and tuned.learning_rate < STEPS:

@@ -49,7 +49,7 @@ def confidences(
 ) -> Floats:
     """Return how sure the logits are of each example's answer, (examples,)."""
     measure, scaled = MEASURES[kind], logits.astype(np.float64) / temperature  # in float32 all that is nearly sure would be alike
-    with np.errstate(invalid="ignore"):  # logits that are no numbers give a confidence that is none
+    with np.errstate(invalid="ignore", over="ignore"):  # logits that are no numbers give a confidence that is none; 1 / (1 + inf) is 0
         if task.choice == "number":
             return np.full(len(examples), np.nan)
         if isinstance(task, QuestionAnswering):

@@ -14,9 +14,11 @@ Limits:   outputs are (batch, rows, width) or (batch, width); code is known by i
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,8 +28,8 @@ from compressor.tokens import Floats
 
 KeyExtractor = Callable[[Any], bytes]
 """What tells an object from others."""
-_NO_FACTS = {"training", *vars(nn.Module())}
-"""Attributes that every module has; what they hold of weights, buffers and parts is looked at by itself."""
+_NO_FACTS = {"training", "name_or_path"}
+"""Attributes that say nothing of what a module computes, as those that are its own affair (`_…`)."""
 
 
 def bytes_of(tensor: Tensor) -> bytes:
@@ -43,7 +45,7 @@ def identity_of(module: nn.Module, dtype: DType) -> Identity:
     """
     digest = hashlib.sha256()
     for name, part in module.named_modules():
-        own = {key: _told(value) for key, value in vars(part).items() if key not in _NO_FACTS}
+        own = {key: _told(value) for key, value in vars(part).items() if key not in _NO_FACTS and not key.startswith("_")}
         digest.update(json.dumps([name, _told(type(part)), own], sort_keys=True).encode())
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=itemgetter(0)):
         digest.update(name.encode() + bytes_of(tensor.reshape(-1)))
@@ -53,19 +55,22 @@ def identity_of(module: nn.Module, dtype: DType) -> Identity:
 def _told(value: object) -> Any:
     """Return what JSON can hold of an attribute: numbers and texts, collections of them, the names of types and functions."""
     if isinstance(value, Mapping):
-        return sorted([str(key), _told(one)] for key, one in value.items())
+        return sorted(json.dumps([_told(key), _told(one)]) for key, one in value.items())
+    if isinstance(value, (set, frozenset)):
+        return sorted(json.dumps(_told(one)) for one in value)
     if isinstance(value, (list, tuple)):
         return [_told(one) for one in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(json.dumps(_told(one), sort_keys=True) for one in value)
-    if isinstance(value, Tensor):
-        return hashlib.sha256(bytes_of(value)).hexdigest()
+    if isinstance(value, (Tensor, np.ndarray)):
+        tensor = torch.as_tensor(value)
+        return [list(tensor.shape), hashlib.sha256(bytes_of(tensor.reshape(-1))).hexdigest()]
+    if isinstance(value, partial):
+        return [_told(value.func), _told(value.args), _told(value.keywords)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, torch.dtype):
+    if isinstance(value, (np.generic, torch.dtype)):
         return str(value)
     named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"  # type: ignore[attr-defined]
+    return f"{getattr(named, '__module__', '')}.{named.__qualname__}"  # type: ignore[attr-defined]
 
 
 class Frozen:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor import checkpoint, machine, sources
-from compressor.bundles import check_isa, verify
+from compressor.bundles import verify
 from compressor.cascade import GOES_ON, GRAPH, MEMBERS, STOPS, Answer, reader, whole
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
@@ -186,10 +186,10 @@ def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log
     """
     source = bundle_of(asked, recipe)
     manifest = verify(source)
-    check_isa(manifest)
     check_member(source, manifest, recipe, Splits.of(inputs["data"]).labels)
-    if manifest["isa"] not in (None, *machine.SATURATING) and (own := _isa(inputs)) in machine.SATURATING:
-        log.warn(f"cascade: {source} is for processors with {manifest['isa']}, this bundle for {own}, where its 8-bit products saturate")
+    narrow = machine.SATURATING & {_isa(inputs), machine.level()}
+    if narrow and manifest["isa"] not in (None, *machine.SATURATING):
+        log.warn(f"cascade: {source} is for processors with {manifest['isa']}; with {min(narrow)} its 8-bit products saturate")
     if manifest["default_policy"]:
         log.warn(
             f"cascade: {source} answers by a cascade of its own, which is left out: its point {manifest['default_point']} is the member"

@@ -254,10 +254,11 @@ class Recipe(Section):
     def key_settings(self, names: Iterable[str]) -> dict[str, Any]:
         """Return what a result depends on: sections or single keys (`section.key`), every named file replaced by a hash of its content."""
         values = {name: self._key_setting(*name.split(".")) for name in names}
-        if "data" in values:  # a usual name that is written out is no change
-            columns = self.columns()
-            values["data"] |= {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label, "stride": self.stride}
-        return values
+        columns = self.columns()  # a usual name that is written out is no change
+        named = {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label}
+        if "data" in values:
+            values["data"] |= {**named, "stride": self.stride}
+        return values | {f"data.{key}": name for key, name in named.items() if f"data.{key}" in values}
 
     def _key_setting(self, section: str, key: str | None = None) -> Any:
         found = _key_value(getattr(self, section), self.root)

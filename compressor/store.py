@@ -109,8 +109,7 @@ class Store:
         place = folder.resolve()
         with _OPENING:
             known = _OPEN.get(place)
-            if known is not None and not known.is_of_this_process:
-                known.file.forsake()
+            if known is not None and not known.is_of_this_process and known.file.forsaken():
                 known = None
             if known is None:
                 known = _OPEN[place] = cls(folder, identity, largest, tell)
@@ -287,7 +286,7 @@ class Store:
                 return
             for place in [place for place, store in _OPEN.items() if store is self]:
                 del _OPEN[place]
-        self._close()
+            self._close()  # meanwhile nobody opens it: lmdb opens no file twice
 
     def _close(self) -> None:
         try:

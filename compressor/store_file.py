@@ -21,6 +21,11 @@ class _Map:
     def __init__(self) -> None:
         self._change, self._looking = Condition(), 0
 
+    @property
+    def is_looked_at(self) -> bool:
+        """Whether anybody does; in a process that was forked: whether anybody did then."""
+        return self._looking > 0
+
     @contextmanager
     def looked_at(self) -> Iterator[None]:
         """Keep the map as it is meanwhile."""
@@ -94,11 +99,17 @@ class StoreFile:
             self.tell(f"{self.folder}: {why}; going on, what is not in it is computed each time")
         self.filling = False
 
-    def forsake(self) -> None:
-        """Let go of a file that was opened before a fork, here alone: a process opens a file once, and who looked at it stayed behind."""
+    def forsaken(self) -> bool:
+        """Let go of a file that was opened before a fork, here alone: a process opens a file once; return whether that was possible.
+
+        Not where somebody looked at it at the fork: to end that transaction here would free what is still being read there.
+        """
+        if self._map.is_looked_at:
+            return False
         if self.readable:
             self.env.close()
         self.readable = self.filling = False
+        return True
 
     def close(self) -> None:
         """Let go of the file when nobody looks at it any more."""

@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from compressor.errors import BundleError, RecipeError
 from compressor.explain import Profiled, Step, explain, macs_of, profiled, rows
+from compressor.gates import Variant, gains
+from compressor.pipeline import Inputs
+from compressor.summary import _chain
 from tests.conftest import compress
 
 
@@ -36,6 +40,34 @@ def test_a_bundle_s_products_are_int8_and_fewer_at_its_smallest_point(bundle: Pa
     assert smallest["million_macs"] < full["million_macs"]
     assert full["operators"][-1]["class"] == "between operators"
     assert [gain["stage"] for gain in full["stage_gains"]][:2] == ["distill and length_adapt", "quantize"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "links"),
+    [
+        (["finetune", "distill", "quantize"], ["distill", "quantize"]),
+        (["finetune", "length_adapt", "quantize", "search"], ["length_adapt", "quantize", "search: fast"]),
+        (["finetune", "distill", "length_adapt", "search"], ["distill and length_adapt", "search: fast"]),
+        (["finetune", "quantize", "cascade"], ["quantize", "cascade"]),
+        (["finetune"], []),
+    ],
+)
+def test_each_stage_is_credited_with_what_it_gave(stages: list[str], links: list[str]) -> None:
+    """Each row is twice as fast as the one before; what a stage that did not run would have made is no link's doing."""
+    quantized = "quantize" in stages
+    ships = "INT8" if quantized else "fp32"
+    order = ["teacher fp32", "student fp32", f"{ships} full", f"{ships} fast", f"{ships} cascade"]
+    milliseconds = dict(zip(order, (16.0, 8.0, 4.0 if quantized else 8.0, 2.0, 1.0), strict=True))
+    table = {name: Variant(name, 0.9, (0.8, 1.0), ms, ms, 1.0, ms) for name, ms in milliseconds.items()}
+    seconds = {name: 10.0 * (number + 1) for number, name in enumerate(stages)}
+    inputs = cast(Inputs, {"int8_graph": None} if quantized else {})
+    found = gains(_chain(seconds, table, inputs, "fast"))
+    assert [link["stage"] for link in found] == links
+    for link in found:
+        own = [name for name in stages if name in link["stage"].split(":")[0].split(" and ")]
+        assert link["seconds"] == sum(seconds[name] for name in own)
+        slower = {"search: fast": 2 if quantized else 4, "cascade": 4 if "search" not in stages else 2}.get(link["stage"], 2)
+        assert link["speedup_factor"] == slower
 
 
 def test_a_class_is_the_median_over_runs_and_branches_are_not_counted_twice() -> None:

@@ -1,11 +1,15 @@
 """A frozen module of another modality behind the store that texts have."""
 
+import copy
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
 
 from compressor.entries import DType
 from compressor.errors import RecipeError
@@ -107,6 +111,42 @@ def test_modules_of_equal_weights_that_compute_otherwise_are_told_apart(differin
     with pytest.raises(RecipeError, match="made for model"):
         Frozen(other, store)
     store.close()
+
+
+def test_where_a_model_came_from_is_no_part_of_what_it_computes(tmp_path: Path) -> None:
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8)
+    made = ViTModel(config)
+    made.save_pretrained(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    loaded = [ViTModel.from_pretrained(tmp_path / name) for name in "ab"]
+    assert len({identity_of(model, "float16") for model in (made, *loaded)}) == 1
+    attention = next(part for part in loaded[0].modules() if hasattr(part, "scaling"))
+    attention.scaling *= 2
+    assert identity_of(loaded[0], "float16") != identity_of(made, "float16")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.tensor(0.5), torch.tensor(0.6)),
+        (np.float32(1), np.float32(2)),
+        (np.arange(4).reshape(2, 2), np.arange(4)),
+        ({1: 2, "1": "x"}, {1: 3, "1": "x"}),
+        ({"a", "b"}, {"a", "c"}),
+        (torch.Tensor.relu, torch.Tensor.sigmoid),
+        (torch.nn.functional.relu, torch.nn.functional.gelu),
+        (partial(torch.clamp, min=0), partial(torch.clamp, min=1)),
+        (torch.float32, torch.bfloat16),
+    ],
+)
+def test_an_attribute_of_any_kind_tells_modules_apart(one: object, other: object) -> None:
+    def having(value: object) -> str:
+        module = nn.Identity()
+        module.how = value  # type: ignore[assignment]
+        return identity_of(module, "float16").model
+
+    assert having(one) == having(copy.copy(one))
+    assert having(one) != having(other)
 
 
 def test_other_weights_never_hit(tmp_path: Path) -> None:

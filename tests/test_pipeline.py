@@ -205,6 +205,8 @@ def test_how_calibration_texts_are_read_is_in_the_key(project: Path) -> None:
     (members,) = (stage for stage in pipeline.STAGES if stage.name == "members")
     recipes = [load_recipe(project / "tiny.yaml", [f"data.skip_bad={said}"]) for said in ("true", "false")]
     assert len({pipeline.cache_key(members, recipe, {}) for recipe in recipes}) == 2
+    usual = [load_recipe(project / "tiny.yaml", changes) for changes in ([], ["data.text=text", "data.label=label"])]
+    assert len({pipeline.cache_key(members, recipe, {}) for recipe in usual}) == 1  # a usual name that is written out is no change
 
 
 def test_changed_data_reruns_everything_and_renamed_data_nothing(project: Path) -> None:

@@ -20,6 +20,7 @@ from compressor.behind import Entries, WriteBehind
 from compressor.entries import DType
 from compressor.errors import RecipeError
 from compressor.store import Identity, Store
+from compressor.store_file import StoreFile
 from compressor.tokens import Floats
 
 IDENTITY = Identity("a" * 64, 6, "b" * 64, "float32", "float32")
@@ -567,6 +568,39 @@ def test_who_opens_a_shared_store_after_a_fork_reads_and_fills_it(tmp_path: Path
     assert len(store) == 3
     store.close()
     assert not told
+
+
+def test_what_is_being_closed_is_opened_afterwards(tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks meanwhile waits, where lmdb would refuse to open a file a second time."""
+    closing, close = Event(), StoreFile.close
+
+    def slowly(self: StoreFile) -> None:
+        closing.set()
+        time.sleep(0.2)
+        close(self)
+
+    store = shared_in(tmp_path / "store", told)
+    monkeypatch.setattr(StoreFile, "close", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(store.close)
+        assert closing.wait(10)
+        again = shared_in(tmp_path / "store", told)
+        ended.result()
+    assert again is not store
+    again.write([(key(0), values(0))])
+    assert again.read([key(0)])[0] is not None
+    again.close()
+    assert not told
+
+
+def test_a_fork_while_somebody_reads_leaves_the_file_alone(tmp_path: Path, told: list[str]) -> None:
+    store = shared_in(tmp_path / "store", told)
+    with store.file._map.looked_at():
+        assert not store.file.forsaken()
+    assert store.file.readable
+    assert store.file.forsaken()
+    assert not store.file.readable
+    store.close()
 
 
 def test_a_shared_store_is_closed_with_the_last_that_has_it(tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
