@@ -176,6 +176,34 @@ def test_what_one_learning_rate_for_all_costs_recycled_layers_is_what_was_measur
     assert f"at the same rate it ended {100 * (full['score'] - half['score']):.1f} below" in " ".join(README.split())
 
 
+def test_what_a_store_takes_and_knows_is_what_was_measured() -> None:
+    words, stored, known = " ".join(README.split()), result("store"), {row["read_as"]: row["known"] for row in result("overlap")["rows"]}
+    plain, half, eighth = stored["types"]
+    times = [one["milliseconds_a_text"] for one in stored["types"]]
+    assert "read in {:.2f} ms (float32), {:.2f} (float16) or {:.2f} (int8)".format(*times) in words
+    shares = [100 * one["megabytes"] / plain["megabytes"] for one in (half, eighth)]
+    assert "which takes {:.0f} % and {:.0f} % of float32's disk".format(*shares) in words
+    first, *_, last = (row["own_megabytes"] for row in stored["growth"])
+    assert f"a process holds {last:.0f} MB for itself where it held {first:.0f}" in words
+    read_as = ("paragraphs", "windows of 128 tokens", "one text")
+    sentence, paragraph = (
+        [100 * known[name][edit]["tokens"] for name in read_as]
+        for edit in ("a sentence is added to a paragraph", "a paragraph is added at the beginning")
+    )
+    assert f"knew {sentence[0]:.0f} % of the tokens" in words
+    assert f"{sentence[1]:.0f} % where windows of 128 tokens are" in words
+    assert f"a new paragraph {paragraph[0]:.0f} %, {paragraph[1]:.0f} % and none" in words
+    assert sentence[2] == paragraph[2] == 0
+
+
+def test_what_a_text_that_a_store_knows_takes_is_what_was_measured() -> None:
+    words = " ".join(README.split())
+    for name, kind, told in (("", "INT8", "1 / {:.2f} of the whole"), ("-float", "fp32", "these are 1 / {:.2f} and")):
+        rows = {row["name"]: row["p50_ms"] for row in result(f"build_scientific-sci-cite{name}")["variants"]}
+        assert told.format(rows[f"{kind} full"] / rows[f"{kind} known text"]) in words
+        assert f"{rows[f'{kind} new text'] / rows[f'{kind} full']:.2f}" in words
+
+
 def test_what_a_search_costs_is_what_was_measured() -> None:
     *_, last = result("search_cost")["ours"]
     assert result("search_cost")["same_front_for_1_and_4_workers"]
