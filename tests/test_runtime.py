@@ -63,14 +63,14 @@ def test_a_float_graph_is_batched_by_length_and_no_answer_depends_on_it(built: P
     path = next(built.glob("artifacts/export-*")) / "model.onnx"
     graph = Graph(path, threads=1, single=False)
     runs: list[list[int]] = []
-    session_run = graph.run
-    graph.run = lambda e, lengths=None: (runs.append(e.lengths.tolist()), session_run(e, lengths))[1]  # type: ignore[method-assign]
+    run = graph._run
+    graph._run = lambda opened, e, lengths: (runs.append(e.lengths.tolist()), run(opened, e, lengths))[1]  # type: ignore[method-assign]
     tokens = Runtime(bundle)._read([Example(t) for t, _ in sentences(400, 8)]).tokens
     together = graph.logits(tokens)
     assert [n for lengths in runs for n in lengths] == sorted(tokens.lengths.tolist())
     assert all(len(lengths) <= 32 and sum(n < max(lengths) for n in lengths) < WORTH_A_RUN for lengths in runs)
     assert any(len(set(lengths)) == 1 and len(lengths) > WORTH_A_RUN for lengths in runs)
-    np.testing.assert_allclose(together, np.concatenate([session_run(text) for text in tokens]), atol=1e-5)
+    np.testing.assert_allclose(together, np.concatenate([graph.run(text) for text in tokens]), atol=1e-5)
     np.testing.assert_allclose(Graph(path, threads=2, single=False).logits(tokens), together, atol=1e-5)
 
 
