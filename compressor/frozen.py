@@ -7,8 +7,8 @@
 What:     keys from the objects' own bytes, or from what a callable says of them; outputs as of compressor/store.py.
 Papers:   embedding recycling (arXiv:2207.04993).
 Formula:  key = sha256(identity; extract(object)); identity holds the digest of all weights, buffers and plain attributes.
-Limits:   outputs are (batch, rows, width) or (batch, width); code is known by its name alone: a class that computes otherwise under its
-          old name needs a store of its own.
+Limits:   outputs are (batch, rows, width) or (batch, width); code is known by its name alone, and private attributes (`_…`) not at all:
+          what computes otherwise by these needs a store of its own.
 """
 
 import hashlib

@@ -126,7 +126,7 @@ class Store:
             RecipeError: they are another model's, layer's, tokenizer's, type's or format's, or nobody can tell.
         """
         try:
-            noted = self.file.guarded(lambda: self._noted(identity), None)
+            noted = self.file.guarded(lambda: self._noted(identity), None) if self.is_of_this_process else None
         except (ValueError, TypeError):
             told = "what it says of its model is damaged; name another folder, or remove this one"
             raise RecipeError(f"store {self.folder}: {told}") from None

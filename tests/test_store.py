@@ -603,6 +603,23 @@ def test_a_fork_while_somebody_reads_leaves_the_file_alone(tmp_path: Path, told:
     store.close()
 
 
+def test_who_opens_a_store_that_was_being_read_at_the_fork_gets_one_that_only_computes(tmp_path: Path, told: list[str]) -> None:
+    store = shared_in(tmp_path / "store", told)
+    store.write([(key(0), values(0))])
+    store._process += 1  # as in a child
+    with store.file._map.looked_at():
+        assert shared_in(tmp_path / "store", told) is store
+        env, store.file.env = store.file.env, None  # which it leaves alone
+        with pytest.raises(RecipeError, match="made for layer 6, not 7"):
+            Store.shared(tmp_path / "store", replace(IDENTITY, layer=7), 2**24, told.append)
+        assert store.read([key(0)]) == [None]
+    assert "opened before this process was forked" in told[0]
+    store.file.env, store._process = env, os.getpid()
+    assert store.read([key(0)])[0] is not None
+    for _ in range(2):
+        store.close()
+
+
 def test_a_shared_store_is_closed_with_the_last_that_has_it(tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first, second = (shared_in(Path("store"), told) for _ in range(2))
