@@ -188,8 +188,8 @@ def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log
     manifest = verify(source)
     check_member(source, manifest, recipe, Splits.of(inputs["data"]).labels)
     narrow = machine.SATURATING & {_isa(inputs), machine.level()}
-    if narrow and manifest["isa"] not in (None, *machine.SATURATING):
-        log.warn(f"cascade: {source} is for processors with {manifest['isa']}; with {min(narrow)} its 8-bit products saturate")
+    if narrow and (isa := manifest.get("isa")) not in (None, *machine.SATURATING):
+        log.warn(f"cascade: {source} is for processors with {isa}; with {min(narrow)} its 8-bit products saturate")
     if manifest["default_policy"]:
         log.warn(
             f"cascade: {source} answers by a cascade of its own, which is left out: its point {manifest['default_point']} is the member"
@@ -197,5 +197,5 @@ def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log
     for name, copied in (("model.onnx", GRAPH), ("tokenizer.json", "tokenizer.json")):
         shutil.copyfile(source / name, folder / copied)
     lengths = manifest["points"][manifest["default_point"]]["lengths"]
-    reading = {key: manifest[key] for key in ("max_length", "stride", "pad_id", "single", "isa")}
-    return {"name": manifest["name"], "lengths": lengths, **reading}
+    reading = {key: manifest[key] for key in ("max_length", "stride", "pad_id", "single")}
+    return {"name": manifest["name"], "lengths": lengths, "isa": manifest.get("isa"), **reading}
