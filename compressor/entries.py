@@ -19,9 +19,15 @@ _SHAPE = struct.Struct("<BII")
 """Dtype, rows, width."""
 
 
+def fits(values: Floats, dtype: DType) -> bool:
+    """Return whether the type holds numbers as large as these: float16 ends at 65,504."""
+    return dtype != "float16" or not bool((np.abs(values) > np.finfo(np.float16).max).any())
+
+
 def encoded(key: bytes, values: Floats, dtype: DType) -> bytes:
-    """Return an array (rows, width) as it is kept, with a checksum of it and of its key."""
+    """Return an array (rows, width) as it is kept, with a checksum of it and of its key; in float32 where it does not fit."""
     rows, width = values.shape
+    dtype = dtype if fits(values, dtype) else "float32"
     if dtype == "int8":
         scales = np.maximum(np.abs(values).max(1), 1e-12).astype(np.float32) / 127
         body = scales.tobytes() + np.round(values / scales[:, None]).astype(np.int8).tobytes()

@@ -23,6 +23,12 @@ Threads = Annotated[int | None, typer.Option("--threads", envvar="COMPRESS_THREA
 StoreFolder = Annotated[
     Path | None, typer.Option("--store", envvar="COMPRESS_STORE", help="Keep what the first layers make of each text here (export.halves).")
 ]
+StoreSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-size", envvar="COMPRESS_MAX_SIZE", help="Largest store; what was not read for longest goes when it is full (default: 20GB)."
+    ),
+]
 BackendName = Annotated[
     Literal["onnxruntime", "openvino"] | None,
     typer.Option("--backend", envvar="COMPRESS_BACKEND", help="What runs the graph (default: what it was built for)."),

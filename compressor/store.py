@@ -22,7 +22,7 @@ from typing import Any
 import lmdb
 
 from compressor.behind import WriteBehind
-from compressor.entries import DType, decoded, encoded
+from compressor.entries import DType, decoded, encoded, fits
 from compressor.errors import RecipeError
 from compressor.store_file import StoreFile
 from compressor.tokens import Floats
@@ -78,8 +78,8 @@ class Store:
         self.behind: WriteBehind | None = None
         self._writing, self._touching = RLock(), Lock()
         self.evicted, self.found, self.computed, self._openers = 0, 0, 0, 1
-        size = max(SMALLEST, int(largest))
-        self.limit, self._process, self._told = FULL * size, os.getpid(), False
+        self.size = size = max(SMALLEST, int(largest))
+        self.limit, self._process, self._told, self._wide = FULL * size, os.getpid(), False, False
         if folder.exists() and not folder.is_dir():
             raise RecipeError(f"store {folder}: this is a file; name a folder")
         self.file = StoreFile(folder, size, tell)
@@ -117,6 +117,8 @@ class Store:
             else:
                 known.check(identity)
                 known._openers += 1
+                if max(SMALLEST, int(largest)) != known.size:
+                    tell(f"{folder}: open in this process already, at most {known.size / 1e6:.0f} MB; that stays, not {largest / 1e6:.0f}")
             return known
 
     def check(self, identity: Identity) -> None:
@@ -200,15 +202,22 @@ class Store:
         """Return an array as the next that asks for it will read it."""
         if self.identity.dtype == "float32":
             return values
-        found = decoded(key, encoded(key, values, self.identity.dtype))
+        found = decoded(key, self._encoded(key, values))
         assert found is not None
         return found
+
+    def _encoded(self, key: bytes, values: Floats) -> bytes:
+        """Return an array as it is kept, and say once where that takes more than asked."""
+        if not (self._wide or fits(values, self.identity.dtype)):
+            self._wide = True
+            self.tell(f"{self.folder}: some of these outputs are beyond what float16 holds and are kept in float32, twice as large")
+        return encoded(key, values, self.identity.dtype)
 
     def write(self, known: Iterable[tuple[bytes, Floats]]) -> None:
         """Keep arrays (rows, width), all of them or, where the process is killed, none."""
         if not self.filling:
             return
-        self._write([(key, encoded(key, values, self.identity.dtype)) for key, values in known])
+        self._write([(key, self._encoded(key, values)) for key, values in known])
 
     def _write(self, entries: Sequence[tuple[bytes, bytes]]) -> None:
         with self._writing:

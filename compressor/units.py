@@ -26,10 +26,15 @@ def _milliseconds(value: object) -> float:
     return _parse(value, {"ms": 1.0, "us": 1e-3, "s": 1e3}, "8ms")
 
 
-def _megabytes(value: object) -> float:
+def megabytes(value: object) -> float:
+    """Return the megabytes of a size as 20GB.
+
+    Raises:
+        ValueError: it is none.
+    """
     return _parse(value, {"MB": 1.0, "kB": 1e-3, "GB": 1e3}, "40MB")
 
 
 Percent = Annotated[float, BeforeValidator(_percent, json_schema_input_type=str)]
 Milliseconds = Annotated[float, BeforeValidator(_milliseconds, json_schema_input_type=str)]
-Megabytes = Annotated[float, BeforeValidator(_megabytes, json_schema_input_type=str)]
+Megabytes = Annotated[float, BeforeValidator(megabytes, json_schema_input_type=str)]

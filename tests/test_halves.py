@@ -237,6 +237,22 @@ def test_the_shell_takes_a_store(served: Path, tmp_path: Path) -> None:
         kept = compress(*ask, "--store", "kept", cwd=tmp_path)
         assert (kept.returncode, kept.stdout) == (0, plain.stdout), kept.stderr
     assert (tmp_path / "kept/data.mdb").exists()
+    small = compress(*ask, "--store", "small", "--max-size", "2MB", cwd=tmp_path)
+    assert (small.returncode, small.stdout) == (0, plain.stdout), small.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--store", "kept", "--max-size", "2"), "--max-size '2' needs a positive number and a unit, one of MB, kB, GB"),
+        (("--max-size", "2GB"), "--max-size is that of a store: give --store too"),
+    ],
+)
+def test_a_size_of_no_store_and_no_size_are_refused(served: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    done = compress("predict", str(served / "tiny"), *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.replace("│", "").split())
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_store_of_another_front_is_named_and_refused(served: Path, tmp_path: Path) -> None:

@@ -520,6 +520,22 @@ def test_what_is_computed_is_returned_as_it_is_kept(dtype: DType, behind: bool, 
     np.testing.assert_array_equal(waiting, read)
 
 
+def test_what_is_beyond_float16_is_kept_whole_and_told_of_once(opened: Callable[..., Store], told: list[str]) -> None:
+    identity = replace(IDENTITY, dtype="float16")
+    store, wide, usual = opened(identity), values(1), values(2)
+    wide[2, 3] = -70_000
+    for number, own in enumerate((wide, wide + 1)):
+        (found,) = store.through([key(number, identity)], lambda _, own=own: [own])  # type: ignore[misc]
+        np.testing.assert_array_equal(found, own)
+    store.write([(key(2, identity), usual)])
+    first, last = (store.read([key(number, identity)])[0] for number in (0, 2))
+    assert first is not None
+    assert last is not None
+    np.testing.assert_array_equal(first, wide)
+    np.testing.assert_array_equal(last, usual.astype(np.float16))
+    assert [line for line in told if "beyond what float16 holds and are kept in float32" in line] == told[:1] == told
+
+
 @pytest.mark.parametrize("share", [0.5, 0.65, 0.7])
 def test_batches_of_most_of_the_room_take_turns(share: float, opened: Callable[..., Store], told: list[str]) -> None:
     store = opened(largest=4 * 2**20)
@@ -548,6 +564,16 @@ def test_after_a_fork_texts_are_computed_and_nothing_is_kept(opened: Callable[..
 
 def shared_in(folder: Path, told: list[str]) -> Store:
     return Store.shared(folder, IDENTITY, 2**24, told.append)
+
+
+def test_who_shares_a_store_and_wants_another_size_is_told(tmp_path: Path, told: list[str]) -> None:
+    first = shared_in(tmp_path / "store", told)
+    second = shared_in(tmp_path / "store", told)
+    assert not told
+    third = Store.shared(tmp_path / "store", IDENTITY, 2**25, told.append)
+    assert told == [f"{tmp_path / 'store'}: open in this process already, at most 17 MB; that stays, not 34"]
+    for store in (first, second, third):
+        store.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

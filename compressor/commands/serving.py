@@ -23,6 +23,7 @@ from compressor.options import (
     Policy,
     SkipBad,
     StoreFolder,
+    StoreSize,
     Texts,
     Threads,
     Thresholds,
@@ -44,15 +45,14 @@ def predict(
     threshold: Thresholds = [],
     threads: Threads = None,
     store: StoreFolder = None,
+    max_size: StoreSize = None,
     backend: BackendName = None,
     format: OutputFormat = "text",
 ) -> None:
     """Answer each line (a pair, or a question and its context: with a tab between), one answer a line; a cascade tells who answered too."""
-    from compressor.runtime import Runtime
-
     if sum(x is not None for x in (point, latency_ms, policy)) > 1:
         raise typer.BadParameter("give one of --point, --latency-ms and --policy")
-    runtime = Runtime(bundle, threads, store, backend=backend)
+    runtime = _runtime(bundle, threads, store, max_size, backend)
     chosen = point if latency_ms is None else runtime.within(latency_ms)
     policy = runtime.policy(chosen, policy, threshold or None)
     given = _asked(runtime, texts)
@@ -69,6 +69,26 @@ def predict(
         return
     for answer in runtime.stream(given, chosen):
         typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
+
+
+def _runtime(bundle: Path, threads: int | None, store: Path | None, max_size: str | None, backend: BackendName) -> "Runtime":
+    """Open a bundle as the options say.
+
+    Raises:
+        BadParameter: the store's size is none, or is told without a store.
+    """
+    from compressor.runtime import Runtime
+    from compressor.units import megabytes
+
+    if max_size is None:
+        return Runtime(bundle, threads, store, backend=backend)
+    if store is None:
+        raise typer.BadParameter("--max-size is that of a store: give --store too")
+    try:
+        size = megabytes(max_size)
+    except ValueError as error:
+        raise typer.BadParameter(f"--max-size {max_size!r} {error}") from None
+    return Runtime(bundle, threads, store, size, backend)
 
 
 def _asked(runtime: "Runtime", path: Path | None) -> "Iterator[Given]":
@@ -111,6 +131,7 @@ def evaluate(
     threshold: Thresholds = [],
     threads: Threads = None,
     store: StoreFolder = None,
+    max_size: StoreSize = None,
     backend: BackendName = None,
     skip_bad: SkipBad = False,
     format: OutputFormat = "text",
@@ -119,12 +140,11 @@ def evaluate(
     from compressor.data import read_examples
     from compressor.evaluation import evaluate as score
     from compressor.files import Columns
-    from compressor.runtime import Runtime
     from compressor.settings.data import USUAL
 
     if point is not None and policy is not None:
         raise typer.BadParameter("give --point or --policy, not both")
-    runtime = Runtime(bundle, threads, store, backend=backend)
+    runtime = _runtime(bundle, threads, store, max_size, backend)
     usual = USUAL[runtime.manifest["task"]]
     columns = Columns(text or usual.text, text_pair or usual.text_pair, label or usual.label, options=True)
     skipped = list[str]()
