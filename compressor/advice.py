@@ -18,6 +18,9 @@ STEPS = 1e-4
 INT8 = 5
 """How many times as fast as float 8 bits are at most, on processors that multiply them best."""
 
+WHOLE = {"deberta-v2"}
+"""Families that cannot be length-adaptive students (compressor/backbones.py)."""
+
 
 def advise(recipe: Recipe) -> list[str]:
     """Return one line for each method that suits or does not, with its reason."""
@@ -40,7 +43,9 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"no distill section: a student of {half} layers halves the time, before all else"
     if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
         yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
+    shipped = facts.student if recipe.distill else facts.teacher
     has_lengths = recipe.deployed and not recipe.export.halves and not (recipe.distill and recipe.distill.student.bilstm)
+    has_lengths &= shipped is None or shipped.family not in WHOLE
     if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and has_lengths:
         yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
     if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "learned":
@@ -59,7 +64,6 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         if 2 * small.layers <= large.layers and 2 * small.width <= large.width:
             named = f"the student ({small.layers}x{small.width}) has at most half of the teacher's layers and width"
             yield f"{named} ({large.layers}x{large.width}): an assistant section may help"
-    shipped = facts.student if recipe.distill else facts.teacher
     yield from _of_size(shipped, recipe)
     yield from _of_speed(facts.teacher, shipped, recipe)
     if facts.by_words is not None and recipe.deployed:

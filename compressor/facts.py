@@ -26,12 +26,13 @@ COUNTED = (".csv", ".tsv", ".jsonl", ".txt")
 
 @dataclass(frozen=True)
 class Size:
-    """An encoder's layers, its hidden size, that of its feed-forward, and its tokens."""
+    """An encoder's layers, its hidden size, that of its feed-forward, its tokens, and its family."""
 
     layers: int
     width: int
     inner: int
     vocabulary: int
+    family: str
 
     @property
     def weights(self) -> int:
@@ -126,7 +127,7 @@ def _student_size(student: Student, teacher: Size | None, root: Path) -> Size | 
     asked = student.layers
     count = len(asked) if not isinstance(asked, str) else teacher.layers // 2 if asked.startswith("every") else int(asked.split()[1])
     width = student.hidden_size or teacher.width
-    return Size(count, width, teacher.inner * width // teacher.width, teacher.vocabulary)
+    return Size(count, width, teacher.inner * width // teacher.width, teacher.vocabulary, teacher.family)
 
 
 def _size(model: str, root: Path) -> Size | None:
@@ -136,4 +137,5 @@ def _size(model: str, root: Path) -> Size | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     named = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"), ("intermediate_size", "hidden_dim"), ("vocab_size",))
     found = [next((config[k] for k in keys if k in config), 0) for keys in named]
-    return Size(*found) if all(isinstance(number, int) for number in found) and found[0] and found[1] else None
+    known = all(isinstance(number, int) for number in found) and found[0] and found[1]
+    return Size(*found, str(config.get("model_type", ""))) if known else None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.advice import advise
+from compressor.advice import WHOLE, advise
 from compressor.facts import facts_of
 from compressor.loader import load_recipe
 from compressor.words import told_by_words
@@ -40,6 +40,20 @@ def test_length_adaptation_is_for_long_texts(make_recipe: Callable[..., Path]) -
     bare = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(("length_adapt", "search", "default_point")))
     recipe.write_text(bare)
     assert "texts are long (median 121 words): length_adapt and search pay" in advice(recipe)
+
+
+def test_what_cannot_adapt_its_length_is_not_told_to(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    from compressor.backbones import BACKBONES
+    from compressor.families import FAMILIES
+
+    assert set(FAMILIES) - set(BACKBONES) == WHOLE
+    recipe, bare = make_recipe(), ("search=null", "default_point=null", "length_adapt=null", "distill=null", "teacher.model=./large")
+    write(recipe, 50, LONG)
+    (tmp_path / "large").mkdir()
+    for family, told in (("bert", True), ("deberta-v2", False)):
+        config = {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536, "vocab_size": 30522, "model_type": family}
+        (tmp_path / "large/config.json").write_text(json.dumps(config))
+        assert ("length_adapt and search pay" in advice(recipe, *bare)) is told
 
 
 def test_a_size_gate_that_a_student_breaks_calls_for_a_smaller_one(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
