@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import STORE, Artifact
+from compressor.artifact import STATE, STORE, Artifact
 from compressor.errors import UnfitError
 from compressor.pipeline import LAST, STAGES
 
 NAMED = "named by a recipe"
 """Status of a store that does not lie in the cache."""
+_OURS = re.compile(rf"\.?({'|'.join(stage.name for stage in STAGES)}|{STORE})-[0-9a-f]{{12}}")
+"""Names that a build gives: what anyone put here under a name of their own, a store among it, is never touched."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,20 @@ class Entry:
 
 
 def entries(artifacts: Path) -> list[Entry]:
-    """Return every artifact: `in use` (a newest bundle was made from it), `old`, `damaged`, or `unfinished`; and what recipes named."""
-    names = {s.name for s in STAGES}
-    named, used = _named_stores(artifacts), _used(artifacts)
-    folders = sorted(f for f in artifacts.glob("*") if f.is_dir() and (f.name.lstrip(".").rpartition("-")[0] in names or _is_store(f)))
-    folders = [f for f in folders if f.resolve() not in named]
-    found = [Entry(f, f.name.lstrip(".").rpartition("-")[0], _megabytes(f), _status(f, used)) for f in folders]
+    """Return every artifact by its status, and the stores that recipes named.
+
+    `in use`: a newest bundle was made from it, or a build that has not ended, which is what came after all bundles; `unfinished`: what
+    such a build goes on from; `damaged`; `old`: all else.
+    """
+    named, ended = _named_stores(artifacts), _ended(artifacts)
+    used = _used(artifacts, ended)
+    folders = sorted(f for f in artifacts.glob("*") if f.is_dir() and _OURS.fullmatch(f.name) and f.resolve() not in named)
+    found = [Entry(f, f.name.lstrip(".").rpartition("-")[0], _megabytes(f), _status(f, used, ended)) for f in folders]
     return found + [Entry(f, STORE, _megabytes(f), NAMED) for f in named]
 
 
 def collect(artifacts: Path, *, dry_run: bool = False) -> list[Entry]:
-    """Remove what is old, damaged or unfinished and return it.
+    """Remove what is old or damaged and return it.
 
     Raises:
         UnfitError: a build is running, or a folder could not be removed.
@@ -64,7 +69,7 @@ def collect(artifacts: Path, *, dry_run: bool = False) -> list[Entry]:
 
 
 def _unused(artifacts: Path) -> list[Entry]:
-    return [e for e in entries(artifacts) if e.status not in ("in use", NAMED)]
+    return [e for e in entries(artifacts) if e.status in ("old", "damaged")]
 
 
 def _named_stores(artifacts: Path) -> list[Path]:
@@ -90,19 +95,19 @@ def _no_build(artifacts: Path) -> Iterator[None]:
         yield
 
 
-def _is_store(folder: Path) -> bool:
-    """Return whether a build named this store: one that a recipe or a runtime put here under a name of its own is never touched."""
-    return re.fullmatch(rf"\.?{STORE}-[0-9a-f]{{12}}", folder.name) is not None
-
-
-def _status(folder: Path, used: frozenset[str]) -> str:
+def _status(folder: Path, used: frozenset[str], ended: float) -> str:
     if folder.name.startswith("."):
-        return "unfinished"
+        return "unfinished" if _changed(folder) > ended else "old"
     if folder.name.startswith(f"{STORE}-"):
         return "in use" if folder.name in used else "old"
     if not _readable(folder):
         return "damaged"
     return "in use" if folder.name in used else "old"
+
+
+def _changed(folder: Path) -> float:
+    """Return when something was last put into a folder, or into the state in it that a stage goes on from."""
+    return max(path.stat().st_mtime for path in (folder, folder / STATE) if path.exists())
 
 
 def _readable(folder: Path) -> bool:
@@ -114,15 +119,26 @@ def _readable(folder: Path) -> bool:
         return False
 
 
-def _used(artifacts: Path) -> frozenset[str]:
-    """Return the names of all artifacts that the newest bundle, or encoder, of each recipe was made from, and of these."""
-    newest: dict[str, Path] = {}
-    ends = [folder for stage in LAST for folder in artifacts.glob(f"{stage}-*")]
-    for folder in sorted(ends, key=lambda f: f.stat().st_mtime):
-        if _readable(folder):
-            newest[str(Artifact(folder).manifest["settings"]["name"])] = folder
+def _ends(artifacts: Path) -> list[Path]:
+    """Return the bundles and encoders, the newest last."""
+    ends = [folder for stage in LAST for folder in artifacts.glob(f"{stage}-*") if _readable(folder)]
+    return sorted(ends, key=_changed)
+
+
+def _ended(artifacts: Path) -> float:
+    """Return when the newest bundle, or encoder, was made; 0 where there is none."""
+    return max(map(_changed, _ends(artifacts)), default=0.0)
+
+
+def _used(artifacts: Path, ended: float) -> frozenset[str]:
+    """Return the names of all artifacts that the newest bundle, or encoder, of each recipe was made from, and of these.
+
+    Those of builds that have not ended stay too: a disk that is full while they train must not cost them what they have.
+    """
+    newest = {str(Artifact(folder).manifest["settings"]["name"]): folder for folder in _ends(artifacts)}
+    begun = [f for stage in STAGES for f in artifacts.glob(f"{stage.name}-*") if _readable(f) and _changed(f) > ended]
     used: set[str] = set()
-    waiting = list(newest.values())
+    waiting = [*newest.values(), *begun]
     while waiting:
         folder = waiting.pop()
         if folder.name not in used and _readable(folder):

@@ -383,7 +383,11 @@ def test_cache_gc_removes_what_no_newest_bundle_was_made_from(project: Path) -> 
     for stage in ("export", "bundle"):
         old = shutil.copytree(next(artifacts.glob(f"{stage}-*")), artifacts / f"{stage}-000000000000")
         os.utime(old, (0, 0))
-    (artifacts / ".finetune-000000000000" / ".state").mkdir(parents=True)
+    for number in (0, 1):
+        (artifacts / f".finetune-{number:012}" / ".state").mkdir(parents=True)
+    for left in (artifacts / ".finetune-000000000000" / ".state", artifacts / ".finetune-000000000000"):
+        os.utime(left, (0, 0))
+    (artifacts / "data-raw").mkdir()
     gone = {f"artifacts/{name}-000000000000" for name in (".finetune", "export", "bundle")}
     before = sorted(artifacts.rglob("*"))
     looked = json.loads(compress("cache", "gc", "--dry-run", "--format", "json", cwd=project).stdout)
@@ -392,7 +396,19 @@ def test_cache_gc_removes_what_no_newest_bundle_was_made_from(project: Path) -> 
     removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)
     assert (set(removed["removed"]), removed["dry_run"]) == (gone, False)
     assert not any((project / name).exists() for name in gone)
+    assert (artifacts / ".finetune-000000000001").exists()
+    assert (artifacts / "data-raw").exists()
     assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
+
+
+def test_cache_gc_leaves_what_a_build_goes_on_from(project: Path) -> None:
+    artifacts = project / "artifacts"
+    for path in artifacts.glob("bundle-*"):
+        shutil.rmtree(path)
+    (artifacts / ".distill-000000000000" / ".state").mkdir(parents=True)
+    rows = json.loads(compress("cache", "ls", "--format", "json", cwd=project).stdout)["artifacts"]
+    assert {row["status"] for row in rows} == {"in use", "unfinished"}
+    assert json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"] == []
 
 
 @pytest.mark.parametrize(
