@@ -2,17 +2,19 @@
 
 import dataclasses
 import hashlib
+import heapq
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
 from compressor.choices import Choice
 from compressor.errors import RecipeError
-from compressor.files import Columns, Reader, check_columns, rows, txt_rows
+from compressor.files import Columns, Reader, Row, check_columns, rows, txt_rows
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -50,10 +52,12 @@ def read_examples(
     root: Path,
     split: str,
     limit: int | None = None,
+    spread: bool = False,
     skipped: list[str] | None = None,
 ) -> Iterator[Example]:
     """Yield the examples of a file (csv, tsv, jsonl, parquet, the task's own, txt without labels; all also .gz), or of the Hub.
 
+    Of a `limit`, those are the first so many rows, or so many from all over the file.
     A row that is no example ends the reading, unless there is a list for `skipped` ones: what is wrong with them goes there.
 
     Raises:
@@ -63,7 +67,7 @@ def read_examples(
     plain = {".txt": txt_rows} if columns.label is None and columns.text_pair is None else {}
     name, found = rows(source, columns, root=root, split=split, forms={**task.forms, **plain})
     empty = True
-    for number, row in islice(found, limit):
+    for number, row in _spread(found, limit) if spread and limit else islice(found, limit):
         where = f"{name}: row {number}"
         check_columns(where, list(row), columns)
         try:
@@ -77,6 +81,12 @@ def read_examples(
         empty = False
     if empty:
         raise RecipeError(f"{name}: no examples; add rows, or name another file for {split}")
+
+
+def _spread(found: Iterator[Row], limit: int) -> list[Row]:
+    """Return so many rows, in their order, chosen by a hash of their numbers."""
+    chosen = heapq.nsmallest(limit, found, key=lambda row: hashlib.sha256(str(row[0]).encode()).digest())
+    return sorted(chosen, key=itemgetter(0))
 
 
 def text_of(where: str, column: str, value: object) -> str:

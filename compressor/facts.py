@@ -110,8 +110,9 @@ def _count(path: Path, limit: int | None) -> int | None:
 def _some(recipe: Recipe) -> list[Example]:
     """Return the first examples: so many that a file that is sorted by label shows more than one."""
     task, skipped = TRAINED[recipe.task.type](**recipe.task.settings), list[str]()
-    limit = min(SEEN, recipe.data.train.limit or SEEN)
-    rows = read_examples(recipe.data.train.path, recipe.columns(), task, root=recipe.root, split="train", limit=limit, skipped=skipped)
+    train, columns = recipe.data.train, recipe.columns()
+    limit, spread = min(SEEN, train.limit or SEEN), train.draw == "spread"
+    rows = read_examples(train.path, columns, task, root=recipe.root, split="train", limit=limit, spread=spread, skipped=skipped)
     return list(rows)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from compressor import sources
 from compressor.files import Columns
 from compressor.settings.base import BUNDLE, CONTENT, LARGEST, SPLITS, Section
-from compressor.settings.data import USUAL, WINDOWED, Data, Task
+from compressor.settings.data import USUAL, WINDOWED, Data, Split, Task
 from compressor.settings.deploying import EarlyExit, Export, LengthAdapt, PointName, Quantize, Search
 from compressor.settings.distilling import Distill
 from compressor.settings.serving import AnyGate, Cascade, DropGate, Target
@@ -230,8 +230,9 @@ class Recipe(Section):
     def smoke(self) -> "Recipe":
         """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
         limits = dict.fromkeys((*SPLITS, "unlabelled"), 48) | {"train": 192}
-        splits = {k: s.model_copy(update={"limit": min(n, s.limit or n)}) for k, n in limits.items() if (s := getattr(self.data, k))}
-        sliver = {**splits, "holdout": max(0.2, self.data.holdout)}  # of so few texts a smaller share may be none
+        splits = {name: _sliver(split, most) for name, most in limits.items() if (split := getattr(self.data, name))}
+        # of so few texts a smaller share may be none, and not every label is there
+        sliver = {**splits, "holdout": max(0.2, self.data.holdout), "unknown_labels": "skip"}
         changed: dict[str, Any] = {"name": f"{self.name}-smoke", "gates": (), "data": self.data.model_copy(update=sliver)}
         short = {"max_steps": 6, "batch_size": 16, "seeds": 1}
         changed["teacher"] = self.teacher.model_copy(
@@ -246,7 +247,7 @@ class Recipe(Section):
             changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8, "proposals": 2})
         if self.cascade:
             own = self.cascade.calibration
-            few = own and own.model_copy(update={"limit": min(48, own.limit or 48)})
+            few = own and _sliver(own, 48)
             # a few texts reach no goal of speed
             changed["cascade"] = self.cascade.model_copy(update={"speedup": None, "latency_ms": None, "calibration": few})
         return self.model_copy(update=changed)
@@ -263,6 +264,11 @@ class Recipe(Section):
     def _key_setting(self, section: str, key: str | None = None) -> Any:
         found = _key_value(getattr(self, section), self.root)
         return found if key is None or found is None else found[key]
+
+
+def _sliver(split: Split, most: int) -> Split:
+    """Return at most so many examples of a split, from all over its file: one that is sorted by label begins with one label."""
+    return split.model_copy(update={"limit": min(most, split.limit or most), "draw": "spread"})
 
 
 def _key_value(value: Any, root: Path) -> Any:

@@ -134,6 +134,36 @@ def test_a_missing_data_file_exits_3_before_anything_runs(make_recipe: Callable[
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_data_sorted_by_many_labels_have_a_smoke_profile(make_recipe: Callable[..., Path]) -> None:
+    folder = make_recipe(**{"test: test.csv": "test: test.csv\n  validation: more.csv"}).parent
+    for name, each in (("train", 40), ("test", 3), ("more", 2)):
+        rows = [f"{name} {number} of {label},label {label:03}" for label in range(60) for number in range(each)]
+        (folder / f"{name}.csv").write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
+    done = compress("tiny.yaml", "--profile", "smoke", "--until", "data", "--format", "json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["metrics"]
+    assert 40 <= told["labels"] < 60
+    assert "have labels that train lacks: left out (data.unknown_labels)" in " ".join(done.stderr.split())
+    assert 24 < told["examples"]["test"] < 48
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("good,positive\nbad,odd\nfine,positive\n", "1 of 3 texts of validation have labels that train lacks: left out"),
+        ("bad,odd\n", "data.validation: no text has labels that train knows; mend them, or add them to train"),
+    ],
+)
+def test_labels_that_train_lacks_may_be_left_out(content: str, message: str, make_recipe: Callable[..., Path]) -> None:
+    folder = make_recipe(**{"test: test.csv": "test: test.csv\n  validation: more.csv\n  unknown_labels: skip"}).parent
+    (folder / "more.csv").write_text(f"text,label\n{content}", encoding="utf-8")
+    done = compress("tiny.yaml", "--until", "data", "--format", "json", cwd=folder)
+    assert message in " ".join(done.stderr.split())
+    assert done.returncode == (3 if "no text" in message else 0)
+    if not done.returncode:
+        assert json.loads(done.stdout)["metrics"]["examples"]["validation"] == 2
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

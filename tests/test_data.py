@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,9 +29,9 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 TASK = TextClassification()
 
 
-def read(path: Path, columns: Columns | None = None, **options: int) -> list[Example]:
+def read(path: Path, columns: Columns | None = None, **options: Any) -> list[Example]:
     """Read a file as the recipe beside it would."""
-    return list(read_examples(path.name, columns or Columns(), TASK, root=path.parent, split="train", limit=options.get("limit")))
+    return list(read_examples(path.name, columns or Columns(), TASK, root=path.parent, split="train", **options))
 
 
 def refused(path: Path, columns: Columns | None = None) -> str:
@@ -137,6 +138,15 @@ def test_columns_choose_pairs_and_unlabelled_texts(file: File) -> None:
 def test_limit_reads_the_first_rows_only(file: File) -> None:
     path = file("train.csv", "text,label\nfine,1\ndull,0\nbroken row\n")
     assert [e.text for e in read(path, limit=2)] == ["fine", "dull"]
+
+
+def test_spread_reads_as_many_from_all_over_the_file_and_the_same_every_time(file: File) -> None:
+    path = file("train.csv", "text,label\n" + "".join(f"text {n},{n // 100}\n" for n in range(400)))
+    found = read(path, limit=40, spread=True)
+    assert [int(e.text[5:]) for e in found] == sorted(int(e.text[5:]) for e in found)
+    assert {e.label for e in found} == {"0", "1", "2", "3"}
+    assert (len(found), read(path, limit=40, spread=True)) == (40, found)
+    assert len(read(path, limit=1000, spread=True)) == 400
 
 
 @pytest.mark.parametrize(("value", "label"), [("0", "0"), ("1.0", "1"), ("2.5", "2.5"), ('" yes "', "yes"), ("true", "True")])

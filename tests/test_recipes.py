@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from compressor import settings
+from compressor.errors import RecipeError
 from compressor.loader import load_recipe
 from compressor.recipe import Recipe, schema
 from compressor.settings.base import Section
@@ -93,6 +94,12 @@ def test_a_smoke_profile_never_reads_more_than_the_recipe_does(folder: Path) -> 
     assert splits.train.limit == 10
     assert splits.test is not None
     assert splits.test.limit == 48
+    assert (splits.train.draw, splits.test.draw, splits.unknown_labels) == ("spread", "spread", "skip")
+
+
+def test_what_is_drawn_belongs_to_a_limit(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="draw says which examples limit takes: set limit too"):
+        load_recipe(folder / "recipe.yaml", ["data.train={path: data/train.csv, draw: spread}"])
 
 
 def definitions() -> Iterator[tuple[str, dict[str, Any]]]:

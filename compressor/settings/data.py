@@ -73,7 +73,15 @@ class Split(Section):
     path: Source
     """csv, tsv, jsonl or parquet (also .gz), package:NAME/FILE, or a Hub data set id."""
     limit: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
-    """Read only the first so many examples."""
+    """Read only so many examples."""
+    draw: Literal["first", "spread"] = "first"
+    """Which: the first of the file, or some from all over it, as a file needs that is sorted by label."""
+
+    @model_validator(mode="after")
+    def _draw_of_a_limit(self) -> "Split":
+        if self.draw != "first" and self.limit is None:
+            raise ValueError("draw says which examples limit takes: set limit too")
+        return self
 
 
 def _from_path(value: Any) -> Any:
@@ -108,3 +116,5 @@ class Data(Section):
     """Tokens that neighbouring windows of a long text share; absent: a third of max_length."""
     skip_bad: bool = False
     """Leave out rows that are no examples, and count them, instead of stopping at the first."""
+    unknown_labels: Literal["refuse", "skip"] = "refuse"
+    """What is done with examples whose labels train lacks: stop at the first, or leave them out and count them."""

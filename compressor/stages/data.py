@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +48,12 @@ class Written:
             self.hashes.append(seen_hash(example, self.task.choice))
         self.file.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False) + "\n")
 
+    def keep(self, kept: Sequence[bool], path: Path) -> None:
+        """Leave out of the file, which is written, all examples that are not kept."""
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        path.write_text("".join(f"{line}\n" for line in compress(lines, kept)), encoding="utf-8")
+        self.hashes, self.examples = list(compress(self.hashes, kept)), sum(kept)
+
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write one jsonl a split, and meta.json with labels, max_length and stride."""
@@ -56,6 +63,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         splits = {name: Written(files[name], task, hashed=name != "train") for name in recipe.splits}
         in_train = _write(recipe, task, splits, skipped)
         unlabelled = _write_unlabelled(recipe, task, splits, files["unlabelled"], skipped, log)
+    if recipe.data.unknown_labels == "skip":
+        _leave_out_unknown(splits, out, log)
     _check_cuts(recipe, splits, log)
     if "search" in splits:
         _clear_search(recipe, splits, in_train, out / "search.jsonl", log)
@@ -88,6 +97,25 @@ def _write(recipe: Recipe, task: Task, splits: Mapping[str, Written], skipped: l
     return found
 
 
+def _leave_out_unknown(splits: Mapping[str, Written], out: Path, log: Progress) -> None:
+    """Leave out of every split what has a label that train lacks.
+
+    Raises:
+        RecipeError: nothing is left.
+    """
+    known = splits["train"].first.keys()
+    for name, split in splits.items():
+        if not split.first.keys() <= known:
+            path = out / f"{name}.jsonl"
+            examples = (Example(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1])
+            kept = [known >= set(split.task.names(example)) for example in examples]
+            log.warn(f"{kept.count(False)} of {len(kept)} texts of {name} have labels that train lacks: left out (data.unknown_labels)")
+            if not any(kept):
+                raise RecipeError(f"data.{name}: no text has labels that train knows; mend them, or add them to train")
+            split.keep(kept, path)
+            split.first = {label: number for label, number in split.first.items() if label in known}
+
+
 def _clear_search(recipe: Recipe, splits: Mapping[str, Written], in_train: set[int], path: Path, log: Progress) -> None:
     """Leave out of search what is in train or test too: what was learned, or will be reported, is nothing to choose by.
 
@@ -103,10 +131,7 @@ def _clear_search(recipe: Recipe, splits: Mapping[str, Written], in_train: set[i
         told = f"{sum(shared)} of {len(shared)} texts of data.search are in {also} too"
         raise RecipeError(f"{told}: lengths would be chosen by what was learned or is reported; name another file, or leave it out")
     if any(shared):
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        path.write_text("".join(f"{line}\n" for line, out in zip(lines, shared, strict=True) if not out), encoding="utf-8")
-        search.hashes = [h for h in search.hashes if h not in seen]
-        search.examples = len(search.hashes)
+        search.keep([not out for out in shared], path)
         log.warn(f"{sum(shared)} texts of search are in train or test too: left out")
 
 
@@ -132,7 +157,9 @@ def _write_unlabelled(
 def _read(recipe: Recipe, task: Task, name: str, skipped: list[str]) -> Iterator[Example]:
     source, columns = getattr(recipe.data, name), recipe.columns(labelled=name != "unlabelled")
     bad = skipped if recipe.data.skip_bad else None
-    return read_examples(source.path, columns, task, root=recipe.root, split=name, limit=source.limit, skipped=bad)
+    return read_examples(
+        source.path, columns, task, root=recipe.root, split=name, limit=source.limit, spread=source.draw == "spread", skipped=bad
+    )
 
 
 def _check_cuts(recipe: Recipe, splits: Mapping[str, Written], log: Progress) -> None:
@@ -157,5 +184,6 @@ def _labels(recipe: Recipe, task: Task, splits: Mapping[str, Written]) -> Sequen
             if label not in splits["train"].first:
                 source = getattr(recipe.data, name) or recipe.data.train
                 where = f"data.{name} ({source.path}): example {number}"
-                raise RecipeError(f"{where} has label {label!r}, which train lacks; mend the label or add it to train")
+                remedy = "mend the label, add it to train, or set data.unknown_labels: skip"
+                raise RecipeError(f"{where} has label {label!r}, which train lacks; {remedy}")
     return known

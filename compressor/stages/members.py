@@ -137,7 +137,11 @@ def examples_of(recipe: Recipe, splits: Splits, skipped: list[str]) -> list[Exam
     if source is None:
         return list(splits.examples("search"))
     columns, name = recipe.columns(), "cascade.calibration"
-    examples = list(read_examples(source.path, columns, task, root=recipe.root, split=name, limit=source.limit, skipped=bad))
+    spread = source.draw == "spread"
+    found = read_examples(source.path, columns, task, root=recipe.root, split=name, limit=source.limit, spread=spread, skipped=bad)
+    examples = list(found)
+    if recipe.data.unknown_labels == "skip":
+        examples = [e for e in examples if set(task.outputs(task.names(e))) <= set(splits.labels)]
     try:
         check_labels(task, examples, splits.labels)
     except RecipeError as error:
