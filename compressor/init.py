@@ -1,6 +1,7 @@
 """Write the first recipe: complete, commented, and ready to edit."""
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def write_recipe(
 
     Raises `RecipeError` when the file exists or a number is out of range, `UnfitError` when the file cannot be written.
     """
-    recipe = compose_recipe(path.name, name, model, train, task, text, label, student_layers, threads, teacher_layers)
+    train, model = (_from_beside(path, source) for source in (train, model))
+    recipe = compose_recipe(str(path), name, model, train, task, text, label, student_layers, threads, teacher_layers)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
@@ -94,6 +96,12 @@ def write_recipe(
         raise RecipeError(f"{path} exists and is not overwritten; give another file name, or remove it first") from None
     except OSError as error:
         raise UnfitError(f"{path} cannot be written ({error.strerror}); name a file in a folder that you may write") from None
+
+
+def _from_beside(path: Path, source: str) -> str:
+    """Return a file or folder that is there as the recipe names it, from its own folder, where that is not the user's."""
+    away = path.parent.resolve() != Path.cwd() and not os.path.isabs(source) and os.path.exists(source)
+    return os.path.relpath(source, path.parent) if away else source
 
 
 def compose_recipe(

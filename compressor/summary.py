@@ -39,8 +39,9 @@ def summarize(
     stages = list(_ancestors(inputs))
     frontier = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8")) if "frontier" in inputs else {}
     seconds, policy = {s["name"]: s["seconds"] for s in stages}, _cascade(inputs, shares) or {}
-    if "members" in seconds:
-        seconds["cascade"] += seconds["members"]
+    for owner, beside in (("cascade", ("members", "early_exit")), ("distill", ("assistant",))):  # which serve nothing else
+        if owner in seconds:
+            seconds[owner] += sum(seconds.get(name, 0.0) for name in beside)
     return {
         "name": recipe.name,
         "task": recipe.task.type,

@@ -170,6 +170,9 @@ def test_a_bundle_stops_early_and_goes_on(project: Path) -> None:
     metrics = json.loads((bundle / "metrics.json").read_text(encoding="utf-8"))
     assert "early_exit" in {stage["name"] for stage in metrics["stages"]}
     assert any("early exit" in finding for finding in metrics["findings"])
+    seconds = {stage["name"]: stage["seconds"] for stage in metrics["stages"]}
+    (routed,) = (gain for gain in metrics["stage_gains"] if gain["stage"] == "cascade")
+    assert routed["seconds"] == pytest.approx(seconds["cascade"] + seconds["members"] + seconds["early_exit"])
 
 
 def test_the_student_does_not_change_and_the_exit_has_its_first_layers(project: Path) -> None:

@@ -120,6 +120,20 @@ def test_an_odd_file_name_stays_in_its_comment(tmp_path: Path) -> None:
     assert load(path)["name"] == "reviews"
 
 
+def test_files_are_named_from_the_recipes_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "enc").mkdir()
+    (tmp_path / "data/train.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    for place, train, model in (("recipes/r.yaml", "../data/train.csv", "../enc"), ("r.yaml", "data/train.csv", "./enc")):
+        write_recipe(Path(place), name="reviews", model="./enc", train="data/train.csv")
+        told = load(Path(place))
+        assert (told["data"]["train"], told["teacher"]["model"]) == (train, model)
+        assert f"compress validate {place}\n" in Path(place).read_text(encoding="utf-8")
+    write_recipe(Path("recipes/hub.yaml"), name="reviews", model=BERT, train="absent.csv")
+    assert load(Path("recipes/hub.yaml"))["teacher"]["model"] == BERT
+
+
 def test_a_simple_name_is_not_quoted() -> None:
     assert scalar("data/train-v1.csv.gz") == "data/train-v1.csv.gz"
 
