@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from compressor.facts import Facts, Size, facts_of
 from compressor.recipe import Recipe
+from compressor.settings.data import WINDOWED
 from compressor.settings.serving import SizeGate, SpeedGate
 from compressor.words import EDGES, Told
 
@@ -77,13 +78,15 @@ def _of_size(shipped: Size | None, recipe: Recipe) -> Iterator[str]:
     allowed = min((gate.max for gate in recipe.gates if isinstance(gate, SizeGate)), default=None)
     if shipped is None or allowed is None or not recipe.quantize or shipped.megabytes <= allowed:
         return
-    if recipe.distill is None or recipe.distill.student.vocabulary != "corpus":
-        table = shipped.vocabulary * shipped.width / 1e6
-        smaller = f"distill.student.vocabulary: corpus (the table of {shipped.vocabulary:,} tokens takes {table:.0f} MB), fewer layers"
-        told = (
-            f"{shipped.layers} layers of {shipped.width} take some {shipped.megabytes:.0f} MB in 8 bits, the size gate allows {allowed:g}"
-        )
-        yield f"{told}: {smaller} or a narrower hidden_size"
+    if recipe.distill and recipe.distill.student.vocabulary == "corpus":  # nobody knows yet how much of it goes
+        return
+    told = f"{shipped.layers} layers of {shipped.width} take some {shipped.megabytes:.0f} MB in 8 bits, the size gate allows {allowed:g}"
+    if recipe.export.halves:
+        yield f"{told}: raise it, or leave export.halves out and distill a student"
+        return
+    table = shipped.vocabulary * shipped.width / 1e6
+    pruned = f"distill.student.vocabulary: corpus (the table of {shipped.vocabulary:,} tokens takes {table:.0f} MB)"
+    yield f"{told}: {_either([pruned] * shipped.wordpiece + _smaller(recipe))}"
 
 
 def _of_speed(teacher: Size | None, shipped: Size | None, recipe: Recipe) -> Iterator[str]:
@@ -95,10 +98,23 @@ def _of_speed(teacher: Size | None, shipped: Size | None, recipe: Recipe) -> Ite
         return
     fewer = teacher.weights / shipped.weights
     told = f"the student multiplies {fewer:.1f} times less than its teacher, and INT8 is at most {INT8} times as fast"
-    if max(asked) > fewer * INT8:
-        yield f"{told}: for a speed-up of {max(asked):g} take fewer layers, a narrower hidden_size, a bilstm student or a cascade"
+    if max(asked) > fewer * INT8 and recipe.export.halves:
+        yield f"INT8 is at most {INT8} times as fast: for a speed-up of {max(asked):g} leave export.halves out and distill a student"
+    elif max(asked) > fewer * INT8:
+        others = ["a bilstm student"] * (recipe.task.type not in WINDOWED) + ["a cascade"] * (recipe.task.type != "text-regression")
+        yield f"{told}: for a speed-up of {max(asked):g} take {_either(_smaller(recipe) + others)}"
     elif max(asked) > fewer and not recipe.quantize:
         yield f"{told}: for a speed-up of {max(asked):g} add a quantize section"
+
+
+def _smaller(recipe: Recipe) -> list[str]:
+    """Return how a student can be made smaller: one that is named is as it is."""
+    named = recipe.distill is not None and recipe.distill.student.model is not None
+    return ["a smaller student.model"] if named else ["fewer layers", "a narrower hidden_size"]
+
+
+def _either(ways: list[str]) -> str:
+    return " or ".join(part for part in (", ".join(ways[:-1]), ways[-1]) if part)
 
 
 def _of_words(told: Told, recipe: Recipe) -> str:

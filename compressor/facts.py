@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -26,13 +26,14 @@ COUNTED = (".csv", ".tsv", ".jsonl", ".txt")
 
 @dataclass(frozen=True)
 class Size:
-    """An encoder's layers, its hidden size, that of its feed-forward, its tokens, and its family."""
+    """An encoder's layers, its hidden size, that of its feed-forward, its tokens, its family, and whether they are WordPiece's."""
 
     layers: int
     width: int
     inner: int
     vocabulary: int
     family: str
+    wordpiece: bool
 
     @property
     def weights(self) -> int:
@@ -128,7 +129,7 @@ def _student_size(student: Student, teacher: Size | None, root: Path) -> Size | 
     asked = student.layers
     count = len(asked) if not isinstance(asked, str) else teacher.layers // 2 if asked.startswith("every") else int(asked.split()[1])
     width = student.hidden_size or teacher.width
-    return Size(count, width, teacher.inner * width // teacher.width, teacher.vocabulary, teacher.family)
+    return replace(teacher, layers=count, width=width, inner=teacher.inner * width // teacher.width)
 
 
 def _size(model: str, root: Path) -> Size | None:
@@ -139,4 +140,10 @@ def _size(model: str, root: Path) -> Size | None:
     named = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"), ("intermediate_size", "hidden_dim"), ("vocab_size",))
     found = [next((config[k] for k in keys if k in config), 0) for keys in named]
     known = all(isinstance(number, int) for number in found) and found[0] and found[1]
-    return Size(*found, str(config.get("model_type", ""))) if known else None
+    return Size(*found, str(config.get("model_type", "")), _is_wordpiece(folder)) if known else None
+
+
+def _is_wordpiece(folder: Path) -> bool:
+    """Return whether a vocabulary can be cut; where no tokenizer.json tells, it may."""
+    path = folder / "tokenizer.json"
+    return not path.exists() or '"WordPiece"' in path.read_text(encoding="utf-8")

@@ -95,6 +95,23 @@ def test_what_a_recipe_would_be_refused_for_is_not_advised(make_recipe: Callable
     assert "no distill section" not in halves
     bilstm = "distill={student: {bilstm: {embeddings: teacher, hidden_size: 16}}, objectives: [{type: logits}]}"
     assert "texts are long" not in advice(recipe, *bare, bilstm)
+    size, speed = "gates=[{metric: size, max: 20MB}]", "gates=[{metric: speedup, against: teacher, min: 50}]"
+    large = (*bare, "distill=null", "teacher.model=./large")
+    halved = (*large, "recycle={layer: 6}", "export={halves: true}")
+    assert "raise it, or leave export.halves out and distill a student" in advice(recipe, *halved, size)
+    assert "for a speed-up of 50 leave export.halves out and distill a student" in advice(recipe, *halved, speed)
+    assert "takes 23 MB), fewer layers or a narrower hidden_size" in advice(recipe, *large, size)
+    (tmp_path / "large/tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    assert "the size gate allows 20: fewer layers or a narrower hidden_size" in advice(recipe, *large, size)
+    ways = "for a speed-up of 50 take fewer layers, a narrower hidden_size"
+    assert f"{ways}, a bilstm student or a cascade" in advice(recipe, *large, speed)
+    (tmp_path / "train.csv").write_text("tokens,tags\n" + '"[""good""]","[""B-X""]"\n' * 30)
+    tags = ("task={type: token-classification}", "data={train: train.csv, test: test.csv}")
+    assert f"{ways} or a cascade" in advice(recipe, *large, *tags, speed)
+    regression = ("task={type: text-regression}", "data={train: train.csv, test: test.csv}")
+    assert f"{ways} or a bilstm student" in advice(recipe, *large, *regression, speed)
+    named = (*bare, "teacher.model=./large", "distill={student: {model: ./large}, objectives: [{type: logits}]}")
+    assert "for a speed-up of 50 take a smaller student.model, a bilstm student or a cascade" in advice(recipe, *named, speed)
 
 
 def test_skewed_labels_call_for_weights(make_recipe: Callable[..., Path]) -> None:
