@@ -30,7 +30,7 @@ def advise(recipe: Recipe) -> list[str]:
 
 def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     tuned = recipe.teacher.finetune
-    if facts.examples is not None and facts.examples < FEW and tuned and tuned.method == "full":
+    if facts.examples is not None and facts.examples < FEW and tuned and tuned.method == "full" and recipe.deployed:
         yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method bitfit, adapters or lora overfits less"
     if facts.skew > SKEWED and tuned and tuned.class_weights == "none" and recipe.task.metric == "macro_f1":
         yield f"the commonest label comes {facts.skew:.0f} times as often as the rarest: teacher.finetune.class_weights balanced may help"

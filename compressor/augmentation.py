@@ -11,6 +11,7 @@ Limits:   a word that the tokenizer splits is never swapped; near means cosine o
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -106,5 +107,6 @@ def _words(tokenizer: Tokenizer) -> dict[str, int]:
     marker = next((mark for kind, mark in MARKERS.items() if kind in splits), "")
     # A letter beyond ASCII is several bytes to a byte-level tokenizer, each written as a letter of its own.
     read = decoders.ByteLevel().decode if marker == "Ġ" else "".join
-    starts = {token.removeprefix(marker): number for token, number in tokenizer.get_vocab().items() if token.startswith(marker)}
+    pieces = sorted(tokenizer.get_vocab().items(), key=itemgetter(1))  # which come in another order in each process
+    starts = {token.removeprefix(marker): number for token, number in pieces if token.startswith(marker)}
     return {word: number for start, number in starts.items() if (word := read([start])).isalpha()}

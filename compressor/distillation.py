@@ -88,7 +88,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     check_objectives(section, settings, task, model, teacher.model, shapes, same_tokens=same_tokens)
     room = settings.teacher_store * 1e6 if _epochs_inside(settings) > 1 else 0.0
     if task.head == "masked-lm":
-        _check_vocabulary(section, settings, (model, folder), (teacher.model, guide))
+        check_vocabulary(section, settings, (model, folder), (teacher.model, guide))
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", room, log)
     lesson = _Lesson(train, splits.encoded("validation", task, folder), outputs, shapes, task)
     with student_layers(settings, f"{section}.recycled_layers", recipe, model, folder, out.parent, log) as layers:
@@ -186,10 +186,12 @@ def check_objectives(
         )
 
 
-def _check_vocabulary(
-    section: str, settings: Distill, student: tuple[PreTrainedModel, Path], teacher: tuple[PreTrainedModel, Path]
-) -> None:
-    """Refuse objectives that compare logits of tokens, one by one, where the two models number them otherwise."""
+def check_vocabulary(section: str, settings: Distill, student: tuple[PreTrainedModel, Path], teacher: tuple[PreTrainedModel, Path]) -> None:
+    """Refuse objectives that compare logits of tokens, one by one, where the two models number them otherwise.
+
+    Raises:
+        RecipeError: which one, and what to use instead.
+    """
     ours, theirs = ((model.config.vocab_size, tokenizer_of(folder).get_vocab()) for model, folder in (student, teacher))
     if ours != theirs and (comparing := compares_answers(settings.objectives)):
         raise RecipeError(

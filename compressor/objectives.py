@@ -11,6 +11,7 @@ Limits:   what looks inside needs a student that splits texts into the teacher's
 To add:   its settings in settings/distilling.py; the function and one entry here.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,7 +165,9 @@ def _check_minilm(settings: MiniLM, shapes: Shapes) -> str:
 def _check_minilmv2(settings: MiniLMv2, shapes: Shapes) -> str:
     for name, shape in (("teacher", shapes.teacher), ("student", shapes.student)):
         if shape.width % settings.relation_heads:
-            return f"relation_heads {settings.relation_heads} does not divide the {name}'s hidden size {shape.width}"
+            both = math.gcd(shapes.teacher.width, shapes.student.width)
+            fitting = max(heads for heads in range(1, max(1, shapes.teacher.heads) + 1) if both % heads == 0)
+            return f"relation_heads {settings.relation_heads} does not divide the {name}'s hidden size {shape.width}; {fitting} does"
     return _no_layer(settings.teacher_layer, shapes.teacher)
 
 

@@ -14,7 +14,7 @@ from compressor.artifact import Artifact
 from compressor.bundles import verify
 from compressor.checkpoint import check_positions
 from compressor.data import read_examples
-from compressor.distillation import check_above, check_objectives
+from compressor.distillation import check_above, check_objectives, check_vocabulary
 from compressor.families import shape_of
 from compressor.halving import check_family
 from compressor.members import bundle_of, check_member
@@ -27,6 +27,7 @@ from compressor.settings.distilling import Distill
 from compressor.settings.training import count_layers
 from compressor.splits import Splits, task_of
 from compressor.stages.early_exit import check_layer
+from compressor.stages.finetune import check_answers
 from compressor.stages.length_adapt import check_question, check_tokens, smallest_of
 from compressor.stages.members import examples_of
 from compressor.students import student_of
@@ -50,7 +51,9 @@ def check_encoders(recipe: Recipe) -> None:
     taught_by = folder = sources.model_folder(recipe.teacher.model, recipe.root)
     model = load_model(folder, (), task.head)
     check_positions(model, longest)
-    if tuned and tuned.method != "lora":  # which is merged
+    if tuned is None:
+        check_answers(recipe, folder, model)
+    elif tuned.method != "lora":  # which is merged
         prepare(model, tuned)
     for section, settings in (("assistant", recipe.assistant), ("distill", recipe.distill)):
         if settings is not None:
@@ -92,6 +95,8 @@ def _student(recipe: Recipe, section: str, settings: Distill, guide: PreTrainedM
     shapes = Shapes(shape_of(student), shape_of(guide))
     same_tokens = folder == beside or alike(_texts(recipe), folder, beside)
     check_objectives(section, settings, task, student, guide, shapes, same_tokens=same_tokens)
+    if task.head == "masked-lm":
+        check_vocabulary(section, settings, (student, folder), (guide, beside))
     if settings.student.vocabulary == "corpus":
         check_wordpiece(folder, f"{section}.student.vocabulary")
     if settings.recycled_layers is not None:

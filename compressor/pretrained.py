@@ -20,7 +20,6 @@ from transformers.utils import logging
 
 from compressor import adapters, bilstm
 from compressor.errors import RecipeError
-from compressor.ranking import NAME as RANKERS
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
 logging.disable_progress_bar()
@@ -50,7 +49,7 @@ def load_model(folder: Path, labels: Sequence[str], head: str = "sequence-classi
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         own = own_labels(config)
         if hasattr(config, adapters.SIZE):
-            return _with_adapters(folder, config, head, settings)
+            return _in_order(_with_adapters(folder, config, head, settings), own, labels)
         model: PreTrainedModel = HEADS[head].from_pretrained(
             folder,
             **settings,
@@ -86,13 +85,17 @@ def _in_order(model: PreTrainedModel, own: Sequence[str], labels: Sequence[str])
 
 
 def _with_adapters(folder: Path, config: Any, head: str, settings: dict[str, Any]) -> PreTrainedModel:
-    """Return a classifier whose layers have adapters: these are put in before the weights are read."""
+    """Return a model whose layers have adapters: these are put in before the weights are read; a head that does not fit is made anew."""
     config.update(settings)
     model: PreTrainedModel = HEADS[head].from_config(config)
     adapters.insert_as_told(model, config)
     weights = load_file(folder / "model.safetensors")
-    weights.pop(RANKERS, None)  # which whoever runs its layers by length reads
-    model.load_state_dict(weights)
+    wanted = model.state_dict()
+    fitting = {name: weight for name, weight in weights.items() if name in wanted and weight.shape == wanted[name].shape}
+    encoder = {name for name in wanted if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name}
+    if lacking := sorted(encoder - fitting.keys()):
+        raise ValueError(f"{lacking[0]} is missing, or of another size")
+    model.load_state_dict(fitting, strict=False)
     return model.eval()
 
 
@@ -101,7 +104,12 @@ def has_head(folder: Path, model: PreTrainedModel) -> bool:
     shapes: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            shapes |= {_today(name): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     tied = {name for name in model.state_dict() if any(name.endswith(part) for part in getattr(model, "_tied_weights_keys", None) or ())}
     wanted = {name: list(x.shape) for name, x in model.state_dict().items() if not name.startswith(f"{model.base_model_prefix}.")}
     return all(shapes.get(name) == shape for name, shape in wanted.items() if name not in tied)
+
+
+def _today(name: str) -> str:
+    """Return what transformers calls a weight now: the first BERTs have their normalisations' by other names."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

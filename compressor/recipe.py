@@ -69,6 +69,8 @@ class Recipe(Section):
                 raise ValueError(f"a masked-lm recipe ends with an encoder that answers no task yet: leave `{section}` out")
         if any(section.student.bilstm or section.student.vocabulary == "corpus" for section in self._students.values()):
             raise ValueError("a masked-lm recipe makes a whole encoder: name a student by `model` or `layers`, with vocabulary: full")
+        if self.teacher.finetune and self.teacher.finetune.method != "full":
+            raise ValueError("a masked-lm head is tied to the embeddings, which learn with all else: leave teacher.finetune.method out")
         for split in ("search", "test"):
             if getattr(self.data, split):
                 raise ValueError(f"a masked-lm recipe answers nothing that is searched or reported: leave data.{split} out")
@@ -103,6 +105,11 @@ class Recipe(Section):
                 raise ValueError("a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out")
             if self.early_exit:
                 raise ValueError("a bilstm student has no layers to stop after: leave `early_exit` out")
+            if self.export.exporter == "dynamo":
+                raise ValueError("the dynamo exporter cannot write a bilstm: set export.exporter torchscript")
+            if self.export.portable and self.quantize:
+                told = "INT8 of a bilstm is an operator of onnxruntime's own"
+                raise ValueError(f"{told}: leave `quantize`, or export.portable, out")
         for name, section in self._students.items():
             teacher = self.assistant if name == "distill" else None
             inside = next((o.type for o in section.objectives if not o.answers), None)

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification
 
-from compressor.augmentation import Neighbours, augmented, changed
+from compressor.augmentation import Neighbours, _words, augmented, changed
 from compressor.data import Example
 from compressor.distillation import _texts
 from compressor.encoded import mask_token, tokenizer_of
@@ -122,3 +122,9 @@ def test_a_teacher_reads_masked_words_with_its_own_mask_token(tiny_model: Path, 
 
 def test_the_mask_token_is_the_tokenizers_own(tiny_model: Path) -> None:
     assert mask_token(tiny_model) == "[MASK]"
+
+
+def test_words_come_by_their_ids_in_every_process(tiny_model: Path) -> None:
+    found = _words(tokenizer_of(tiny_model))
+    assert len(found) > 10
+    assert list(found.values()) == sorted(found.values())

@@ -235,6 +235,14 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
             "1:1: recipe: distill.objectives: minilmv2 looks inside self-attention, which a bilstm has not; use soft_labels, logits and",
         ),
         (
+            ("layers: [0, 2]", "bilstm: {}", "length_adapt: {}\n", "", "search: {population: 12}", "export: {exporter: dynamo, opset: 18}"),
+            "1:1: recipe: the dynamo exporter cannot write a bilstm: set export.exporter torchscript",
+        ),
+        (
+            ("layers: [0, 2]", "bilstm: {}", "length_adapt: {}\n", "", "search: {population: 12}", "export: {portable: true}"),
+            "1:1: recipe: INT8 of a bilstm is an operator of onnxruntime's own: leave `quantize`, or export.portable, out",
+        ),
+        (
             ("distill:", f"{ASSISTANT}recycled_layers: 1}}\ndistill:"),
             "1:1: recipe: a bilstm student has no layers to recycle: leave assistant.recycled_layers out",
         ),
@@ -311,6 +319,8 @@ def test_parts_that_contradict_each_other_are_told(path: Path, changes: tuple[st
         ("data.test=a.txt", "answers nothing that is searched or reported: leave data.test out"),
         ("export.opset=18", "ends with an encoder in torch: leave `export` out"),
         ("target.threads=4", "ends with an encoder in torch: leave `target` out"),
+        ("teacher.finetune.method=lora", "which learn with all else: leave teacher.finetune.method out"),
+        ("teacher.finetune.method=freeze", "which learn with all else: leave teacher.finetune.method out"),
     ],
 )
 def test_what_an_encoder_on_its_own_has_no_use_for_is_told(path: Path, change: str, told: str) -> None:

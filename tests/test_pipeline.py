@@ -17,9 +17,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from transformers import DebertaV2Config, DebertaV2Model
+from transformers import BertForMaskedLM, DebertaV2Config, DebertaV2Model
 
 from compressor import checkpoint, machine, pipeline, ranking, summary
 from compressor.artifact import Artifact, commit
@@ -571,10 +572,19 @@ distill:
 """
 
 
+def predicting(encoder: Path, folder: Path) -> Path:
+    """Give an encoder a head that says which tokens are masked."""
+    shutil.copytree(encoder, folder)
+    torch.manual_seed(0)
+    BertForMaskedLM.from_pretrained(encoder).save_pretrained(folder)
+    return folder
+
+
 def test_general_distillation_makes_an_encoder_that_another_recipe_starts_from(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
     recipe = make_recipe(**{"student: {layers: [0, 2]}": "student: {model: artifacts/dist/general}"})
     (recipe.parent / "plain.txt").write_text("\n".join(text for text, _ in sentences(200, 5)), encoding="utf-8")
-    (recipe.parent / "general.yaml").write_text(GENERAL.format(model=tiny_model), encoding="utf-8")
+    general_teacher = predicting(tiny_model, recipe.parent / "predicting")
+    (recipe.parent / "general.yaml").write_text(GENERAL.format(model=general_teacher), encoding="utf-8")
     done = compress("general.yaml", "--format", "json", cwd=recipe.parent)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -593,6 +603,17 @@ def test_general_distillation_makes_an_encoder_that_another_recipe_starts_from(m
     ]
 
 
+def test_a_teacher_without_a_head_for_masked_tokens_is_not_asked_for_them(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
+    folder = make_recipe().parent
+    (folder / "plain.txt").write_text("\n".join(text for text, _ in sentences(40, 5)), encoding="utf-8")
+    (folder / "general.yaml").write_text(GENERAL.format(model=tiny_model), encoding="utf-8")
+    for until in ("data", "finetune"):
+        done = compress("general.yaml", "--until", until, cwd=folder)
+        assert done.returncode == (3 if until == "finetune" else 0), done.stderr
+    assert "error: distill.objectives: soft_labels asks the teacher for masked tokens, but " in done.stderr
+    assert "holds no weights of that head; add teacher.finetune, or leave soft_labels out" in done.stderr
+
+
 def test_logits_of_two_vocabularies_are_not_compared(make_recipe: Callable[..., Path], tiny_model: Path) -> None:
     folder = make_recipe().parent
     other = shutil.copytree(tiny_model, folder / "other")
@@ -601,10 +622,13 @@ def test_logits_of_two_vocabularies_are_not_compared(make_recipe: Callable[..., 
     pieces["film"], pieces["story"] = pieces["story"], pieces["film"]  # the same pieces, under other ids
     (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     (folder / "plain.txt").write_text("\n".join(text for text, _ in sentences(40, 5)), encoding="utf-8")
-    text = GENERAL.format(model=tiny_model).replace("layers: every second, hidden_size: 16", "model: ./other")
+    text = GENERAL.format(model=f"{tiny_model}, finetune: {{max_steps: 1}}").replace(
+        "layers: every second, hidden_size: 16", "model: ./other"
+    )
     (folder / "general.yaml").write_text(text, encoding="utf-8")
     done = compress("general.yaml", cwd=folder)
     assert done.returncode == 3
+    assert not list(folder.glob("artifacts/finetune-*"))  # told before the teacher learns
     told = "distill.objectives: soft_labels compares the logits of a whole vocabulary, but teacher and student have different ones; "
     assert f"error: {told}use minilm, minilmv2, tinybert, hidden_cosine or labels" in done.stderr
     (folder / "general.yaml").write_text(text.replace(", {type: soft_labels}", ""), encoding="utf-8")

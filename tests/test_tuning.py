@@ -134,3 +134,14 @@ def test_what_normalises_above_all_layers_learns_with_them() -> None:
     learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert "model.final_norm.weight" in learning
     assert not [name for name in learning if name.startswith(("model.embeddings", "model.layers.0."))]
+
+
+def test_a_folder_with_adapters_serves_another_head(tmp_path: Path) -> None:
+    model = model_of("bert")
+    prepare(model, Finetune(method="adapters", adapter_size=4))
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path, ("a", "b", "c", "d", "e"))
+    assert again.config.num_labels == 5
+    for name, weight in again.base_model.state_dict().items():
+        torch.testing.assert_close(weight, model.base_model.state_dict()[name])
+    assert load_model(tmp_path, (), "masked-lm").config.adapter_size == 4

@@ -21,6 +21,7 @@ from compressor.encoded import Encoded
 from compressor.errors import RecipeError
 from compressor.finetuning import TrainingData, finetune
 from compressor.modeling import PlainModel
+from compressor.objectives import compares_answers
 from compressor.pipeline import Inputs
 from compressor.pretrained import has_head, load_model, own_labels
 from compressor.progress import Progress
@@ -63,7 +64,26 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
 def _as_it_is(recipe: Recipe, model: PreTrainedModel, validation: Encoded, labels: Sequence[str], folder: Path) -> Trained:
     if task_of(recipe).labelled and not has_head(folder, model):
         raise RecipeError(f"teacher.model: {recipe.teacher.model} is no classifier of these {len(labels)} labels; add teacher.finetune")
+    check_answers(recipe, folder, model)
     return Trained(model, {"validation_score": score_of(PlainModel(model), validation, recipe.task.metric)})
+
+
+def check_answers(recipe: Recipe, folder: Path, model: PreTrainedModel) -> None:
+    """Refuse to teach what a teacher that is taken as it is says of masked tokens, where its folder holds no head for them.
+
+    Raises:
+        RecipeError: the objective that asks for it.
+    """
+    if recipe.deployed or has_head(folder, model):
+        return
+    for name, section in (("assistant", recipe.assistant), ("distill", recipe.distill)):
+        if section and (asking := compares_answers(section.objectives)):
+            told = (
+                f"{name}.objectives: {asking} asks the teacher for masked tokens, but {recipe.teacher.model} holds no weights of that head"
+            )
+            raise RecipeError(f"{told}; add teacher.finetune, or leave {asking} out")
+        if section and any(objective.answers for objective in section.objectives):
+            return  # its own head has learned what the next may ask for
 
 
 def named_otherwise(folder: Path, labels: Sequence[str]) -> str | None:
