@@ -29,27 +29,34 @@ class State(NamedTuple):
     """By how much each goes before others when tokens leave, (batch, tokens)."""
 
 
-def drop(state: State, significance: Tensor, keep: Tensor, leaves: Tensor, neighbours: int = 0) -> State:
+def drop(state: State, significance: Tensor, keep: Tensor, leaves: Tensor, neighbours: int = 0, *, ordered: bool = False) -> State:
     """Keep the `keep[b]` most significant real tokens of each text, most significant first, by themselves and `neighbours` on each side.
 
-    Where no text's tokens leave, `leaves` is false and the graph does nothing, not even reorder.
+    Where no text's tokens leave, `leaves` is false and the graph does nothing, not even reorder; `ordered` leaves any text that stays whole
+    in its order, which counts where tokens vote by their places.
     """
     if not torch.onnx.is_in_onnx_export():
-        return _drop(state, significance, keep, neighbours)
+        return _drop(state, significance, keep, neighbours, ordered)
     inputs = (*state, significance, keep, leaves)
     if not torch.compiler.is_exporting():
-        return State(*_Drop.apply(*inputs, neighbours))  # type: ignore[no-untyped-call]
+        return State(*_Drop.apply(*inputs, neighbours, ordered))  # type: ignore[no-untyped-call]
     left: Any = keep.max().item()  # a symbol
     torch._check(left >= 1)  # type: ignore[no-untyped-call]
     batch, _, width = state.hidden.shape
-    name, settings = _named(neighbours)
+    name, settings = _named(neighbours, ordered)
     return State(*node(name, inputs, ((batch, left, width), *[(batch, left)] * 3), [x.dtype for x in state], settings))
 
 
-def _named(neighbours: int) -> tuple[str, dict[str, Any]]:
+ORDERED = "_in_order"
+"""How the names of nodes end that leave whole texts in their order."""
+
+
+def _named(neighbours: int, ordered: bool) -> tuple[str, dict[str, Any]]:
     """Return the node's name and its settings."""
-    size = 2 * neighbours + 1
-    return ("drop_around", {"kernel": [size], "pads": [neighbours] * 2, "share": 1 / size}) if neighbours else ("drop", {})
+    size, ending = 2 * neighbours + 1, ORDERED * ordered
+    if not neighbours:
+        return f"drop{ending}", {}
+    return f"drop_around{ending}", {"kernel": [size], "pads": [neighbours] * 2, "share": 1 / size}
 
 
 def _around(significance: Tensor, rows: Tensor, neighbours: int) -> Tensor:
@@ -59,9 +66,13 @@ def _around(significance: Tensor, rows: Tensor, neighbours: int) -> Tensor:
     return means.gather(1, rows) + significance / size
 
 
-def _drop(state: State, significance: Tensor, keep: Tensor, neighbours: int) -> State:
+def _drop(state: State, significance: Tensor, keep: Tensor, neighbours: int, ordered: bool) -> State:
     significance = _around(significance, state.rows, neighbours) if neighbours else significance
-    score = (significance + state.ahead).masked_fill(~state.real, -1.0)
+    score = significance + state.ahead
+    if ordered:
+        by_place = torch.arange(score.shape[1], 0, -1, dtype=score.dtype, device=score.device)
+        score = torch.where((keep >= state.real.sum(1))[:, None], by_place, score)
+    score = score.masked_fill(~state.real, -1.0)
     kept = score.topk(keep.max(), dim=1).indices  # type: ignore[arg-type]
     real = torch.arange(kept.shape[1], device=kept.device) < keep[:, None]
     return State(rows_of(state.hidden, kept), real, state.rows.gather(1, kept), state.ahead.gather(1, kept))
@@ -79,12 +90,23 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
-        significance, keep, _, neighbours = given[4:]
-        return tuple(_drop(State(*given[:4]), significance, keep, neighbours))
+        significance, keep, _, neighbours, ordered = given[4:]
+        return tuple(_drop(State(*given[:4]), significance, keep, neighbours, ordered))
 
     @staticmethod
-    def symbolic(g: Any, hidden: Any, real: Any, rows: Any, ahead: Any, significance: Any, keep: Any, leaves: Any, neighbours: int) -> Any:
-        state, (name, told) = (hidden, real, rows, ahead), _named(neighbours)
+    def symbolic(
+        g: Any,
+        hidden: Any,
+        real: Any,
+        rows: Any,
+        ahead: Any,
+        significance: Any,
+        keep: Any,
+        leaves: Any,
+        neighbours: int,
+        ordered: bool,
+    ) -> Any:
+        state, (name, told) = (hidden, real, rows, ahead), _named(neighbours, ordered)
         settings = {f"{key}_{'f' if key == 'share' else 'i'}": value for key, value in told.items()}
         found = g.op(f"{DOMAIN}::{name}", *state, significance, keep, leaves, **settings, outputs=4)
         for left, before in zip(found, state, strict=True):

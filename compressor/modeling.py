@@ -137,7 +137,8 @@ class LengthAdaptiveModel(nn.Module):
                 if self.significance == "learned":
                     ranker, asking = getattr(self.model, ranking.NAME)[index], state.real & (state.ahead >= self.ahead)
                     significance = ranking.significance_of(hidden, ranker, state.real, asking, leaves[index])
-                state = drop(state._replace(hidden=hidden), significance, keep[index], leaves[index], self.neighbours)
+                ordered = self.significance == "sampled"
+                state = drop(state._replace(hidden=hidden), significance, keep[index], leaves[index], self.neighbours, ordered=ordered)
             state = state._replace(hidden=self.parts.feed_forward(layer, state.hidden))
             if restore:
                 due = torch.ones_like(padded) if leaves is None or index == last else leaves[index + 1]

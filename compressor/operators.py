@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, inliner, parser
 
 from compressor.attention import DOMAIN, EVERY, UNSEEN
+from compressor.dropping import ORDERED
 from compressor.fusion import CONTRIB
 
 _SHARED = """
@@ -234,6 +235,20 @@ _AROUND = """
             both = Add (around, alone)
             score = Add (both, ahead)
 """
+# What votes by where it stands needs a text that stays whole to stay in its order, whatever its batch does.
+_IN_ORDER = """
+            along = Constant <value_ints = [1]> ()
+            back = Constant <value_int = -1> ()
+            of_text = Cast <to = 7> (real)
+            held = ReduceSum <keepdims = 0> (of_text, along)
+            stays = GreaterOrEqual (keep, held)
+            whole = Unsqueeze (stays, last)
+            sizes = Shape (real)
+            there = Gather (sizes, one)
+            backwards = Range (there, none, back)
+            by_place = Cast <to = 1> (backwards)
+            score = Where (whole, by_place, by_significance)
+"""
 _RESTORE = """
     states = If (due) <
         then_branch = back () => (float[b, n, w] put_back) {
@@ -279,8 +294,10 @@ def _functions(opset: int, portable: bool) -> Iterator[onnx.FunctionProto]:
         yield function(f"learned{name} (states, {inputs}, leaves) => (significance)", _if_tokens_leave(body, _NONE, "SIGNIFICANCE"))
     after = "hidden_after, real_after, rows_after, ahead_after"
     head = f"(hidden, real, rows, ahead, significance, keep, leaves) => ({after})"
-    yield function(f"drop {head}", _DROP.replace("SCORE", _ALONE))
-    yield function(f"drop_around <kernel, pads, share> {head}", _DROP.replace("SCORE", _AROUND))
+    for name, settings, body in (("drop", "", _ALONE), ("drop_around", "<kernel, pads, share>", _AROUND)):
+        yield function(f"{name} {settings} {head}", _DROP.replace("SCORE", body))
+        in_order = body.replace("score =", "by_significance =") + _IN_ORDER
+        yield function(f"{name}{ORDERED} {settings} {head}", _DROP.replace("SCORE", in_order))
     yield function("restore (restored, hidden, rows, starts, real, padded, due) => (states)", _RESTORE)
 
 

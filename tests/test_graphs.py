@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification, PreTrainedModel
 
 from compressor import ranking
 from compressor.answering import QuestionAnswering
@@ -17,7 +17,7 @@ from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import tokenizer_of
 from compressor.errors import StageError
-from compressor.graphs import PlainModel, export_graph, layered, parity
+from compressor.graphs import PlainModel, export_graph, layered, parity, torch_logits
 from compressor.modeling import LengthAdaptiveModel
 from compressor.session import Graph
 from compressor.settings.deploying import Export
@@ -83,6 +83,28 @@ def test_the_graph_of_a_question_and_of_neighbours_equals_torch(
     windows = QuestionAnswering().windows(tokenizer_of(tiny_model), [Example(q, text_pair=c) for q, c in PAIRS], 32, 8)
     assert windows.tokens.segments.any()
     assert parity(model, tmp_path / "model.onnx", windows.tokens, CONFIGURATIONS, 0, 1e-4) < 1e-4
+
+
+@pytest.mark.parametrize("neighbours", [0, 2])
+@pytest.mark.parametrize("settings", [Export(), Export(exporter="dynamo", opset=18)], ids=str)
+def test_a_text_that_stays_whole_for_a_layer_is_answered_alike_in_any_batch(tmp_path: Path, settings: Export, neighbours: int) -> None:
+    torch.manual_seed(1)
+    model = adaptive(BertForTokenClassification(tiny().model.config), 32, "sampled", neighbours=neighbours).eval()
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.3)  # so that states are unlike each other, and who votes counts
+    export_graph(model, tmp_path / "model.onnx", settings)
+    graph, rng, lengths = Graph(tmp_path / "model.onnx", single=False), np.random.default_rng(0), (30, 16, 8)
+
+    def text(size: int) -> Tokens:
+        return Tokens(rng.integers(5, 28, size).astype(np.int32), np.zeros(size, np.int8), np.array([0, size]))
+
+    long = text(32)
+    for size in range(9, 16):
+        own = text(size)
+        alone, beside = graph.run(own, lengths)[0], graph.run(Tokens.joined([own, long]), lengths)[0][:size]
+        np.testing.assert_allclose(alone, beside, atol=1e-4)
+        np.testing.assert_allclose(alone, torch_logits(model, own, lengths, 0)[0], atol=1e-4)
 
 
 def test_a_graph_of_other_weights_fails_the_parity_check(tmp_path: Path, tiny_model: Path) -> None:
