@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AutoConfig
@@ -15,7 +16,7 @@ from compressor.artifact import STATE
 from compressor.encoded import Encoded
 from compressor.evolution import Candidate, Genome, repaired
 from compressor.latency import Run, interleaved, requests
-from compressor.latency_model import fitted, predicted
+from compressor.latency_model import features, fitted, predicted
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs, deployed, is_single
 from compressor.recipe import Recipe
@@ -99,7 +100,7 @@ class Bench:
         check_agreement(self.timed, self.max_length)
         asked = requests(self.data.tokens.lengths.tolist(), self.settings.texts, recipe.target.batch)
         self.requests = [self.data.tokens.rows(rows) for rows in asked]
-        self.tokens = len(self.data.tokens.ids) // len(self.data)
+        self.lengths, self.texts = np.unique(self.data.tokens.lengths, return_counts=True)
         self.results = Results(out / STATE / "evaluated.jsonl")
 
     def measured(self, genome: Genome) -> Candidate:
@@ -118,11 +119,10 @@ class Bench:
         On few texts that tells more than their score does: every answer moves a little, few change sides.
         """
         known = [c for c in self.results.measured() if self.settings.latency == "measured"]
-        genes = [c.lengths for c in known]
-        fit = fitted([*map(self._config, genes)], [c.latency_ms for c in known], [*map(self._read, genes)]) if known else None
+        fit = fitted([self._asked(c.lengths) for c in known], [c.latency_ms for c in known]) if known else None
 
         def find(genome: Genome) -> Candidate:
-            cost = self.macs(genome) if fit is None else predicted(fit, self._config(genome), self._read(genome))
+            cost = self.macs(genome) if fit is None else predicted(fit, self._asked(genome))
             return Candidate(genome, -self._divergence(genome, share), cost, self.macs(genome), cost, share)
 
         return [self.results.of(genome, share, lambda g=genome: find(g)) for genome in genomes]  # type: ignore[misc]
@@ -134,14 +134,17 @@ class Bench:
         part, reference = self.parts[share]
         return part.divergence(self.scorer.logits(part.tokens, genome), reference)
 
-    def _config(self, genome: Genome) -> LengthConfig:
-        return LengthConfig(genome[-self.layers :], self.max_length, self.absolute)
+    def _asked(self, genome: Genome) -> Floats:
+        return self._mean(genome, features)
 
-    def _read(self, genome: Genome) -> int:
-        """Return how many tokens of a text it reads on average."""
-        if len(genome) == self.layers:
-            return self.tokens
-        return int(np.minimum(self.data.tokens.lengths, genome[0]).sum()) // len(self.data)
+    def _mean(self, genome: Genome, of: Callable[[LengthConfig, int], Any]) -> Any:
+        """Return the mean over the split's texts of what a configuration costs at so many tokens.
+
+        A text of mean length tells less: what long texts alone lose would cost nothing.
+        """
+        config = LengthConfig(genome[-self.layers :], self.max_length, self.absolute)
+        read = self.lengths if len(genome) == self.layers else np.minimum(self.lengths, genome[0])
+        return np.average([of(config, tokens) for tokens in read.tolist()], axis=0, weights=self.texts)
 
     @property
     def full(self) -> Genome:
@@ -149,9 +152,9 @@ class Bench:
         return repaired([self.max_length] * (self.layers + self.truncates), self.max_length, self.fixed, self.truncates)
 
     def macs(self, genome: Genome) -> float:
-        """Return a configuration's multiply-accumulates at the split's mean length, as a share of full length's."""
-        ours, full = (self._config(g).macs(*self.sizes, self._read(g)) for g in (genome, self.full))
-        return ours / full
+        """Return a configuration's multiply-accumulates for the split's texts, as a share of full length's."""
+        ours, full = (self._mean(g, lambda config, tokens: config.macs(*self.sizes, tokens)) for g in (genome, self.full))
+        return float(ours / full)
 
     def _latency(self, genome: Genome) -> float:
         """Return milliseconds: full length's median, times what all requests take over what they take at full length in the same run."""

@@ -66,11 +66,11 @@ def read_examples(
     """
     plain = {".txt": txt_rows} if columns.label is None and columns.text_pair is None else {}
     name, found = rows(source, columns, root=root, split=split, forms={**task.forms, **plain})
-    empty = True
+    empty, left_out = True, len(skipped or ())
     for number, row in _spread(found, limit) if spread and limit else islice(found, limit):
         where = f"{name}: row {number}"
-        check_columns(where, list(row), columns)
         try:
+            check_columns(where, list(row), columns)
             example = task.example(where, row, columns)
         except RecipeError as error:
             if skipped is None:
@@ -79,6 +79,8 @@ def read_examples(
             continue
         yield example
         empty = False
+    if empty and skipped and len(skipped) > left_out:
+        raise RecipeError(f"{name}: no examples for {split}, {len(skipped) - left_out} rows are none; the first: {skipped[left_out]}")
     if empty:
         raise RecipeError(f"{name}: no examples; add rows, or name another file for {split}")
 

@@ -95,6 +95,9 @@ class Encoded:
     def divergence(self, logits: Floats, reference: Floats) -> float:
         """Return how far answers lie from the reference's: the mean KL divergence from it, or squared distance of numbers."""
         ours, theirs = torch.from_numpy(logits), torch.from_numpy(reference)
+        if self.task.per_token and self.task.choice == "labels":  # of words' other pieces nothing is asked, and nothing was learned
+            asked = torch.from_numpy(self.targets != UNLABELLED)
+            ours, theirs = ours[asked], theirs[asked]
         if self.task.choice != "positions":
             return float(soft_label_loss(ours, theirs, torch.empty(0), self.task.choice, 1.0))
         spans = [slice(*span) for span in self.windows.spans()]

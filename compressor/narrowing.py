@@ -45,7 +45,7 @@ def narrow(model: PreTrainedModel, width: int, key: str = "hidden_size") -> PreT
         raise RecipeError(f"{key}: layers with adapters cannot be narrowed; leave hidden_size out, or choose another finetune.method")
     inner = _inner_size(model, where)
     layers = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
-    hidden = _hidden_dimensions(layers, old, width)
+    hidden = _hidden_dimensions(layers, where, old, width)
     scores = [_head_scores(layer, where, head) for layer in layers]
     if any(_by_head(m, config) for m in model.modules()):
         scores = [torch.stack(scores).sum(0)] * len(layers)  # what is shared by all layers ties their heads together
@@ -77,8 +77,9 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return scores.topk(count).indices.sort().values
 
 
-def _hidden_dimensions(layers: list[nn.Module], old: int, width: int) -> Tensor:
-    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear) and m.in_features == old]
+def _hidden_dimensions(layers: list[nn.Module], where: Family, old: int, width: int) -> Tensor:
+    mixed = [layer.get_submodule(where.output) for layer in layers]  # which read what heads made, and no hidden dimensions
+    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear) and m.in_features == old and m not in mixed]
     return _top(torch.stack([m.weight.detach().float().square().sum(0) for m in linears]).sum(0), width)
 
 

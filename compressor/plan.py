@@ -48,7 +48,7 @@ def check_task(bundle: Path, manifest: Mapping[str, Any], recipe: Recipe) -> Non
     """
     theirs = {"type": manifest["task"], **manifest["task_settings"]}
     ours = {"type": recipe.task.type, **recipe.task.settings}
-    other = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
+    other = [key for key in theirs | ours if key != "scheme" and theirs.get(key) != ours.get(key)]  # all tags are read into one scheme
     if other:
         told = "; ".join(f"task.{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in other)
         raise RecipeError(f"cascade: {bundle} answers something else ({told}); members must answer the same")

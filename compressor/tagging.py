@@ -54,7 +54,7 @@ def conll_rows(path: Path, columns: Columns) -> Iterator[Row]:
     words, tags, first = list[str](), list[str](), 0
     with opened(path) as binary:
         for number, line in enumerate([*decoded(path, binary), ""], 1):
-            parts = line.split()
+            parts = _columns(line)
             if not parts or parts[0] == "-DOCSTART-":
                 if words:
                     yield first, {columns.text: words, columns.label or "": tags}
@@ -65,6 +65,12 @@ def conll_rows(path: Path, columns: Columns) -> Iterator[Row]:
             first = first if words else number
             words.append(parts[0])
             tags.append(parts[-1])
+
+
+def _columns(line: str) -> list[str]:
+    """Return a line's columns: a word may hold spaces that are not ASCII's, as between a number and its unit."""
+    line = line.strip(" \t\r\n")
+    return [part for part in (line.split("\t") if "\t" in line else line.split(" ")) if part.strip()]
 
 
 @dataclass(frozen=True)

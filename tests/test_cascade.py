@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from compressor.classification import MultiLabelClassification, TextClassificati
 from compressor.confidence import Confidence, confidences
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
+from compressor.plan import check_task
 from compressor.runtime import Runtime
 from compressor.scores import accuracy
+from compressor.settings.data import Task
 from compressor.stages.cascade import _useless
 from compressor.tagging import TokenClassification
 from compressor.tokens import Floats, Tokens
@@ -519,3 +522,10 @@ def test_a_number_cannot_be_cascaded(project: Path) -> None:
 def test_thresholds_of_another_number_are_refused_by_the_runtime(project: Path) -> None:
     with pytest.raises(RecipeError, match="takes 2 thresholds, not 1"):
         Runtime(bundle_of(project)).predict(["a good film"], policy="cascade", thresholds=[0.5])
+
+
+def test_a_scheme_of_tags_is_no_other_task(tmp_path: Path) -> None:
+    recipe: Any = SimpleNamespace(task=Task(type="token-classification", metric="entity_f1", scheme="BIOES"))
+    check_task(tmp_path, {"task": "token-classification", "task_settings": {"scheme": "IOB2"}}, recipe)
+    with pytest.raises(RecipeError, match="task.type is question-answering there, token-classification here"):
+        check_task(tmp_path, {"task": "question-answering", "task_settings": {}}, recipe)

@@ -140,6 +140,15 @@ def test_limit_reads_the_first_rows_only(file: File) -> None:
     assert [e.text for e in read(path, limit=2)] == ["fine", "dull"]
 
 
+def test_a_row_that_lacks_a_column_is_left_out_as_any_that_is_no_example(file: File) -> None:
+    path, skipped = file("train.jsonl", '{"text": "fine", "label": 1}\n{"text": "dull"}\n'), list[str]()
+    assert [e.text for e in read(path, skipped=skipped)] == ["fine"]
+    assert ["row 2 has no column 'label', only 'text'" in told for told in skipped] == [True]
+    only = file("other.jsonl", '{"text": "dull", "lable": 1}\n')
+    with pytest.raises(RecipeError, match=r"no examples for train, 1 rows are none; the first: .* did you mean 'lable'\? set data.label"):
+        read(only, skipped=[])
+
+
 def test_spread_reads_as_many_from_all_over_the_file_and_the_same_every_time(file: File) -> None:
     path = file("train.csv", "text,label\n" + "".join(f"text {n},{n // 100}\n" for n in range(400)))
     found = read(path, limit=40, spread=True)

@@ -5,8 +5,10 @@ import pytest
 from scipy.special import rel_entr, softmax
 
 from compressor.answering import QuestionAnswering
+from compressor.choices import UNLABELLED
 from compressor.classification import MultiLabelClassification, TextClassification, TextRegression
 from compressor.encoded import Encoded
+from compressor.tagging import TokenClassification
 from compressor.tasks import Task
 from compressor.tokens import Floats, Tokens
 from compressor.windows import Windows
@@ -37,6 +39,15 @@ def test_answers_do_not_differ_from_themselves(task: Task) -> None:
 def test_the_divergence_of_labels_is_the_mean_kl() -> None:
     ours, theirs = drawn(1, 2, 3), drawn(2, 2, 3)
     assert encoded(TextClassification()).divergence(ours, theirs) == pytest.approx(kl(ours, theirs), rel=1e-5)
+
+
+def test_the_divergence_of_tags_is_that_of_tokens_that_have_one() -> None:
+    ours, theirs = drawn(1, 8, 3), drawn(2, 8, 3)
+    tagged = np.array([1, 2, 5])
+    targets = np.full(8, UNLABELLED)
+    targets[tagged] = 0
+    split = Encoded(TokenClassification(), Windows.whole(TOKENS), targets, ("O", "B-X", "I-X"), (), 0)
+    assert split.divergence(ours, theirs) == pytest.approx(kl(ours[tagged], theirs[tagged]), rel=1e-5)
 
 
 def test_the_divergence_of_positions_is_taken_window_by_window() -> None:

@@ -13,7 +13,7 @@ from compressor.encoded import tokenizer_of
 from compressor.errors import RecipeError
 from compressor.files import Columns
 from compressor.scores import entity_f1
-from compressor.tagging import Scheme, TokenClassification, entities, iob2, words_of
+from compressor.tagging import Scheme, TokenClassification, conll_rows, entities, iob2, words_of
 from compressor.windows import Windows
 
 TASK = TokenClassification()
@@ -97,6 +97,14 @@ def test_a_conll_file_has_a_word_and_its_tag_a_line(tmp_path: Path) -> None:
         Example("an actor", None, ["O", "B-actor"], ["an", "actor"]),
     ]
     assert TASK.outputs(name for e in found for name in TASK.names(e)) == OUTPUTS
+
+
+def test_a_word_of_a_conll_file_may_hold_spaces_that_are_not_asciis(tmp_path: Path) -> None:
+    path = tmp_path / "train.conll"
+    path.write_text("10\u00a0mg\tB-Dose\nof\u2009it NN O\nplain  O\n", encoding="utf-8")
+    assert [row for _, row in conll_rows(path, Columns("tokens", label="tags"))] == [
+        {"tokens": ["10\u00a0mg", "of\u2009it", "plain"], "tags": ["B-Dose", "O", "O"]}
+    ]
 
 
 def test_what_is_wrong_in_a_conll_file_is_told_with_its_row(tmp_path: Path) -> None:

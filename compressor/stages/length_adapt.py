@@ -63,7 +63,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     def once(seed: int, state: Path) -> Trained:
         plain = checkpoint.load_plain(inputs["checkpoint"], splits.labels, task.head)
         model = LengthAdaptiveModel(plain, **made_for)
-        smallest = torch.tensor(smallest_of(settings, model.layers, model.max_length).lengths)
+        config = smallest_of(settings, model.layers, model.max_length)
+        if model.absolute:  # as it is trained: of short texts absolute counts would drop nothing
+            config = LengthConfig.smallest(model.layers, int(validation.tokens.lengths.max()), settings.lost_at_most(model.layers))
+        smallest = torch.tensor(config.lengths)
 
         def scores() -> dict[str, float]:
             named = {"full": None, "smallest": smallest}
