@@ -10,6 +10,7 @@ Limits:   a dynamic graph has one activation scale for a whole batch, so it is f
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -44,14 +45,16 @@ def dynamic(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[
 
     Products called as in `kept` stay float; with `reduce_range` weights take 7 bits.
     """
+    biased = biases(onnx.load(source).graph)
+    shutil.copyfile(source, target)  # onnxruntime writes beside what it reads, and that lies in a finished artifact
     with _quiet():
         quantize_dynamic(
-            source,
+            target,
             target,
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[*also_taken_apart(kept), *biases(onnx.load(source).graph)],
+            nodes_to_exclude=[*also_taken_apart(kept), *biased],
             extra_options=FLOAT,
         )
 
@@ -74,9 +77,10 @@ def static(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[s
     graph = onnx.load(source).graph
     stay = [*products_of_activations(graph), *biases(graph), *also_taken_apart(kept)]
     extra = FLOAT | {"OpTypesToExcludeOutputQuantization": STATIC}  # a product's output in 8 bits loses more and saves nothing
+    shutil.copyfile(source, target)  # as above
     with _quiet():
         # Tables first: by measured ranges, what is taken out of them would be quantized a second time.
-        quantize_dynamic(source, target, ["Gather"], weight_type=QuantType.QInt8, nodes_to_exclude=stay, extra_options=FLOAT)
+        quantize_dynamic(target, target, ["Gather"], weight_type=QuantType.QInt8, nodes_to_exclude=stay, extra_options=FLOAT)
         quantize_static(
             target,
             target,

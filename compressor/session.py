@@ -138,7 +138,11 @@ def check_agreement(graph: Graph, longest: int) -> None:
     for length in np.unique(np.geomspace(2, longest, MADE_UP).round().astype(int)):
         ids = rng.integers(0, SMALLEST_VOCABULARY, length, dtype=np.int32)
         text = Tokens(ids, np.zeros_like(ids, np.int8), np.array([0, length]))
-        found, expected = graph.run(text), usual.run(text)
+        try:
+            found, expected = graph.run(text), usual.run(text)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:200]
+            raise UnfitError(f"{graph.path}: {graph.backend} cannot run this graph ({what}); choose backend onnxruntime") from error
         worst.append(float(np.abs(found - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
     if not all(difference <= AGREEMENT * largest for difference in worst):  # no number is no agreement either

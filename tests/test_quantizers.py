@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from compressor.artifact import Artifact
 from compressor.bundles import check_isa
 from compressor.classification import TextClassification
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import UnfitError
+from compressor.errors import StageError, UnfitError
+from compressor.loader import load_recipe
 from compressor.products import count_products, products
+from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS, Quantizer, dynamic, smoothed, static
 from compressor.runtime import Runtime
 from compressor.session import Graph
@@ -144,6 +147,52 @@ def test_backends_are_timed_in_what_will_run_them(built: Path, monkeypatch: pyte
     for backend in ("openvino", "auto"):
         quantize._milliseconds({"onnxruntime": Path("a.onnx")}, validation, Target(backend=backend))
     assert seen == ["openvino", "onnxruntime"]
+
+
+def test_a_backend_that_fails_or_answers_otherwise_is_left_out_by_auto(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {
+        kind: Artifact(next(built.glob(f"artifacts/{stage}-*")))
+        for kind, stage in (("data", "data"), ("checkpoint", "length_adapt"), ("float_graph", "export"))
+    }
+    names = ["onnxruntime", "onnxruntime-static", "nncf"]
+
+    def fails(source: Path, target: Path, *_: object, **__: object) -> None:
+        target.touch()
+        raise ValueError("no such\nscale")
+
+    def agrees(graph: Graph, longest: int) -> None:
+        if graph.path.name.startswith(unlike):
+            raise UnfitError(f"{graph.path}: openvino answers this graph otherwise")
+
+    monkeypatch.setattr(quantize, "_backends", lambda *_: names)
+    monkeypatch.setattr(quantize, "check_agreement", agrees)
+    monkeypatch.setitem(QUANTIZERS, "nncf", fails)  # type: ignore[arg-type]
+    recipe, unlike = load_recipe(built / "tiny.yaml", ["quantize.backend=auto", "quantize.calibration=24"]), "onnxruntime-static"
+    metrics = quantize.run(recipe, inputs, tmp_path, Progress())
+    assert metrics["left_out"] == {"onnxruntime-static": "openvino answers this graph otherwise", "nncf": "no such scale"}
+    assert (metrics["backend"], set(metrics["milliseconds"])) == ("onnxruntime", {"onnxruntime"})
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert "quantize: auto leaves nncf out: no such scale" in capsys.readouterr().err
+    unlike = "onnx"
+    with pytest.raises(StageError, match="auto has no backend left; the last was left out because: no such scale"):
+        quantize.run(recipe, inputs, tmp_path, Progress())
+    names = ["nncf"]
+    with pytest.raises(ValueError, match="no such"):
+        quantize.run(recipe, inputs, tmp_path, Progress())
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-static"])
+def test_nothing_is_written_beside_the_float_graph(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    source, seen = next(built.glob("artifacts/export-*/model.onnx")), list[Path]()
+    library = import_module("onnxruntime.quantization.quantize")  # whose package has a function of this name
+    infer = library.load_model_with_shape_infer
+    monkeypatch.setattr(library, "load_model_with_shape_infer", lambda path: seen.append(Path(path)) or infer(path))  # type: ignore[func-returns-value]
+    feed = {name: np.full((1, 5), 1 + (name == "input_ids") * 5) for name in INPUTS}
+    lengths = next(numpy_helper.to_array(i) for i in onnx.load(source).graph.initializer if i.name == "lengths")
+    QUANTIZERS[backend](source, tmp_path / "int8.onnx", [{**feed, "lengths": lengths}])
+    assert {path.parent for path in seen} == {tmp_path}
 
 
 def test_auto_measures_all_and_keeps_one(project: Path) -> None:

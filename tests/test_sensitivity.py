@@ -19,6 +19,7 @@ from compressor.quantizers import dynamic
 from compressor.sensitivity import by_sensitivity, fewest
 from compressor.session import Graph
 from compressor.splits import MODEL, Splits
+from compressor.stages import quantize
 from compressor.stages.quantize import run
 from compressor.summary import told
 
@@ -113,3 +114,22 @@ def test_the_stage_puts_products_back_until_the_drop_is_allowed(built: Path, tmp
     metrics = run(allowed, {**inputs, "float_graph": Artifact(tmp_path)}, tmp_path / "out", Progress())
     assert metrics["products_in_float"] == []
     assert metrics["validation_score"] < 0.9
+
+
+def test_a_graph_whose_products_all_stay_float_is_not_called_int8(
+    built: Path, tmp_path: Path, hurt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {
+        kind: Artifact(next(built.glob(f"artifacts/{stage}-*"))) for kind, stage in (("data", "data"), ("checkpoint", "length_adapt"))
+    }
+    shutil.copy(hurt, tmp_path / "model.onnx")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(quantize, "fewest", lambda names, holds: names)
+    metrics = run(
+        load_recipe(built / "tiny.yaml", ["quantize.max_drop=0%"]),
+        {**inputs, "float_graph": Artifact(tmp_path)},
+        tmp_path / "out",
+        Progress(),
+    )
+    assert metrics["products"] == {"int8": 11, "float": 0}
+    assert "loses more than quantize.max_drop unless all products stay in float" in " ".join(capsys.readouterr().err.split())

@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from compressor import machine
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.environments import NEURAL_COMPRESSOR
+from compressor.errors import StageError
 from compressor.halves import BACK, FRONT, STATES
 from compressor.latency import interleaved, requests, sample
 from compressor.lengths import LengthConfig
@@ -30,13 +31,15 @@ from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS, SINGLE, Feed
 from compressor.recipe import Recipe
 from compressor.sensitivity import by_sensitivity, fewest
-from compressor.session import Graph
+from compressor.session import Graph, check_agreement
 from compressor.settings.deploying import LengthAdapt, Quantize
 from compressor.settings.serving import Target
 from compressor.splits import MODEL, Splits, task_of
 
 NOISE = 0.003
 """Scores on validation that differ by less are alike."""
+ALONE = ".alone"
+"""Suffix of a graph in which one product is INT8."""
 LOOKED_AT = 8
 """Training texts that are tokenized for each that calibrates: enough to choose by length."""
 REQUESTS = 32
@@ -66,7 +69,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
             "they state measured_on: other"
         )
     feeds = [] if SINGLE.issuperset(names) else list(_feeds(recipe, inputs, source))
-    made = {name: _quantized(name, bench, out / f"{name}.onnx", feeds, log) for name in names}
+    made, left_out = _made(names, bench, out, feeds, recipe, log)
     times = _milliseconds({name: one.file for name, one in made.items()}, validation, recipe.target) if len(names) > 1 else {}
     scores = {name: one.score for name, one in made.items()}
     chosen = choose(scores, times)
@@ -79,7 +82,38 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         _quantize_halves(bench, chosen, out, feeds, made[chosen].kept, log)
     facts = {"backend": chosen, "single": chosen in SINGLE, "products": count_products(out / "model.onnx"), "validation": scores}
     facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times, "isa": bench.isa}
+    facts |= {"left_out": left_out} if left_out else {}
     return {**facts, "validation_score": made[chosen].score, "megabytes": (out / "model.onnx").stat().st_size / 1e6}
+
+
+def _made(
+    names: Sequence[str], bench: "Bench", out: Path, feeds: Sequence[Feed], recipe: Recipe, log: Progress
+) -> tuple[dict[str, Quantized], dict[str, str]]:
+    """Return what each backend made; of several, one that fails, or whose answers the target's backend changes, is left out, and why.
+
+    Raises:
+        CompressorError: none is left.
+    """
+    made, left_out = dict[str, Quantized](), dict[str, str]()
+    for name in names:
+        file = out / f"{name}.onnx"
+        try:
+            one = _quantized(name, bench, file, feeds, log)
+            if len(names) > 1:
+                single, backend = name in SINGLE, recipe.target.settled
+                graph = Graph(file, recipe.target.threads, single=single, pad_id=bench.validation.pad_id, backend=backend)
+                check_agreement(graph, recipe.data.max_length)
+            made[name] = one
+        except Exception as error:  # quantizers raise errors of their own
+            if len(names) == 1 or isinstance(error, (OSError, MemoryError)):
+                raise
+            left_out[name] = " ".join(str(error).split())[:300].removeprefix(f"{file}: ")
+            log.warn(f"quantize: auto leaves {name} out: {left_out[name]}")
+            for path in (file, file.with_suffix(ALONE)):
+                path.unlink(missing_ok=True)
+    if not made:
+        raise StageError(f"quantize: auto has no backend left; the last was left out because: {left_out[names[-1]]}")
+    return made, left_out
 
 
 def kept_in_back(whole: Sequence[str], back: Sequence[str], kept: Collection[str]) -> list[str]:
@@ -142,9 +176,11 @@ def _quantized(name: str, bench: Bench, file: Path, feeds: Sequence[Feed], log: 
     if all_int8 >= bench.wanted:
         return Quantized(file, all_int8, [])
     log.note(f"{name} scores {all_int8:.4f}, float {bench.float_score:.4f}: looking for the products that lose it")
-    kept = fewest(bench.ranked(file.with_suffix(".alone")), lambda some: score(some) >= bench.wanted)
-    if kept is None:
-        log.warn(f"quantize: {name} loses more than quantize.max_drop whatever stays in float (8-bit embeddings lose it)")
+    ranked = bench.ranked(file.with_suffix(ALONE))
+    kept = fewest(ranked, lambda some: score(some) >= bench.wanted)
+    if kept is None or len(kept) == len(ranked):
+        told = "whatever stays in float (8-bit embeddings lose it)" if kept is None else "unless all products stay in float"
+        log.warn(f"quantize: {name} loses more than quantize.max_drop {told}")
         return Quantized(file, score([]), [])
     log.note(f"back to float: {', '.join(kept)}")
     return Quantized(file, score(kept), kept)
