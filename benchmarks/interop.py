@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.models import HERE, OPTIMUM
-from benchmarks.record import record
+from benchmarks.record import conclude
 from compressor.runtime import Given, Runtime
 from compressor.session import Graph
 from compressor.tokens import Floats
@@ -68,16 +68,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("texts", type=Path)
+    parser.add_argument("--trial", action="store_true", help="the first 8 texts, to see that it works; records nothing")
     chosen = parser.parse_args()
     runtime = Runtime(chosen.bundle)
-    texts = [runtime.given(line) for line in chosen.texts.read_text(encoding="utf-8").splitlines()]
+    lines = chosen.texts.read_text(encoding="utf-8").splitlines()
+    texts = [runtime.given(line) for line in lines[: 8 if chosen.trial else None]]
     found = {
         "bundle": str(chosen.bundle),
         "texts": len(texts),
         "pins": OPTIMUM.pins,
         **compared(answers(chosen.bundle, texts)),
     }
-    print(record("interop", found))
+    conclude("interop", found, chosen.trial)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 What:     every variant runs each workload in turn, round by round, in another order each time; no run is left out.
 Workloads: texts one by one, as a server gets them; all of them at once, as a job reads them; and batches of a fixed shape.
-Limits:   one process; the ids of fixed shapes are random, which no kernel's time depends on, so a cascade is timed on texts alone.
+Limits:   one process; the ids of fixed shapes are random, which no kernel's time depends on, so a cascade is timed on texts alone; of what
+          reads pairs, the first text of a shape is as long as a usual question.
 """
 
 import re
@@ -28,6 +29,8 @@ TEXTS = 64
 """Texts of a stream that are timed: they spread evenly over its lengths."""
 FIRST_ID, IDS = 5, 25
 """Where random token ids lie: in the smallest vocabulary too."""
+QUESTION = 16
+"""Tokens of the first text of a pair of a fixed shape; a quarter, where that is less."""
 MOST = 10**8
 """Tokens of the largest batch of a shape."""
 LENGTHS = (32, 128, 384)
@@ -63,6 +66,11 @@ class Model:
     """Whether the bundle's cascade is timed too."""
     backend: Backend = "onnxruntime"
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether a text is two, as a question and its context are."""
+        return self.runtime is not None and bool(self.runtime.manifest.get("pairs"))
+
 
 def bench(
     paths: Sequence[Path],
@@ -85,7 +93,9 @@ def bench(
     models = [model_of(path, points, backend) for path in paths for backend in backends or (None,)]
     chosen = None if lines is None else _chosen(lines, models)
     asked = shapes or (_usual(models) if lines is None else ())
-    read = {model.path: [*_streams(model, models, chosen), *map(batch_of, asked)] for model in models}
+    read = {
+        model.path: [*_streams(model, models, chosen), *(batch_of(shape, pairs=model.reads_pairs) for shape in asked)] for model in models
+    }
     for model in models:
         for workload in read[model.path]:
             _check_length(model, workload)
@@ -102,8 +112,8 @@ def _usual(models: Sequence[Model]) -> list[str]:
     return [f"1x{length}" for length in LENGTHS if length <= longest] or [f"1x{longest}"]
 
 
-def batch_of(shape: str) -> Workload:
-    """Return a batch of texts of equal length, such as 8x128.
+def batch_of(shape: str, *, pairs: bool = False) -> Workload:
+    """Return a batch of texts of equal length, such as 8x128; of pairs, the longer part of each is its second text.
 
     Raises:
         RecipeError: this is no shape.
@@ -115,7 +125,8 @@ def batch_of(shape: str) -> Workload:
     if count * length > MOST:
         raise RecipeError(f"{shape} has more than {MOST:,} tokens; choose a smaller one")
     ids = np.random.default_rng(0).integers(FIRST_ID, IDS, count * length, dtype=np.int32)
-    return Workload(shape, [Tokens(ids, np.zeros_like(ids, np.int8), np.arange(count + 1) * length)], count)
+    segments = np.tile(np.arange(length) >= min(QUESTION, max(1, length // 4)), count) & pairs
+    return Workload(shape, [Tokens(ids, segments.astype(np.int8), np.arange(count + 1) * length)], count)
 
 
 def load_findings() -> list[str]:

@@ -28,7 +28,7 @@ INT8 = ("DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLine
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "INT8 products": INT8,
     FLOAT: ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "LSTM"),
-    "attention": ("MultiHeadAttention", "Softmax"),
+    "attention": ("MultiHeadAttention", "Attention", "QAttention", "Softmax"),
     "normalization": ("LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization"),
     "activation": ("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "Erf", "Tanh", "Relu", "Sigmoid"),
     "quantizing": ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
@@ -80,7 +80,7 @@ def explain(path: Path, tokens: int | None, point: str | None, rounds: int) -> d
         raise RecipeError(f"{path}: {name} is no single graph to look into; choose --point {', '.join(model.points) or 'full'}")
     if model.runtime and tokens > model.runtime.max_length:
         raise RecipeError(f"{path} reads {model.runtime.max_length} tokens at most; choose --tokens {model.runtime.max_length}")
-    lengths, (text,) = model.points[name], batch_of(f"1x{tokens}").batches
+    lengths, (text,) = model.points[name], batch_of(f"1x{tokens}", pairs=model.reads_pairs).batches
     rate, graph = gemm_rate(), graph_of(model, 1)
     try:
         found = _milliseconds(graph, text, lengths, rounds)
@@ -88,6 +88,8 @@ def explain(path: Path, tokens: int | None, point: str | None, rounds: int) -> d
         raise RecipeError(f"{path}: onnxruntime cannot run {tokens} tokens: {' '.join(str(error).split())[:200]}") from None
     runs = _profiled(graph, text, lengths, rounds)
     macs = sum(step.macs for step in runs[0].steps)
+    if not macs:
+        raise RecipeError(f"{path} has no product of matrices that is known here; 'compress bench' times it")
     floor = macs / rate * 1000
     facts: dict[str, Any] = {
         "machine": machine.describe(),
@@ -167,6 +169,11 @@ def macs_of(operator: str, read: Sequence[Sequence[int]], written: Sequence[Sequ
     """Return the multiply-accumulates of one operator, from the shapes that it read and wrote; 0 for what multiplies no matrices."""
     if operator == "MultiHeadAttention":  # queries (batch, tokens, hidden) meet keys (batch, tokens, hidden), and what comes of it values
         return 2 * math.prod(read[0]) * read[1][1]
+    if operator in ("Attention", "QAttention"):
+        if len(read) > 1 and len(read[1]) > 2:  # ONNX's own, of queries, keys and values
+            return 2 * math.prod(read[0]) * read[1][-2]
+        (batch, tokens, hidden), inner = read[0], written[0][-1]  # onnxruntime's makes these of the hidden states
+        return batch * tokens * (3 * hidden * inner + 2 * tokens * inner)
     if operator in ("LSTM", "DynamicQuantizeLSTM"):  # (tokens, batch, inputs) to (tokens, directions, batch, hidden), four gates
         tokens, directions, batch, hidden = written[0]
         return tokens * batch * directions * 4 * hidden * (read[0][-1] + hidden)

@@ -54,6 +54,14 @@ def test_a_shape_is_a_batch_of_texts_of_equal_length() -> None:
     assert batch_of("8x5").texts == 8
 
 
+def test_of_a_pair_the_first_text_is_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not batch_of("2x128").batches[0].segments.any()
+    for shape, first in (("2x128", 16), ("1x8", 2), ("1x1", 1)):
+        (batch,) = batch_of(shape, pairs=True).batches
+        for text in batch:
+            assert text.segments.tolist() == [int(place >= first) for place in range(len(text.ids))]
+
+
 @pytest.mark.parametrize("shape", ["8", "0x5", "8x0", "8*5", "8x5x2", "axb", ""])
 def test_what_is_no_shape_is_refused(shape: str) -> None:
     with pytest.raises(RecipeError, match="is no shape; write texts x tokens, as 8x128"):

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import cast
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from compressor.errors import BundleError, RecipeError
 from compressor.explain import Profiled, Step, explain, macs_of, profiled, rows
@@ -128,3 +130,21 @@ def test_the_command_line_explains_a_bundle_for_people_and_for_programs(bundle: 
     assert "INT8 products" in told.stdout
     done = compress("explain", str(bundle), "--rounds", "2", "--format", "json", cwd=tmp_path)
     assert (json.loads(done.stdout)["point"], json.loads(done.stdout)["tokens"]) == ("fast", 32)
+
+
+def test_attention_of_other_tools_counts_what_it_multiplies() -> None:
+    tokens, hidden = 10, 32
+    fused = macs_of("Attention", [[2, tokens, hidden], [hidden, 3 * hidden]], [[2, tokens, hidden]])
+    assert fused == 2 * (tokens * hidden * 3 * hidden + 2 * tokens**2 * hidden)
+    assert macs_of("QAttention", [[2, tokens, hidden]], [[2, tokens, hidden]]) == fused  # its weights are packed
+    assert macs_of("Attention", [[2, 4, tokens, 8]] * 3, [[2, 4, tokens, 8]]) == 2 * (2 * tokens**2 * hidden)
+
+
+def test_a_graph_without_products_is_told(tmp_path: Path) -> None:
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [None, None])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, None])
+    nodes = [helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)]
+    model = helper.make_model(helper.make_graph(nodes, "none", [ids], [logits]), opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, tmp_path / "none.onnx")
+    with pytest.raises(RecipeError, match="has no product of matrices that is known here; 'compress bench' times it"):
+        explain(tmp_path / "none.onnx", 8, None, 2)

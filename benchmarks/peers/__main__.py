@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.peers.models import HERE, Model, ours, peers, references
 from benchmarks.record import conclude, recipe_parser
 from compressor import pipeline
-from compressor.artifact import Artifact
+from compressor.artifact import Artifact, digest_of
 from compressor.encoded import Encoded
 from compressor.environments import clean_variables
 from compressor.latency import sample
@@ -150,7 +150,8 @@ def measure(recipe: Recipe, folder: Path, shapes: bool) -> dict[str, Any]:
         made.append("the student's other forms, and texts: --shapes")
     elif recipe.task.type == "text-classification" and not recipe.columns().text_pair:
         train, data = splits.encoded("train", task, student).tokens, splits.encoded("test", task, student)
-        made += peers(student, splits.labels, train.rows(sample(train.lengths.tolist(), CALIBRATION)), folder / "student")
+        own = digest_of([inputs["checkpoint"].digest, inputs["data"].digest])[:12]  # what is kept is of one student and its texts
+        made += peers(student, splits.labels, train.rows(sample(train.lengths.tolist(), CALIBRATION)), folder / f"student-{own}")
     else:
         made.append(f"the student's other forms, and texts: they are made for single texts with one label each, this is {recipe.task.type}")
     made += ours(found.path / "bundle", POINTS)

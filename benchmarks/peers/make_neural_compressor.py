@@ -17,7 +17,7 @@ from neural_compressor_script import Feeds
 def main() -> None:
     """Write neural-compressor/static.onnx and neural-compressor/dynamic.onnx."""
     source, out = sys.argv[1], Path(sys.argv[3]) / "neural-compressor"
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     feeds = Feeds(np.load(sys.argv[2]), [i.name for i in onnx.load(source).graph.input])
     for approach, format in (("static", "QDQ"), ("dynamic", "default")):
         config = PostTrainingQuantConfig(approach=approach, quant_format=format, calibration_sampling_size=[feeds.count], quant_level=1)

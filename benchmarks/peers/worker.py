@@ -79,20 +79,23 @@ def batched(model: Model) -> Callable[[list[list[int]], int], Any]:
 
 def bundle(path: str, threads: int) -> Callable[[list[list[int]], int], Any]:
     """Return a bundle at an operating point, which makes its own batches."""
+    from compressor.bench import QUESTION
     from compressor.runtime import Runtime
     from compressor.session import Graph
     from compressor.tokens import Tokens
 
     folder, point, backend = path.rsplit("@", 2)
     runtime = Runtime(folder, threads, backend=backend)
-    single, pad_id = runtime.manifest["single"], runtime.manifest["pad_id"]
+    single, pad_id, pairs = (runtime.manifest[key] for key in ("single", "pad_id", "pairs"))
     graph = Graph(f"{folder}/model.onnx", threads, single=single, pad_id=pad_id, backend=backend)
     lengths = runtime.point(point).lengths
 
     def answer(texts: list[list[int]], size: int) -> Any:
         starts = np.cumsum([0, *map(len, texts)])
         ids = np.fromiter((i for text in texts for i in text), np.int32, int(starts[-1]))
-        return graph.logits(Tokens(ids, np.zeros_like(ids, np.int8), starts), lengths)
+        first = [min(QUESTION, max(1, len(text) // 4)) if pairs else len(text) for text in texts]
+        segments = np.concatenate([np.arange(len(text)) >= own for text, own in zip(texts, first, strict=True)])
+        return graph.logits(Tokens(ids, segments.astype(np.int8), starts), lengths)
 
     return answer
 
