@@ -135,7 +135,8 @@ class Bench:
         return part.divergence(self.scorer.logits(part.tokens, genome), reference)
 
     def _asked(self, genome: Genome) -> Floats:
-        return self._mean(genome, features)
+        asked: Floats = self._mean(genome, features)
+        return asked
 
     def _mean(self, genome: Genome, of: Callable[[LengthConfig, int], Any]) -> Any:
         """Return the mean over the split's texts of what a configuration costs at so many tokens.

@@ -138,9 +138,10 @@ def _size(model: str, root: Path) -> Size | None:
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     named = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"), ("intermediate_size", "hidden_dim"), ("vocab_size",))
-    found = [next((config[k] for k in keys if k in config), 0) for keys in named]
-    known = all(isinstance(number, int) for number in found) and found[0] and found[1]
-    return Size(*found, str(config.get("model_type", "")), _is_wordpiece(folder)) if known else None
+    layers, width, inner, vocabulary = (next((config[k] for k in keys if k in config), 0) for keys in named)
+    if not (all(isinstance(number, int) for number in (layers, width, inner, vocabulary)) and layers and width):
+        return None
+    return Size(layers, width, inner, vocabulary, str(config.get("model_type", "")), _is_wordpiece(folder))
 
 
 def _is_wordpiece(folder: Path) -> bool:
