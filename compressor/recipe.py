@@ -108,7 +108,7 @@ class Recipe(Section):
             if self.export.exporter == "dynamo":
                 raise ValueError("the dynamo exporter cannot write a bilstm: set export.exporter torchscript")
             if self.export.portable and self.quantize:
-                told = "INT8 of a bilstm is an operator of onnxruntime's own"
+                told = "a bilstm in INT8 is an operator of onnxruntime's own"
                 raise ValueError(f"{told}: leave `quantize`, or export.portable, out")
         for name, section in self._students.items():
             teacher = self.assistant if name == "distill" else None

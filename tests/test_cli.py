@@ -135,7 +135,7 @@ def test_a_missing_data_file_exits_3_before_anything_runs(make_recipe: Callable[
 
 
 def test_data_sorted_by_many_labels_have_a_smoke_profile(make_recipe: Callable[..., Path]) -> None:
-    folder = make_recipe(**{"test: test.csv": "test: test.csv\n  validation: more.csv"}).parent
+    folder = make_recipe(**{"test: test.csv": "test: test.csv, validation: more.csv"}).parent
     for name, each in (("train", 40), ("test", 3), ("more", 2)):
         rows = [f"{name} {number} of {label},label {label:03}" for label in range(60) for number in range(each)]
         (folder / f"{name}.csv").write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
@@ -155,7 +155,7 @@ def test_data_sorted_by_many_labels_have_a_smoke_profile(make_recipe: Callable[.
     ],
 )
 def test_labels_that_train_lacks_may_be_left_out(content: str, message: str, make_recipe: Callable[..., Path]) -> None:
-    folder = make_recipe(**{"test: test.csv": "test: test.csv\n  validation: more.csv\n  unknown_labels: skip"}).parent
+    folder = make_recipe(**{"test: test.csv": "test: test.csv, validation: more.csv, unknown_labels: skip"}).parent
     (folder / "more.csv").write_text(f"text,label\n{content}", encoding="utf-8")
     done = compress("tiny.yaml", "--until", "data", "--format", "json", cwd=folder)
     assert message in " ".join(done.stderr.split())

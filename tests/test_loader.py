@@ -240,7 +240,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
         ),
         (
             ("layers: [0, 2]", "bilstm: {}", "length_adapt: {}\n", "", "search: {population: 12}", "export: {portable: true}"),
-            "1:1: recipe: INT8 of a bilstm is an operator of onnxruntime's own: leave `quantize`, or export.portable, out",
+            "1:1: recipe: a bilstm in INT8 is an operator of onnxruntime's own: leave `quantize`, or export.portable, out",
         ),
         (
             ("distill:", f"{ASSISTANT}recycled_layers: 1}}\ndistill:"),
