@@ -22,8 +22,8 @@ INT8 = 5
 
 ABOVE = 3
 """Layers above recycled ones that are too few for entities (benchmarks/results/recycling_bc5cdr_minilm-l6-h384.json)."""
-WHOLE = {"deberta-v2"}
-"""Families that cannot be length-adaptive students (compressor/backbones.py)."""
+ADAPTIVE = {"bert", "roberta", "electra", "mpnet", "distilbert", "modernbert"}
+"""Families that can be length-adaptive students, those of compressor/backbones.py."""
 
 
 def advise(recipe: Recipe) -> list[str]:
@@ -44,7 +44,7 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"entities need larger steps above recycled layers: teacher.finetune.learning_rate {2 * STEPS:g} loses far less than 5e-05"
     if recipe.recycle and recipe.recycle.layer != "auto" and recipe.task.type == "token-classification" and facts.teacher:
         above = facts.teacher.layers - count_layers(recipe.recycle.layer, facts.teacher.layers)
-        if above <= ABOVE:
+        if 0 < above <= ABOVE:
             told = f"{above} layers above recycled ones learn entities badly (3 of MiniLM's 6 lost 2.9 points on BC5CDR)"
             yield f"{told}: recycle.layer auto measures how many may stay"
     if recipe.distill is None and facts.teacher and facts.teacher.layers >= 6 and not recipe.export.halves:
@@ -54,7 +54,7 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
     shipped = facts.student if recipe.distill else facts.teacher
     has_lengths = recipe.deployed and not recipe.export.halves and not (recipe.distill and recipe.distill.student.bilstm)
-    has_lengths &= shipped is None or shipped.family not in WHOLE
+    has_lengths &= shipped is None or shipped.family in ADAPTIVE
     if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and has_lengths:
         yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
     if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "learned":
@@ -94,7 +94,7 @@ def _of_size(shipped: Size | None, recipe: Recipe) -> Iterator[str]:
         return
     table = shipped.vocabulary * shipped.width / 1e6
     pruned = f"distill.student.vocabulary: corpus (the table of {shipped.vocabulary:,} tokens takes {table:.0f} MB)"
-    yield f"{told}: {_either([pruned] * shipped.wordpiece + _smaller(recipe))}"
+    yield f"{told}: {_either([pruned] * shipped.wordpiece + _smaller(shipped, recipe))}"
 
 
 def _of_speed(teacher: Size | None, shipped: Size | None, recipe: Recipe) -> Iterator[str]:
@@ -109,16 +109,19 @@ def _of_speed(teacher: Size | None, shipped: Size | None, recipe: Recipe) -> Ite
     if max(asked) > fewer * INT8 and recipe.export.halves:
         yield f"INT8 is at most {INT8} times as fast: for a speed-up of {max(asked):g} leave export.halves out and distill a student"
     elif max(asked) > fewer * INT8:
-        others = ["a bilstm student"] * (recipe.task.type not in WINDOWED) + ["a cascade"] * (recipe.task.type != "text-regression")
-        yield f"{told}: for a speed-up of {max(asked):g} take {_either(_smaller(recipe) + others)}"
+        others = ["a bilstm student"] * (recipe.task.type not in WINDOWED and not recipe.length_adapt)
+        others += ["a cascade"] * (recipe.task.type != "text-regression")
+        yield f"{told}: for a speed-up of {max(asked):g} take {_either(_smaller(shipped, recipe) + others)}"
     elif max(asked) > fewer and not recipe.quantize:
         yield f"{told}: for a speed-up of {max(asked):g} add a quantize section"
 
 
-def _smaller(recipe: Recipe) -> list[str]:
-    """Return how a student can be made smaller: one that is named is as it is."""
-    named = recipe.distill is not None and recipe.distill.student.model is not None
-    return ["a smaller student.model"] if named else ["fewer layers", "a narrower hidden_size"]
+def _smaller(shipped: Size, recipe: Recipe) -> list[str]:
+    """Return how a student can be made smaller: one that is named is as it is, and not all layers can be cut."""
+    if recipe.distill is not None and recipe.distill.student.model is not None:
+        return ["a smaller student.model"]
+    adapted = recipe.teacher.finetune is not None and recipe.teacher.finetune.method == "adapters"
+    return ["fewer layers"] + ["a narrower hidden_size"] * (shipped.family != "modernbert" and not adapted)
 
 
 def _either(ways: list[str]) -> str:

@@ -187,7 +187,12 @@ def check_disk(artifacts: Path) -> Check:
     free_gb = shutil.disk_usage(folder).free / machine.GIGABYTE
     if free_gb >= LEAST_DISK_GB:
         return Check("disk", "ok", f"{free_gb:.1f} GB free")
-    return Check("disk", "warn", f"{free_gb:.1f} GB free at {folder}", "free 2 GB or more ('compress cache gc' drops old artifacts)")
+    return Check(
+        "disk",
+        "warn",
+        f"{free_gb:.1f} GB free at {folder}",
+        "free 2 GB or more ('compress cache gc' drops old artifacts, 'compress cache ls' lists all)",
+    )
 
 
 def check_artifacts(artifacts: Path) -> Check:

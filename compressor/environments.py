@@ -6,6 +6,7 @@ They lie in the user's cache (~/.cache/encoder-compressor, or the folder that CO
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -71,11 +72,14 @@ class Environment:
         Raises:
             StageError: the script fails; the last line that it says.
             UnfitError: the environment cannot be made.
+            MemoryError: the script is killed.
         """
         self.make()
         try:
             _run([str(self.python), str(script), *arguments], cwd)
         except subprocess.CalledProcessError as error:
+            if error.returncode == -signal.SIGKILL:  # by the system, for what it took
+                raise MemoryError(f"{self.name} was killed") from None
             raise StageError(f"{self.name}: {_last_line(error.stderr)}") from None
 
 

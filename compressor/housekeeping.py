@@ -99,15 +99,16 @@ def _status(folder: Path, used: frozenset[str], ended: float) -> str:
     if folder.name.startswith("."):
         return "unfinished" if _changed(folder) > ended else "old"
     if folder.name.startswith(f"{STORE}-"):
-        return "in use" if folder.name in used else "old"
+        return "in use" if folder.name in used or _changed(folder) > ended else "old"
     if not _readable(folder):
         return "damaged"
     return "in use" if folder.name in used else "old"
 
 
 def _changed(folder: Path) -> float:
-    """Return when something was last put into a folder, or into the state in it that a stage goes on from."""
-    return max(path.stat().st_mtime for path in (folder, folder / STATE) if path.exists())
+    """Return when a folder was last changed, with the state in it that a stage goes on from; of a store, when it was written to."""
+    within = [folder / STATE, *(folder / STATE).rglob("*"), folder / "data.mdb"]
+    return max(path.stat().st_mtime for path in (folder, *within) if path.exists())
 
 
 def _readable(folder: Path) -> bool:

@@ -87,7 +87,7 @@ _FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
 _GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
 _INT8 = ("quantize", "target.threads", "target.batch", "task", "seed")
 _BUNDLE = ("name", "recycle", "quantize.isa", "cascade.default", "task", "target", "default_point", "gates", "seed")
-_READS = ("data.text", "data.text_pair", "data.label", "data.skip_bad")
+_READS = ("data.text", "data.text_pair", "data.label", "data.skip_bad", "data.unknown_labels")
 _ANSWERS = ("cascade.members", "cascade.confidence", "cascade.calibration", *_READS, "export", "target", "task")
 _GOALS = ("cascade.confidence", "cascade.thresholds", "cascade.max_drop", "cascade.speedup", "cascade.latency_ms", "task")
 
@@ -328,7 +328,7 @@ def _translated(stage: Stage, artifacts: Path) -> Iterator[None]:
     except CompressorError:
         raise
     except Exception as error:
-        if told := _unfit(error, artifacts):
+        if told := lacked(error, artifacts):
             raise UnfitError(f"{stage.name}: {told}") from error
         if isinstance(error, RuntimeError):
             raise StageError(f"{stage.name}: {' '.join(str(error).split())[:300]}; run again with --debug for the whole story") from error
@@ -339,11 +339,11 @@ FULL = 2**20
 """Free bytes under which a disk counts as full: a library that could not write may fail later, on what it finds cut short."""
 
 
-def _unfit(error: Exception, artifacts: Path) -> str | None:
+def lacked(error: Exception, artifacts: Path) -> str | None:
     """Say what the machine lacked, if that is what the error means; libraries hide the system's error in a text, or trip over it later."""
     number, text = getattr(error, "errno", None), str(error)
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or shutil.disk_usage(artifacts).free < FULL:
-        return f"no space left under {artifacts}; free some ('compress cache gc') and run again"
+        return f"no space left under {artifacts}; free some ('compress cache gc', or folders that 'compress cache ls' lists) and run again"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{getattr(error, 'filename', None) or artifacts} is not writable; mend its permissions and run again"
     if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:

@@ -237,7 +237,7 @@ class Recipe(Section):
     def smoke(self) -> "Recipe":
         """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
         limits = dict.fromkeys((*SPLITS, "unlabelled"), 48) | {"train": 192}
-        splits = {name: _sliver(split, most) for name, most in limits.items() if (split := getattr(self.data, name))}
+        splits = {name: _sliver(split, most, name) for name, most in limits.items() if (split := getattr(self.data, name))}
         # of so few texts a smaller share may be none, and not every label is there
         sliver = {**splits, "holdout": max(0.2, self.data.holdout), "unknown_labels": "skip"}
         changed: dict[str, Any] = {"name": f"{self.name}-smoke", "gates": (), "data": self.data.model_copy(update=sliver)}
@@ -254,7 +254,7 @@ class Recipe(Section):
             changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8, "proposals": 2})
         if self.cascade:
             own = self.cascade.calibration
-            few = own and _sliver(own, 48)
+            few = own and _sliver(own, 48, "calibration")
             # a few texts reach no goal of speed
             changed["cascade"] = self.cascade.model_copy(update={"speedup": None, "latency_ms": None, "calibration": few})
         return self.model_copy(update=changed)
@@ -273,9 +273,13 @@ class Recipe(Section):
         return found if key is None or found is None else found[key]
 
 
-def _sliver(split: Split, most: int) -> Split:
-    """Return at most so many examples of a split, from all over its file: one that is sorted by label begins with one label."""
-    return split.model_copy(update={"limit": min(most, split.limit or most), "draw": "spread"})
+def _sliver(split: Split, most: int, name: str) -> Split:
+    """Return at most so many examples of a split, from all over its file: one that is sorted by label begins with one label.
+
+    Rows beyond the recipe's own limit are never read, and of texts without labels the first will do.
+    """
+    everywhere = split.limit is None and name != "unlabelled"
+    return split.model_copy(update={"limit": min(most, split.limit or most), "draw": "spread" if everywhere else split.draw})
 
 
 def _key_value(value: Any, root: Path) -> Any:

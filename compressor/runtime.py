@@ -73,14 +73,14 @@ class Runtime:
         bundle: Path | str,
         threads: int | None = None,
         store: Path | str | None = None,
-        max_size: float = 20e3,
+        max_size: float | None = None,
         backend: Backend | None = None,
     ) -> None:
         """Check the bundle and open its graph, in the backend that it was built for or another.
 
         A cascade's other graphs, and the two of a bundle with halves, run in onnxruntime always. With a `store`, a folder, its first layers
-        run once per text, for all bundles that have the same ones and name the same folder; when it reaches `max_size` megabytes, what was
-        not read for longest goes.
+        run once per text, for all bundles that have the same ones and name the same folder; when it reaches `max_size` megabytes (default:
+        20,000), what was not read for longest goes.
         """
         folder = Path(bundle)
         self.manifest = verify(folder)
@@ -112,7 +112,7 @@ class Runtime:
         """What keeps the first layers' outputs, if anything does."""
         return self._graph.store if isinstance(self._graph, Halves) else None
 
-    def _opened(self, folder: Path, max_size: float) -> "Store":
+    def _opened(self, folder: Path, max_size: float | None) -> "Store":
         told = self.manifest.get("halves")
         if not told:
             raise BundleError("this bundle has no halves, so a store has nothing to keep; set export.halves: true and build it again")
@@ -121,7 +121,8 @@ class Runtime:
         except ImportError:
             raise UnfitError("a store needs the [recycle] extra: pip install 'encoder-compressor[recycle]'") from None
         identity = Identity(told["front"], told["layer"], told["tokenizer"], told["precision"], told["dtype"])
-        return Store.shared(place_of(folder), identity, max_size * 1e6, lambda line: warnings.warn(line, RuntimeWarning, stacklevel=2))
+        largest = None if max_size is None else max_size * 1e6
+        return Store.shared(place_of(folder), identity, largest, lambda line: warnings.warn(line, RuntimeWarning, stacklevel=2))
 
     @cached_property
     def cascade(self) -> Cascade:

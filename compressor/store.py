@@ -31,6 +31,8 @@ FORMAT = 2
 """Of entries: stores of another are refused."""
 FULL, ROOM = 0.8, 0.6
 """Share of the largest size at which entries go, and that they leave."""
+USUAL = 20e9
+"""Largest size where nobody says otherwise."""
 SMALLEST = 2**20
 """Bytes of the smallest file that lmdb can work in."""
 WAITING = 64e6
@@ -100,11 +102,11 @@ class Store:
         return self._process == os.getpid()
 
     @classmethod
-    def shared(cls, folder: Path, identity: Identity, largest: float, tell: Callable[[str], None]) -> "Store":
+    def shared(cls, folder: Path, identity: Identity, largest: float | None, tell: Callable[[str], None]) -> "Store":
         """Return this process's store of the folder, which lmdb cannot open twice; whoever comes second must want the same outputs.
 
-        It serves requests, so that what they fill in is written beside their answers. It is closed when the process ends, if not when
-        all that it was given to have closed it.
+        Who names no size takes what it has, 20 GB where it is the first. It serves requests, so that what they fill in is written beside
+        their answers. It is closed when the process ends, if not when all that it was given to have closed it.
         """
         place = folder.resolve()
         with _OPENING:
@@ -112,12 +114,12 @@ class Store:
             if known is not None and not known.is_of_this_process and known.file.forsaken():
                 known = None
             if known is None:
-                known = _OPEN[place] = cls(folder, identity, largest, tell)
+                known = _OPEN[place] = cls(folder, identity, USUAL if largest is None else largest, tell)
                 known.behind = WriteBehind(WAITING)
             else:
                 known.check(identity)
                 known._openers += 1
-                if max(SMALLEST, int(largest)) != known.size:
+                if largest is not None and max(SMALLEST, int(largest)) != known.size:
                     tell(f"{folder}: open in this process already, at most {known.size / 1e6:.0f} MB; that stays, not {largest / 1e6:.0f}")
             return known
 

@@ -188,6 +188,8 @@ def told(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{count(metrics['learning_parameters'])} of {count(metrics['parameters'])} weights learned")
     if metrics.get("products_in_float"):
         parts.append(f"in float, because 8 bits cost too much there: {', '.join(metrics['products_in_float'])}")
+    if "left_out" in metrics:
+        parts.append("; ".join(f"{name} was left out: {why}" for name, why in metrics["left_out"].items()))
     if "entries" in metrics:
         parts.append(f"layer {metrics['layer']} of {count(metrics['entries'])} distinct texts takes {count(metrics['megabytes'])} MB")
     if "probes" in metrics:

@@ -69,8 +69,7 @@ def conll_rows(path: Path, columns: Columns) -> Iterator[Row]:
 
 def _columns(line: str) -> list[str]:
     """Return a line's columns: a word may hold spaces that are not ASCII's, as between a number and its unit."""
-    line = line.strip(" \t\r\n")
-    return [part for part in (line.split("\t") if "\t" in line else line.split(" ")) if part.strip()]
+    return [part for part in re.split(r"[ \t]+", line.strip(" \t\r\n")) if part.strip()]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.advice import WHOLE, advise
+from compressor.advice import ADAPTIVE, advise
 from compressor.facts import facts_of
 from compressor.loader import load_recipe
 from compressor.words import told_by_words
@@ -44,13 +44,12 @@ def test_length_adaptation_is_for_long_texts(make_recipe: Callable[..., Path]) -
 
 def test_what_cannot_adapt_its_length_is_not_told_to(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     from compressor.backbones import BACKBONES
-    from compressor.families import FAMILIES
 
-    assert set(FAMILIES) - set(BACKBONES) == WHOLE
+    assert set(BACKBONES) == ADAPTIVE
     recipe, bare = make_recipe(), ("search=null", "default_point=null", "length_adapt=null", "distill=null", "teacher.model=./large")
     write(recipe, 50, LONG)
     (tmp_path / "large").mkdir()
-    for family, told in (("bert", True), ("deberta-v2", False)):
+    for family, told in (("bert", True), ("deberta-v2", False), ("xlm-roberta", False)):
         config = {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536, "vocab_size": 30522, "model_type": family}
         (tmp_path / "large/config.json").write_text(json.dumps(config))
         assert ("length_adapt and search pay" in advice(recipe, *bare)) is told
@@ -84,7 +83,7 @@ def test_what_a_recipe_would_be_refused_for_is_not_advised(make_recipe: Callable
     write(recipe, 50, LONG)
     (tmp_path / "large").mkdir()
     (tmp_path / "large/config.json").write_text(
-        json.dumps({"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 30522})
+        json.dumps({"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 30522, "model_type": "bert"})
     )
     bare = ("search=null", "default_point=null", "length_adapt=null")
     plain = advice(recipe, *bare, "distill=null", "teacher.model=./large")
@@ -105,6 +104,8 @@ def test_what_a_recipe_would_be_refused_for_is_not_advised(make_recipe: Callable
     assert "the size gate allows 20: fewer layers or a narrower hidden_size" in advice(recipe, *large, size)
     ways = "for a speed-up of 50 take fewer layers, a narrower hidden_size"
     assert f"{ways}, a bilstm student or a cascade" in advice(recipe, *large, speed)
+    adapters = "for a speed-up of 50 take fewer layers, a bilstm student or a cascade"
+    assert adapters in advice(recipe, *large, speed, "teacher.finetune={method: adapters}")
     (tmp_path / "train.csv").write_text("tokens,tags\n" + '"[""good""]","[""B-X""]"\n' * 30)
     tags = ("task={type: token-classification}", "data={train: train.csv, test: test.csv}")
     assert f"{ways} or a cascade" in advice(recipe, *large, *tags, speed)

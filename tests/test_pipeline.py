@@ -28,7 +28,7 @@ from compressor.environments import Environment
 from compressor.errors import RecipeError
 from compressor.gates import Variant, judge
 from compressor.loader import load_recipe
-from compressor.pipeline import _unfit
+from compressor.pipeline import lacked
 from compressor.progress import Progress
 from compressor.runtime import Runtime
 from compressor.settings.serving import DropGate, LatencyGate, SizeGate, SpeedGate
@@ -504,13 +504,13 @@ def test_pairs_of_texts_with_many_labels_go_through_the_whole_pipeline(make_reci
     ],
 )
 def test_what_the_machine_lacks_is_told_whatever_library_met_it(error: Exception, told: str | None, tmp_path: Path) -> None:
-    found = _unfit(error, tmp_path)
+    found = lacked(error, tmp_path)
     assert found is None if told is None else found is not None and found.startswith(told)
 
 
 def test_an_error_on_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    assert str(_unfit(ValueError("Wire format was corrupt"), tmp_path)).startswith("no space left under")
+    assert str(lacked(ValueError("Wire format was corrupt"), tmp_path)).startswith("no space left under")
 
 
 def test_a_teacher_with_adapters_teaches_exports_and_is_cut_like_any_other(make_recipe: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from compressor import machine
+from compressor import machine, summary
 from compressor.artifact import Artifact
 from compressor.bundles import check_isa
 from compressor.classification import TextClassification
@@ -162,6 +162,9 @@ def test_a_backend_that_fails_or_answers_otherwise_is_left_out_by_auto(
         target.touch()
         raise ValueError("no such\nscale")
 
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
     def agrees(graph: Graph, longest: int) -> None:
         if graph.path.name.startswith(unlike):
             raise UnfitError(f"{graph.path}: openvino answers this graph otherwise")
@@ -175,11 +178,16 @@ def test_a_backend_that_fails_or_answers_otherwise_is_left_out_by_auto(
     assert (metrics["backend"], set(metrics["milliseconds"])) == ("onnxruntime", {"onnxruntime"})
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert "quantize: auto leaves nncf out: no such scale" in capsys.readouterr().err
+    assert "nncf was left out: no such scale" in summary.told(metrics)
     unlike = "onnx"
     with pytest.raises(StageError, match="auto has no backend left; the last was left out because: no such scale"):
         quantize.run(recipe, inputs, tmp_path, Progress())
     names = ["nncf"]
     with pytest.raises(ValueError, match="no such"):
+        quantize.run(recipe, inputs, tmp_path, Progress())
+    monkeypatch.setitem(QUANTIZERS, "nncf", full)
+    names = ["onnxruntime", "nncf"]
+    with pytest.raises(RuntimeError, match="out of memory"):
         quantize.run(recipe, inputs, tmp_path, Progress())
 
 

@@ -94,7 +94,7 @@ def test_a_smoke_profile_never_reads_more_than_the_recipe_does(folder: Path) -> 
     assert splits.train.limit == 10
     assert splits.test is not None
     assert splits.test.limit == 48
-    assert (splits.train.draw, splits.test.draw, splits.unknown_labels) == ("spread", "spread", "skip")
+    assert (splits.train.draw, splits.test.draw, splits.unknown_labels) == ("first", "spread", "skip")
 
 
 def test_what_is_drawn_belongs_to_a_limit(folder: Path) -> None:

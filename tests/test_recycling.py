@@ -255,6 +255,9 @@ def test_gc_keeps_the_store_that_the_newest_bundle_was_made_with(make_recipe: Ca
     assert other.returncode == 0, other.stderr
     for later in set(recipe.parent.glob("artifacts/recycle-*")) - {first}:
         os.utime(later, (0, 0))  # as if the bundle had been made since
+        store = recipe.parent / "artifacts" / json.loads((later / "manifest.json").read_text(encoding="utf-8"))["metrics"]["store"]
+        for path in (store / "data.mdb", store):
+            os.utime(path, (0, 0))
     stores = sorted(recipe.parent.glob("artifacts/store-*"))
     assert len(stores) == 2
     assert compress("cache", "gc", cwd=recipe.parent).returncode == 0

@@ -568,11 +568,11 @@ def shared_in(folder: Path, told: list[str]) -> Store:
 
 def test_who_shares_a_store_and_wants_another_size_is_told(tmp_path: Path, told: list[str]) -> None:
     first = shared_in(tmp_path / "store", told)
-    second = shared_in(tmp_path / "store", told)
+    second, fourth = shared_in(tmp_path / "store", told), Store.shared(tmp_path / "store", IDENTITY, None, told.append)
     assert not told
     third = Store.shared(tmp_path / "store", IDENTITY, 2**25, told.append)
     assert told == [f"{tmp_path / 'store'}: open in this process already, at most 17 MB; that stays, not 34"]
-    for store in (first, second, third):
+    for store in (first, second, third, fourth):
         store.close()
 
 

@@ -101,7 +101,7 @@ def test_a_conll_file_has_a_word_and_its_tag_a_line(tmp_path: Path) -> None:
 
 def test_a_word_of_a_conll_file_may_hold_spaces_that_are_not_asciis(tmp_path: Path) -> None:
     path = tmp_path / "train.conll"
-    path.write_text("10\u00a0mg\tB-Dose\nof\u2009it NN O\nplain  O\n", encoding="utf-8")
+    path.write_text("10\u00a0mg\tB-Dose\nof\u2009it NN O\nplain \tX O\n", encoding="utf-8")
     assert [row for _, row in conll_rows(path, Columns("tokens", label="tags"))] == [
         {"tokens": ["10\u00a0mg", "of\u2009it", "plain"], "tags": ["B-Dose", "O", "O"]}
     ]

@@ -80,12 +80,10 @@ def _runtime(bundle: Path, threads: int | None, store: Path | None, max_size: st
     from compressor.runtime import Runtime
     from compressor.units import megabytes
 
-    if max_size is None:
-        return Runtime(bundle, threads, store, backend=backend)
-    if store is None:
+    if store is None and max_size is not None:
         raise typer.BadParameter("--max-size is that of a store: give --store too")
     try:
-        size = megabytes(max_size)
+        size = None if max_size is None else megabytes(max_size)
     except ValueError as error:
         raise typer.BadParameter(f"--max-size {max_size!r} {error}") from None
     return Runtime(bundle, threads, store, size, backend)

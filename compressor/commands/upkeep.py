@@ -34,7 +34,7 @@ def cache_gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", envvar="COMPRESS_DRY_RUN", help="Only say what would go.")] = False,
     format: OutputFormat = "text",
 ) -> None:
-    """Remove artifacts that no newest bundle was made from, and leftovers of interrupted builds."""
+    """Remove artifacts that no newest bundle was made from, but for what came after all bundles: a build goes on from that."""
     from compressor.housekeeping import collect
 
     gone = collect(artifacts, dry_run=dry_run)

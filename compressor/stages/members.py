@@ -49,7 +49,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     skipped = list[str]()
     examples = examples_of(recipe, splits, skipped)
     if skipped:
-        log.warn(f"{len(skipped)} rows of cascade.calibration are no examples and were left out (data.skip_bad); the first: {skipped[0]}")
+        log.warn(f"{len(skipped)} texts of cascade.calibration were left out (data.skip_bad, data.unknown_labels); the first: {skipped[0]}")
     built, times = _fastest(members_of(recipe, inputs, out, log), examples, out, log)
     log.note(f"{len(built)} members answer {len(examples)} texts: {', '.join(one.facts['name'] for one in built)}")
     metric = task.metrics[recipe.task.metric]
@@ -127,7 +127,7 @@ def _milliseconds(built: Sequence[Member], first: Member, examples: Sequence[Exa
 def examples_of(recipe: Recipe, splits: Splits, skipped: list[str]) -> list[Example]:
     """Return the calibration split: the recipe's own, or the search split.
 
-    Rows that are no examples go to `skipped` where the recipe leaves them out.
+    What is wrong with rows that the recipe leaves out goes to `skipped`.
 
     Raises:
         RecipeError: a row is no example, or its label is not known; a text was learned, or will be reported.
@@ -141,7 +141,11 @@ def examples_of(recipe: Recipe, splits: Splits, skipped: list[str]) -> list[Exam
     found = read_examples(source.path, columns, task, root=recipe.root, split=name, limit=source.limit, spread=spread, skipped=bad)
     examples = list(found)
     if recipe.data.unknown_labels == "skip":
-        examples = [e for e in examples if set(task.outputs(task.names(e))) <= set(splits.labels)]
+        known = [e for e in examples if set(task.outputs(task.names(e))) <= set(splits.labels)]
+        if not known:
+            raise RecipeError(f"{name} ({source.path}): no text has labels that train knows; mend them, or name another file")
+        skipped += [f"{name} ({source.path}): its labels are none that train knows"] * (len(examples) - len(known))
+        examples = known
     try:
         check_labels(task, examples, splits.labels)
     except RecipeError as error:

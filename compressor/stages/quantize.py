@@ -21,11 +21,11 @@ from onnx import numpy_helper
 from compressor import machine
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import StageError
+from compressor.errors import StageError, UnfitError
 from compressor.halves import BACK, FRONT, STATES
 from compressor.latency import interleaved, requests, sample
 from compressor.lengths import LengthConfig
-from compressor.pipeline import Inputs
+from compressor.pipeline import Inputs, lacked
 from compressor.products import check_int8, count_products, products
 from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS, SINGLE, Feed
@@ -94,7 +94,7 @@ def _made(
     Raises:
         CompressorError: none is left.
     """
-    made, left_out = dict[str, Quantized](), dict[str, str]()
+    made, left_out, last = dict[str, Quantized](), dict[str, str](), None
     for name in names:
         file = out / f"{name}.onnx"
         try:
@@ -105,14 +105,16 @@ def _made(
                 check_agreement(graph, recipe.data.max_length)
             made[name] = one
         except Exception as error:  # quantizers raise errors of their own
-            if len(names) == 1 or isinstance(error, (OSError, MemoryError)):
+            if len(names) == 1 or lacked(error, out):  # another time, this machine may have what it takes
                 raise
-            left_out[name] = " ".join(str(error).split())[:300].removeprefix(f"{file}: ")
+            last, left_out[name] = error, " ".join(str(error).split())[:300].removeprefix(f"{file}: ")
             log.warn(f"quantize: auto leaves {name} out: {left_out[name]}")
             for path in (file, file.with_suffix(ALONE)):
                 path.unlink(missing_ok=True)
     if not made:
-        raise StageError(f"quantize: auto has no backend left; the last was left out because: {left_out[names[-1]]}")
+        raise (UnfitError if isinstance(last, UnfitError) else StageError)(
+            f"quantize: auto has no backend left; the last was left out because: {left_out[names[-1]]}"
+        )
     return made, left_out
 
 
@@ -178,10 +180,12 @@ def _quantized(name: str, bench: Bench, file: Path, feeds: Sequence[Feed], log: 
     log.note(f"{name} scores {all_int8:.4f}, float {bench.float_score:.4f}: looking for the products that lose it")
     ranked = bench.ranked(file.with_suffix(ALONE))
     kept = fewest(ranked, lambda some: score(some) >= bench.wanted)
-    if kept is None or len(kept) == len(ranked):
-        told = "whatever stays in float (8-bit embeddings lose it)" if kept is None else "unless all products stay in float"
-        log.warn(f"quantize: {name} loses more than quantize.max_drop {told}")
+    if kept is None:
+        log.warn(f"quantize: {name} loses more than quantize.max_drop whatever stays in float (8-bit embeddings lose it)")
         return Quantized(file, score([]), [])
+    if len(kept) == len(ranked):
+        told = "loses more than quantize.max_drop unless every product stays in float, which is no INT8"
+        raise StageError(f"quantize: {name} {told}; raise it, choose another backend, or leave quantize out")
     log.note(f"back to float: {', '.join(kept)}")
     return Quantized(file, score(kept), kept)
 
