@@ -15,6 +15,7 @@ import pytest
 
 from compressor import calibration
 from compressor.answering import QuestionAnswering
+from compressor.artifact import Artifact
 from compressor.bundles import seal
 from compressor.calibration import NEVER, Pass, across_halves, curve, fit_temperature, oracle, setting, within_drop, within_time
 from compressor.cascade import GOES_ON, Cascade, Member
@@ -22,11 +23,14 @@ from compressor.classification import MultiLabelClassification, TextClassificati
 from compressor.confidence import Confidence, confidences
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
+from compressor.loader import load_recipe
 from compressor.plan import check_task
 from compressor.runtime import Runtime
 from compressor.scores import accuracy
 from compressor.settings.data import Task
+from compressor.splits import Splits
 from compressor.stages.cascade import _useless
+from compressor.stages.members import examples_of
 from compressor.tagging import TokenClassification
 from compressor.tokens import Floats, Tokens
 from compressor.windows import Windows
@@ -417,6 +421,13 @@ def test_a_label_of_the_calibration_that_train_lacks_is_named(project: Path) -> 
     done = compress("run", "tiny.yaml", "--set", section, "--until", "cascade", cwd=project)
     assert done.returncode == 3, done.stderr
     assert "cascade.calibration (odd.csv): example 1 has label 'odd'; this bundle answers negative, positive" in done.stderr
+    recipe = load_recipe(project / "tiny.yaml", [section.replace("odd.csv", str(project / "odd.csv")), "data.unknown_labels=skip"])
+    splits, skipped = Splits.of(Artifact(next(project.glob("artifacts/data-*")))), list[str]()
+    with pytest.raises(RecipeError, match="no text has labels that train knows; mend them, or name another file"):
+        examples_of(recipe, splits, skipped)
+    (project / "odd.csv").write_text("text,label\na strange film,odd\nfine it was indeed,positive\n", encoding="utf-8")
+    assert [example.label for example in examples_of(recipe, splits, skipped)] == ["positive"]
+    assert ["its labels are none that train knows" in told for told in skipped] == [True]
 
 
 REFUSED = {

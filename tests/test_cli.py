@@ -436,6 +436,8 @@ def test_cache_gc_leaves_what_a_build_goes_on_from(project: Path) -> None:
     for path in artifacts.glob("bundle-*"):
         shutil.rmtree(path)
     (artifacts / ".distill-000000000000" / ".state").mkdir(parents=True)
+    (artifacts / "store-000000000000").mkdir()  # which an unfinished stage fills
+    (artifacts / "store-000000000000" / "data.mdb").touch()
     rows = json.loads(compress("cache", "ls", "--format", "json", cwd=project).stdout)["artifacts"]
     assert {row["status"] for row in rows} == {"in use", "unfinished"}
     assert json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"] == []
