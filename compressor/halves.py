@@ -9,7 +9,9 @@ Limits:   one machine; a text is known by all its tokens, so that a changed one 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 FRONT, BACK, STATES = "front.onnx", "back.onnx", "states"
 AT_ONCE = 64
 """Texts whose states are in memory, and are written down, together."""
+
+
+_FRONTS: "WeakValueDictionary[tuple[Any, ...], Graph]" = WeakValueDictionary()
+"""Open fronts of bundles with a store, by the front's own hash and how it is fed."""
+_OPENING = Lock()
 
 
 class BackGraph:
@@ -82,8 +89,15 @@ class Halves:
 
     @cached_property
     def front(self) -> Graph:
-        """The front, which a store that knows every text never asks."""
-        return Graph(self.folder / FRONT, self.threads, single=self.single, pad_id=self.pad_id)
+        """The front, which a store that knows every text never asks; bundles that share a store in one process share it."""
+        how: dict[str, Any] = {"single": self.single, "pad_id": self.pad_id}
+        if self.store is None:
+            return Graph(self.folder / FRONT, self.threads, **how)
+        key = (self.store.identity.model, self.threads, *how.values())
+        with _OPENING:
+            if (found := _FRONTS.get(key)) is None:
+                found = _FRONTS[key] = Graph(self.folder / FRONT, self.threads, **how)
+            return found
 
     def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of any number of texts, as a whole graph does; there are no lengths to choose."""

@@ -175,6 +175,8 @@ def test_two_tasks_on_one_text_cost_one_front(served: Path, tmp_path: Path) -> N
     assert (first.store.found, first.store.computed) == (len(TEXTS), len(TEXTS))
     assert {a.label for a in answers} == {"good", "bad"}
     assert [a.label for a in answers] == [a.label for a in Runtime(served / "other").predict(TEXTS)]
+    fronts = {id(runtime._graph.front) for runtime in (first, second) if isinstance(runtime._graph, Halves)}
+    assert len(fronts) == 1  # in memory too
 
 
 def test_a_text_is_known_by_what_is_read_of_it(served: Path, tmp_path: Path) -> None:
