@@ -160,7 +160,10 @@ def test_what_runs_of_many_tokens_cost_is_what_was_measured() -> None:
     assert "of 8,192, long posts take {:.1f} to {:.1f} times as long".format(*ratios) in " ".join(README.split())
 
 
-@pytest.mark.parametrize("name", ["sci-cite_mpnet-base", "sci-cite_minilm-l6-h384", "bc5cdr_mpnet-base"])
+RECYCLED = ["sci-cite_mpnet-base", "bc5cdr_mpnet-base", *(f"{name}_minilm-l6-h384" for name in ("sci-cite", "bc5cdr", "chemprot"))]
+
+
+@pytest.mark.parametrize("name", RECYCLED)
 def test_what_recycling_gives_a_training_is_what_was_measured(name: str) -> None:
     rows = {row["name"]: row for row in result(f"recycling_{name}")["rows"]}
     full, half = rows["full"], rows["recycled, 50%, float16"]
@@ -169,6 +172,14 @@ def test_what_recycling_gives_a_training_is_what_was_measured(name: str) -> None
     assert f"read {full['texts_per_second']:.0f}, {half['texts_per_second'] / full['texts_per_second']:.1f} times as fast" in words
     assert f"({100 * half['score']:.1f} and {100 * full['score']:.1f}" in words
     assert f"ended {100 * abs(half['score'] - full['score']):.1f} points" in words
+
+
+def test_what_smaller_types_cost_the_score_is_what_was_measured() -> None:
+    scores = {row["name"].split()[-1]: 100 * row["score"] for row in result("recycling_bc5cdr_minilm-l6-h384")["rows"][1:]}
+    told = "{float16:.2f} and {int8:.2f} where float32 gives {float32:.2f}".format(**scores)
+    assert told in " ".join(README.split())
+    assert scores["float32"] - scores["float16"] < 0.1
+    assert scores["float32"] - scores["int8"] < 0.3
 
 
 def test_what_one_learning_rate_for_all_costs_recycled_layers_is_what_was_measured() -> None:
