@@ -107,6 +107,9 @@ class Recipe(Section):
                 raise ValueError("a bilstm student has no layers to stop after: leave `early_exit` out")
             if self.export.exporter == "dynamo":
                 raise ValueError("the dynamo exporter cannot write a bilstm: set export.exporter torchscript")
+            if self.quantize and self.quantize.backend not in ("onnxruntime", "auto"):
+                told = f"{self.quantize.backend} leaves a bilstm's layers in float"
+                raise ValueError(f"{told}: set quantize.backend onnxruntime, which makes them INT8")
             if self.export.portable and self.quantize:
                 told = "a bilstm in INT8 is an operator of onnxruntime's own"
                 raise ValueError(f"{told}: leave `quantize`, or export.portable, out")

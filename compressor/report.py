@@ -149,9 +149,10 @@ class LengthChart:
     lengths: list[int]
     columns: list[tuple[float, float, float, float, int, str]]
     kept: float
+    macs: float | None
 
 
-def length_chart(name: str, lengths: Sequence[int], longest: int, truncates: bool) -> LengthChart:
+def length_chart(name: str, lengths: Sequence[int], longest: int, truncates: bool, macs: float | None = None) -> LengthChart:
     """Lay out one operating point's length configuration as columns, `longest` tokens being the full height.
 
     Where it truncates, the first column is what is read of a text.
@@ -165,14 +166,14 @@ def length_chart(name: str, lengths: Sequence[int], longest: int, truncates: boo
         for i, (height, tokens, column) in enumerate(zip(heights, lengths, names, strict=True))
     ]
     kept, read = lengths[truncates:], lengths[0] / longest if truncates else 1.0  # layers keep their share of what is read
-    return LengthChart(name, list(lengths), columns, read * sum(kept) / (longest * len(kept)))
+    return LengthChart(name, list(lengths), columns, read * sum(kept) / (longest * len(kept)), macs)
 
 
 def _length_charts(metrics: Mapping[str, Any]) -> list[LengthChart]:
     rows = metrics["points"] or {row["name"]: row for row in metrics["variants"]}
-    configurations = {name: row["lengths"] for name, row in rows.items() if row.get("lengths")}
-    longest = max((max(lengths) for lengths in configurations.values()), default=1)
-    return [length_chart(name, lengths, longest, metrics["truncates"]) for name, lengths in configurations.items()]
+    configured = {name: row for name, row in rows.items() if row.get("lengths")}
+    longest = max((max(row["lengths"]) for row in configured.values()), default=1)
+    return [length_chart(name, row["lengths"], longest, metrics["truncates"], row.get("macs")) for name, row in configured.items()]
 
 
 @dataclass(frozen=True)

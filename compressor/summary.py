@@ -61,7 +61,9 @@ def summarize(
         "baselines": _baselines(frontier, stages),
         "truncates": bool(frontier.get("truncates")),
         "searched_by": recipe.search.latency if recipe.search else None,
-        "points": {name: {**p, **found_at(rows[row_name(name, inputs)])} for name, p in manifest["points"].items()},
+        "points": {
+            name: {**p, **found_at(rows[row_name(name, inputs)]), **_macs(name, frontier)} for name, p in manifest["points"].items()
+        },
         "cascade": policy or None,
         "stages": stages,
         "gates": verdicts,
@@ -75,6 +77,12 @@ def summarize(
         "pairs": manifest["pairs"],
         "stage_gains": gains(_chain(seconds, rows, inputs, manifest["default_point"])),
     }
+
+
+def _macs(name: str, frontier: Mapping[str, Any]) -> dict[str, float]:
+    """Return a point's multiply-accumulates, as a share of full length's, where a search counted them."""
+    found = frontier.get("points", {}).get(name)
+    return {"macs": found["macs"]} if found else {}
 
 
 def _chain(seconds: Mapping[str, float], rows: Mapping[str, Variant], inputs: Inputs, default: str) -> list[Link]:

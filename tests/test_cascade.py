@@ -514,6 +514,15 @@ def test_members_must_know_the_same_labels(project: Path, tmp_path: Path) -> Non
         assert message in " ".join(done.stderr.split())
 
 
+def test_a_member_that_was_changed_after_its_build_is_refused(project: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(bundle_of(project), tmp_path / "other"))
+    with (other / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    done = compress("run", "tiny.yaml", "--set", f"cascade={{members: [{{bundle: {other}}}, {{point: full}}]}}", cwd=project)
+    assert done.returncode == 7, done.stderr
+    assert "model.onnx" in done.stderr
+
+
 def test_a_text_that_the_teacher_labelled_calibrates_nothing(project: Path) -> None:
     (project / "more.csv").write_text("text\na quite new film\n", encoding="utf-8")
     (project / "same.csv").write_text("text,label\na quite new film,positive\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,7 +16,7 @@ from compressor import halves as halves_module
 from compressor.artifact import sha256
 from compressor.backbones import BACKBONES
 from compressor.bundles import seal
-from compressor.errors import BundleError, RecipeError, StageError
+from compressor.errors import BundleError, RecipeError, StageError, UnfitError
 from compressor.graphs import export_graph, layered, torch_logits
 from compressor.halves import BACK, FRONT, Halves
 from compressor.halving import check_parity, export_halves
@@ -267,6 +268,12 @@ def test_a_store_of_another_front_is_named_and_refused(served: Path, tmp_path: P
         Runtime(folder / "artifacts/dist/lower", store=tmp_path / "store")
     assert keeper.store is not None
     assert keeper.store.read([b"-" * 32]) == [None]  # whoever had it open still has
+
+
+def test_a_store_without_its_extra_names_it(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "compressor.store", None)
+    with pytest.raises(UnfitError, match=r"a store needs the \[recycle\] extra: pip install 'encoder-compressor\[recycle\]'"):
+        Runtime(served / "tiny", store=tmp_path / "store")
 
 
 def test_a_bundle_without_halves_takes_no_store(built: Path, tmp_path: Path) -> None:

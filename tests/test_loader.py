@@ -243,6 +243,19 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
             "1:1: recipe: a bilstm in INT8 is an operator of onnxruntime's own: leave `quantize`, or export.portable, out",
         ),
         (
+            (
+                "layers: [0, 2]",
+                "bilstm: {}",
+                "length_adapt: {}\n",
+                "",
+                "search: {population: 12}\n",
+                "",
+                "quantize: {}",
+                "quantize: {backend: nncf}",
+            ),
+            "1:1: recipe: nncf leaves a bilstm's layers in float: set quantize.backend onnxruntime, which makes them INT8",
+        ),
+        (
             ("distill:", f"{ASSISTANT}recycled_layers: 1}}\ndistill:"),
             "1:1: recipe: a bilstm student has no layers to recycle: leave assistant.recycled_layers out",
         ),

@@ -18,6 +18,7 @@ from compressor.recipe import Recipe, schema
 from compressor.settings.base import Section
 from compressor.settings.distilling import Objective
 from compressor.settings.training import Training
+from tests.conftest import compress
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 LENDERS = (Section, Objective, Training)
@@ -190,3 +191,22 @@ def test_a_default_that_is_written_out_changes_no_key(folder: Path, change: str)
 def test_a_key_holds_hashes_instead_of_the_names_of_files(folder: Path) -> None:
     text = json.dumps(keys(folder))
     assert not any(name in text for name in ("train.csv", "test.csv", "encoder", "little"))
+
+
+SHARED = Path(__file__).parents[2] / "shared/data"
+"""Real data beside the repository, where there are any."""
+
+
+@pytest.mark.parametrize(("recipe", "folder", "form"), [("ner-ncbi", "ncbi-disease", "{}.conll.gz"), ("intent", "clinc150", "{}.jsonl.gz")])
+def test_a_shipped_recipe_runs_in_its_smoke_profile(recipe: str, folder: str, form: str, tiny_model: Path, tmp_path: Path) -> None:
+    if not (SHARED / folder).exists():
+        pytest.skip(f"no {SHARED / folder}")
+    files = {"train": "train", "validation": "dev", "search": "dev", "test": "test"}
+    changes = {f"data.{split}": SHARED / folder / form.format(name) for split, name in files.items()}
+    changes |= {"teacher.model": tiny_model, "distill.student.model": tiny_model, "data.max_length": 32}
+    changes |= {"distill.objectives": "[{type: minilmv2, relation_heads: 4, end: 0.5}, {type: soft_labels, start: 0.5}]"}
+    told = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    path = Path(__file__).parents[1] / "recipes" / f"{recipe}.yaml"
+    done = compress(str(path), "--profile", "smoke", "--artifacts", str(tmp_path), *told, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "dist" / f"{recipe}-smoke/model.onnx").exists()

@@ -94,6 +94,7 @@ def test_report_shows_every_part() -> None:
     assert page.count('class="front"') == 18
     assert all(f">{name}</text>" in page for name in ("full", "accurate", "balanced", "fast", "min"))
     assert "Length adaptation pays little here" in page
+    assert page.count("of the multiply-accumulates</figcaption>") == len(full_metrics()["points"])
     assert "3 min 20 s" in page
 
 

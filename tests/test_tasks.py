@@ -272,13 +272,14 @@ def test_a_search_split_that_is_mostly_the_test_split_is_refused(tmp_path: Path,
         write(tmp_path / f"{name}.jsonl", tags, 100, seed)
     text = RECIPE.format(task="type: token-classification", metric="entity_f1", model=tiny_model, data="", cascade="")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
-    test = (tmp_path / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    train, test = ((tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True) for name in ("train", "test"))
     search = (tmp_path / "search.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     for shared, code, told in (
-        (50, 3, "of 150 texts of data.search are in test too"),
-        (3, 0, "3 texts of search are in train or test too: left out"),
+        (train[:50], 3, "50 of 150 texts of data.search are in train too"),
+        (test[:50], 3, "of 150 texts of data.search are in test too"),
+        (test[:3], 0, "3 texts of search are in train or test too: left out"),
     ):
-        (tmp_path / "search.jsonl").write_text("".join([*search, *test[:shared]]), encoding="utf-8")
+        (tmp_path / "search.jsonl").write_text("".join([*search, *shared]), encoding="utf-8")
         done = compress("run", "tiny.yaml", "--until", "data", cwd=tmp_path)
         assert done.returncode == code, done.stderr
         assert told in done.stderr

@@ -32,7 +32,7 @@ from compressor.quantizers import QUANTIZERS, SINGLE, Feed
 from compressor.recipe import Recipe
 from compressor.sensitivity import by_sensitivity, fewest
 from compressor.session import Graph, check_agreement
-from compressor.settings.deploying import LengthAdapt, Quantize
+from compressor.settings.deploying import LengthAdapt
 from compressor.settings.serving import Target
 from compressor.splits import MODEL, Splits, task_of
 
@@ -60,7 +60,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     assert recipe.quantize is not None
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     validation = splits.encoded("validation", task, inputs["checkpoint"].path / MODEL)
-    source, names = inputs["float_graph"].path / "model.onnx", _backends(recipe.quantize, log)
+    source, names = inputs["float_graph"].path / "model.onnx", _backends(recipe, log)
     bench = Bench(source, validation, recipe)
     if bench.isa != machine.level():
         here = machine.level() or "an unknown instruction set"
@@ -196,9 +196,12 @@ def choose(scores: dict[str, float], milliseconds: dict[str, float]) -> str:
     return min(good, key=lambda name: milliseconds.get(name, 0.0))
 
 
-def _backends(settings: Quantize, log: Progress) -> Sequence[str]:
-    if settings.backend != "auto":
-        return [settings.backend]
+def _backends(recipe: Recipe, log: Progress) -> Sequence[str]:
+    assert recipe.quantize is not None
+    if recipe.quantize.backend != "auto":
+        return [recipe.quantize.backend]
+    if recipe.distill and recipe.distill.student.bilstm:
+        return ["onnxruntime"]  # the others leave its layers in float
     missing = {}
     if not machine.installed("nncf"):
         missing["nncf"] = "it is not installed (pip install 'encoder-compressor[nncf]')"
