@@ -205,6 +205,7 @@ def test_a_shipped_recipe_runs_in_its_smoke_profile(recipe: str, folder: str, fo
     changes = {f"data.{split}": SHARED / folder / form.format(name) for split, name in files.items()}
     changes |= {"teacher.model": tiny_model, "distill.student.model": tiny_model, "data.max_length": 32}
     changes |= {"distill.objectives": "[{type: minilmv2, relation_heads: 4, end: 0.5}, {type: soft_labels, start: 0.5}]"}
+    changes |= {"early_exit.layer": 1} if recipe == "intent" else {}  # the tiny student has three layers
     told = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     path = Path(__file__).parents[1] / "recipes" / f"{recipe}.yaml"
     done = compress(str(path), "--profile", "smoke", "--artifacts", str(tmp_path), *told, cwd=tmp_path)
