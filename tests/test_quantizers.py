@@ -191,6 +191,25 @@ def test_a_backend_that_fails_or_answers_otherwise_is_left_out_by_auto(
         quantize.run(recipe, inputs, tmp_path, Progress())
 
 
+def test_texts_that_calibrate_are_of_train_of_all_lengths_and_configurations(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {
+        kind: Artifact(next(built.glob(f"artifacts/{stage}-*")))
+        for kind, stage in (("data", "data"), ("checkpoint", "length_adapt"), ("float_graph", "export"))
+    }
+    recipe = load_recipe(built / "tiny.yaml", ["quantize.backend=onnxruntime-static", "quantize.calibration=12"])
+    train = Splits.of(inputs["data"]).encoded("train", TextClassification(), inputs["checkpoint"].path / MODEL).tokens
+    feeds = list(quantize._feeds(recipe, inputs, inputs["float_graph"].path / "model.onnx"))
+    assert len(feeds) == 12
+    assert {tuple(feed["input_ids"][0]) for feed in feeds} <= {tuple(text.ids) for text in train}
+    assert len({tuple(feed["lengths"]) for feed in feeds}) == 3
+    sizes = [feed["input_ids"].shape[1] for feed in feeds]
+    assert max(sizes) - min(sizes) >= 0.8 * (train.lengths.max() - train.lengths.min())
+    quantize.run(recipe, inputs, tmp_path, Progress())
+    assert "quantize: 12 texts calibrate, few to know what ranges activations take" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-static"])
 def test_nothing_is_written_beside_the_float_graph(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     source, seen = next(built.glob("artifacts/export-*/model.onnx")), list[Path]()

@@ -40,6 +40,8 @@ NOISE = 0.003
 """Scores on validation that differ by less are alike."""
 ALONE = ".alone"
 """Suffix of a graph in which one product is INT8."""
+FEW = 16
+"""Texts under which calibration knows little; of three length configurations each has a third of them."""
 LOOKED_AT = 8
 """Training texts that are tokenized for each that calibrates: enough to choose by length."""
 REQUESTS = 32
@@ -69,6 +71,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
             "they state measured_on: other"
         )
     feeds = [] if SINGLE.issuperset(names) else list(_feeds(recipe, inputs, source))
+    if 0 < len(feeds) < FEW:
+        told = f"{len(feeds)} texts calibrate, few to know what ranges activations take"
+        log.warn(f"quantize: {told}; raise quantize.calibration, or give train more")
     made, left_out = _made(names, bench, out, feeds, recipe, log)
     times = _milliseconds({name: one.file for name, one in made.items()}, validation, recipe.target) if len(names) > 1 else {}
     scores = {name: one.score for name, one in made.items()}
