@@ -160,7 +160,8 @@ def test_what_runs_of_many_tokens_cost_is_what_was_measured() -> None:
     assert "of 8,192, long posts take {:.1f} to {:.1f} times as long".format(*ratios) in " ".join(README.split())
 
 
-RECYCLED = ["sci-cite_mpnet-base", "bc5cdr_mpnet-base", *(f"{name}_minilm-l6-h384" for name in ("sci-cite", "bc5cdr", "chemprot"))]
+MINILM = ("sci-cite", "bc5cdr", "chemprot")
+RECYCLED = ["sci-cite_mpnet-base", "bc5cdr_mpnet-base", *(f"{name}_minilm-l6-h384" for name in (*MINILM, "sciie-relation-extraction"))]
 
 
 @pytest.mark.parametrize("name", RECYCLED)
@@ -172,6 +173,17 @@ def test_what_recycling_gives_a_training_is_what_was_measured(name: str) -> None
     assert f"read {full['texts_per_second']:.0f}, {half['texts_per_second'] / full['texts_per_second']:.1f} times as fast" in words
     assert f"({100 * half['score']:.1f} and {100 * full['score']:.1f}" in words
     assert f"ended {100 * abs(half['score'] - full['score']):.1f} points" in words
+
+
+def test_what_more_recycled_layers_cost_is_what_was_measured() -> None:
+    rows, words = (
+        {row["name"]: row for row in result("recycling_sciie-relation-extraction_minilm-l6-h384")["rows"]},
+        " ".join(README.split()),
+    )
+    for share in (25, 75, 100):
+        row = rows[f"recycled, {share}%, float16"]
+        ratio = row["texts_per_second"] / rows["full"]["texts_per_second"]
+        assert f"{100 * row['score']:.1f} above {share} % of the layers at {ratio:.1f} times" in words
 
 
 def test_what_smaller_types_cost_the_score_is_what_was_measured() -> None:
