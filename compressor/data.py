@@ -53,11 +53,12 @@ def read_examples(
     split: str,
     limit: int | None = None,
     spread: bool = False,
+    within: int | None = None,
     skipped: list[str] | None = None,
 ) -> Iterator[Example]:
     """Yield the examples of a file (csv, tsv, jsonl, parquet, the task's own, txt without labels; all also .gz), or of the Hub.
 
-    Of a `limit`, those are the first so many rows, or so many from all over the file.
+    Of a `limit`, those are the first so many rows, or so many from all over the file, or over its first rows.
     A row that is no example ends the reading, unless there is a list for `skipped` ones: what is wrong with them goes there.
 
     Raises:
@@ -67,7 +68,7 @@ def read_examples(
     plain = {".txt": txt_rows} if columns.label is None and columns.text_pair is None else {}
     name, found = rows(source, columns, root=root, split=split, forms={**task.forms, **plain})
     empty, left_out = True, len(skipped or ())
-    for number, row in _spread(found, limit) if spread and limit else islice(found, limit):
+    for number, row in _spread(islice(found, within), limit) if spread and limit else islice(found, limit):
         where = f"{name}: row {number}"
         try:
             check_columns(where, list(row), columns)

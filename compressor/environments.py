@@ -71,15 +71,14 @@ class Environment:
 
         Raises:
             StageError: the script fails; the last line that it says.
-            UnfitError: the environment cannot be made.
-            MemoryError: the script is killed.
+            UnfitError: the environment cannot be made, or the script is killed.
         """
         self.make()
         try:
             _run([str(self.python), str(script), *arguments], cwd)
         except subprocess.CalledProcessError as error:
             if error.returncode == -signal.SIGKILL:  # by the system, for what it took
-                raise MemoryError(f"{self.name} was killed") from None
+                raise UnfitError(f"{self.name} was killed, most likely for its memory; lower quantize.calibration") from None
             raise StageError(f"{self.name}: {_last_line(error.stderr)}") from None
 
 

@@ -112,8 +112,8 @@ def _some(recipe: Recipe) -> list[Example]:
     """Return the first examples: so many that a file that is sorted by label shows more than one."""
     task, skipped = TRAINED[recipe.task.type](**recipe.task.settings), list[str]()
     train, columns = recipe.data.train, recipe.columns()
-    limit, spread = min(SEEN, train.limit or SEEN), train.draw == "spread"
-    rows = read_examples(train.path, columns, task, root=recipe.root, split="train", limit=limit, spread=spread, skipped=skipped)
+    how = train.how | {"limit": min(SEEN, train.limit or SEEN)}
+    rows = read_examples(train.path, columns, task, root=recipe.root, split="train", skipped=skipped, **how)
     return list(rows)
 
 

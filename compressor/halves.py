@@ -6,6 +6,7 @@ Formula:  a text's key is that of compressor/store.py, with the front's own hash
 Limits:   one machine; a text is known by all its tokens, so that a changed one is read anew: who hands in paragraphs reads that one only.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,17 @@ AT_ONCE = 64
 
 
 _FRONTS: "WeakValueDictionary[tuple[Any, ...], Graph]" = WeakValueDictionary()
-"""Open fronts of bundles with a store, by the front's own hash and how it is fed."""
+"""Open fronts of bundles with a store, by process, the front's own hash and how it is fed: a session's threads do not come along a fork."""
 _OPENING = Lock()
+
+
+def _forget() -> None:
+    global _OPENING
+    _OPENING = Lock()  # a fork may have come while the parent held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 class BackGraph:
@@ -93,10 +103,11 @@ class Halves:
         how: dict[str, Any] = {"single": self.single, "pad_id": self.pad_id}
         if self.store is None:
             return Graph(self.folder / FRONT, self.threads, **how)
-        key = (self.store.identity.model, self.threads, *how.values())
+        key = (os.getpid(), self.store.identity.model, self.threads, *how.values())
         with _OPENING:
             if (found := _FRONTS.get(key)) is None:
                 found = _FRONTS[key] = Graph(self.folder / FRONT, self.threads, **how)
+                _ = found.beside  # opened while the file is what was verified: it may go before the last bundle that shares it
             return found
 
     def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:

@@ -1,9 +1,10 @@
 """What lies in the artifacts folder, and what may go."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,16 @@ def _status(folder: Path, used: frozenset[str], ended: float) -> str:
 
 def _changed(folder: Path) -> float:
     """Return when a folder was last changed, with the state in it that a stage goes on from; of a store, when it was written to."""
-    within = [folder / STATE, *(folder / STATE).rglob("*"), folder / "data.mdb"]
-    return max(path.stat().st_mtime for path in (folder, *within) if path.exists())
+    within = (Path(place) / name for place, _, names in os.walk(folder / STATE) for name in ("", *names))
+    return max(map(_stamp, (folder, *within, folder / "data.mdb")))
+
+
+def _stamp(path: Path) -> float:
+    """Return when a file was changed; 0 where it is gone, as a build beside this one may have it."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _readable(folder: Path) -> bool:
@@ -149,4 +158,9 @@ def _used(artifacts: Path, ended: float) -> frozenset[str]:
 
 
 def _megabytes(folder: Path) -> float:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # a build beside this one may have moved it
+                total += (Path(place) / name).stat().st_size
+    return total / 1e6

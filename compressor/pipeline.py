@@ -335,6 +335,7 @@ def _translated(stage: Stage, artifacts: Path) -> Iterator[None]:
         raise
 
 
+_OUT_OF_MEMORY = ("not enough memory", "out of memory", "allocate memory", "bad_alloc")
 FULL = 2**20
 """Free bytes under which a disk counts as full: a library that could not write may fail later, on what it finds cut short."""
 
@@ -346,6 +347,6 @@ def lacked(error: Exception, artifacts: Path) -> str | None:
         return f"no space left under {artifacts}; free some ('compress cache gc', or folders that 'compress cache ls' lists) and run again"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{getattr(error, 'filename', None) or artifacts} is not writable; mend its permissions and run again"
-    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(told in text for told in _OUT_OF_MEMORY):
         return "out of memory; lower batch_size or data.max_length"
     return None

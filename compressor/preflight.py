@@ -108,5 +108,5 @@ def _student(recipe: Recipe, section: str, settings: Distill, guide: PreTrainedM
 
 def _texts(recipe: Recipe) -> list[str]:
     data, skipped = recipe.data.train, list[str]()
-    rows = read_examples(data.path, recipe.columns(), task_of(recipe), root=recipe.root, split="train", limit=data.limit, skipped=skipped)
+    rows = read_examples(data.path, recipe.columns(), task_of(recipe), root=recipe.root, split="train", skipped=skipped, **data.how)
     return [part for example in islice(rows, TEXTS) for part in (example.text, example.text_pair) if part]

@@ -253,6 +253,8 @@ class Recipe(Section):
             for k in ("assistant", "distill", "length_adapt", "early_exit")
             if (section := getattr(self, k))
         }
+        if self.quantize:  # of a few texts one costs more than any drop allowed
+            changed["quantize"] = self.quantize.model_copy(update={"max_drop": 1.0})
         if self.search:
             changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8, "proposals": 2})
         if self.cascade:
@@ -277,12 +279,13 @@ class Recipe(Section):
 
 
 def _sliver(split: Split, most: int, name: str) -> Split:
-    """Return at most so many examples of a split, from all over its file: one that is sorted by label begins with one label.
+    """Return at most so many examples of a split, from all over what it reads: a file that is sorted by label begins with one label.
 
-    Rows beyond the recipe's own limit are never read, and of texts without labels the first will do.
+    Of texts without labels the first will do.
     """
-    everywhere = split.limit is None and name != "unlabelled"
-    return split.model_copy(update={"limit": min(most, split.limit or most), "draw": "spread" if everywhere else split.draw})
+    spread: dict[str, Any] = {} if name == "unlabelled" else {"draw": "spread"}
+    within = {"within": split.limit} if spread and split.draw == "first" else {}  # no rows beyond the recipe's own
+    return split.model_copy(update={"limit": min(most, split.limit or most), **spread, **within})
 
 
 def _key_value(value: Any, root: Path) -> Any:

@@ -427,7 +427,7 @@ def test_a_label_of_the_calibration_that_train_lacks_is_named(project: Path) -> 
         examples_of(recipe, splits, skipped)
     (project / "odd.csv").write_text("text,label\na strange film,odd\nfine it was indeed,positive\n", encoding="utf-8")
     assert [example.label for example in examples_of(recipe, splits, skipped)] == ["positive"]
-    assert ["its labels are none that train knows" in told for told in skipped] == [True]
+    assert ["has labels that train lacks" in told for told in skipped] == [True]
 
 
 REFUSED = {

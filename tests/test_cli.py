@@ -431,6 +431,21 @@ def test_cache_gc_removes_what_no_newest_bundle_was_made_from(project: Path) -> 
     assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
 
 
+def test_cache_gc_goes_by_what_was_written_last_inside(project: Path) -> None:
+    artifacts = project / "artifacts"
+    for number, later in enumerate((True, False)):
+        seed, store = artifacts / f".distill-{number:012}/.state/seed-1", artifacts / f"store-{number:012}"
+        for file in (seed / "fit.pt", store / "data.mdb"):
+            file.parent.mkdir(parents=True)
+            file.touch()
+        for path in (seed, seed.parent, seed.parent.parent, store):
+            os.utime(path, (0, 0))
+        for file in (seed / "fit.pt", store / "data.mdb"):
+            os.utime(file, None if later else (0, 0))
+    removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"]
+    assert set(removed) == {"artifacts/.distill-000000000001", "artifacts/store-000000000001"}
+
+
 def test_cache_gc_leaves_what_a_build_goes_on_from(project: Path) -> None:
     artifacts = project / "artifacts"
     for path in artifacts.glob("bundle-*"):

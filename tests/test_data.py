@@ -156,6 +156,7 @@ def test_spread_reads_as_many_from_all_over_the_file_and_the_same_every_time(fil
     assert {e.label for e in found} == {"0", "1", "2", "3"}
     assert (len(found), read(path, limit=40, spread=True)) == (40, found)
     assert len(read(path, limit=1000, spread=True)) == 400
+    assert {e.label for e in read(path, limit=40, spread=True, within=200)} == {"0", "1"}
 
 
 @pytest.mark.parametrize(("value", "label"), [("0", "0"), ("1.0", "1"), ("2.5", "2.5"), ('" yes "', "yes"), ("true", "True")])

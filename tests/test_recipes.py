@@ -95,12 +95,15 @@ def test_a_smoke_profile_never_reads_more_than_the_recipe_does(folder: Path) -> 
     assert splits.train.limit == 10
     assert splits.test is not None
     assert splits.test.limit == 48
-    assert (splits.train.draw, splits.test.draw, splits.unknown_labels) == ("first", "spread", "skip")
+    assert (splits.train.within, splits.test.within, splits.unknown_labels) == (10, None, "skip")
+    assert (splits.train.draw, splits.test.draw) == ("spread", "spread")
 
 
 def test_what_is_drawn_belongs_to_a_limit(folder: Path) -> None:
     with pytest.raises(RecipeError, match="draw says which examples limit takes: set limit too"):
         load_recipe(folder / "recipe.yaml", ["data.train={path: data/train.csv, draw: spread}"])
+    with pytest.raises(RecipeError, match="within says what draw: spread spreads over: set draw too, or leave it out"):
+        load_recipe(folder / "recipe.yaml", ["data.train={path: data/train.csv, limit: 5, within: 9}"])
 
 
 def definitions() -> Iterator[tuple[str, dict[str, Any]]]:

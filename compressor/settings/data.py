@@ -76,12 +76,21 @@ class Split(Section):
     """Read only so many examples."""
     draw: Literal["first", "spread"] = "first"
     """Which: the first of the file, or some from all over it, as a file needs that is sorted by label."""
+    within: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    """spread: from all over the first so many examples; absent: over all."""
 
     @model_validator(mode="after")
     def _draw_of_a_limit(self) -> "Split":
         if self.draw != "first" and self.limit is None:
             raise ValueError("draw says which examples limit takes: set limit too")
+        if self.within is not None and self.draw != "spread":
+            raise ValueError("within says what draw: spread spreads over: set draw too, or leave it out")
         return self
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What says which examples are read."""
+        return {"limit": self.limit, "spread": self.draw == "spread", "within": self.within}
 
 
 def _from_path(value: Any) -> Any:

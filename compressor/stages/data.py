@@ -157,9 +157,7 @@ def _write_unlabelled(
 def _read(recipe: Recipe, task: Task, name: str, skipped: list[str]) -> Iterator[Example]:
     source, columns = getattr(recipe.data, name), recipe.columns(labelled=name != "unlabelled")
     bad = skipped if recipe.data.skip_bad else None
-    return read_examples(
-        source.path, columns, task, root=recipe.root, split=name, limit=source.limit, spread=source.draw == "spread", skipped=bad
-    )
+    return read_examples(source.path, columns, task, root=recipe.root, split=name, skipped=bad, **source.how)
 
 
 def _check_cuts(recipe: Recipe, splits: Mapping[str, Written], log: Progress) -> None:

@@ -137,14 +137,13 @@ def examples_of(recipe: Recipe, splits: Splits, skipped: list[str]) -> list[Exam
     if source is None:
         return list(splits.examples("search"))
     columns, name = recipe.columns(), "cascade.calibration"
-    spread = source.draw == "spread"
-    found = read_examples(source.path, columns, task, root=recipe.root, split=name, limit=source.limit, spread=spread, skipped=bad)
+    found = read_examples(source.path, columns, task, root=recipe.root, split=name, skipped=bad, **source.how)
     examples = list(found)
     if recipe.data.unknown_labels == "skip":
         known = [e for e in examples if set(task.outputs(task.names(e))) <= set(splits.labels)]
         if not known:
             raise RecipeError(f"{name} ({source.path}): no text has labels that train knows; mend them, or name another file")
-        skipped += [f"{name} ({source.path}): its labels are none that train knows"] * (len(examples) - len(known))
+        skipped += [f"{name} ({source.path}): has labels that train lacks"] * (len(examples) - len(known))
         examples = known
     try:
         check_labels(task, examples, splits.labels)

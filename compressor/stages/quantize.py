@@ -110,7 +110,7 @@ def _made(
                 check_agreement(graph, recipe.data.max_length)
             made[name] = one
         except Exception as error:  # quantizers raise errors of their own
-            if len(names) == 1 or lacked(error, out):  # another time, this machine may have what it takes
+            if len(names) == 1 or isinstance(error, OSError) or lacked(error, out):  # another time, this machine may have what it takes
                 raise
             last, left_out[name] = error, " ".join(str(error).split())[:300].removeprefix(f"{file}: ")
             log.warn(f"quantize: auto leaves {name} out: {left_out[name]}")
