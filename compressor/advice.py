@@ -94,7 +94,7 @@ def _of_size(shipped: Size | None, recipe: Recipe) -> Iterator[str]:
         return
     table = shipped.vocabulary * shipped.width / 1e6
     pruned = f"distill.student.vocabulary: corpus (the table of {shipped.vocabulary:,} tokens takes {table:.0f} MB)"
-    yield f"{told}: {_either([pruned] * shipped.wordpiece + _smaller(shipped, recipe))}"
+    yield f"{told}: {_either([pruned] * shipped.prunable + _smaller(shipped, recipe))}"
 
 
 def _of_speed(teacher: Size | None, shipped: Size | None, recipe: Recipe) -> Iterator[str]:

@@ -14,6 +14,7 @@ from compressor import sources
 from compressor.data import Example, read_examples
 from compressor.errors import CompressorError
 from compressor.files import opened
+from compressor.pieces import KINDS
 from compressor.recipe import Recipe
 from compressor.settings.distilling import Student
 from compressor.tasks import TRAINED
@@ -26,14 +27,14 @@ COUNTED = (".csv", ".tsv", ".jsonl", ".txt")
 
 @dataclass(frozen=True)
 class Size:
-    """An encoder's layers, its hidden size, that of its feed-forward, its tokens, its family, and whether they are WordPiece's."""
+    """An encoder's layers, its hidden size, that of its feed-forward, its tokens, its family, and whether some of them can leave."""
 
     layers: int
     width: int
     inner: int
     vocabulary: int
     family: str
-    wordpiece: bool
+    prunable: bool
 
     @property
     def weights(self) -> int:
@@ -141,10 +142,10 @@ def _size(model: str, root: Path) -> Size | None:
     layers, width, inner, vocabulary = (next((config[k] for k in keys if k in config), 0) for keys in named)
     if not (all(isinstance(number, int) for number in (layers, width, inner, vocabulary)) and layers and width):
         return None
-    return Size(layers, width, inner, vocabulary, str(config.get("model_type", "")), _is_wordpiece(folder))
+    return Size(layers, width, inner, vocabulary, str(config.get("model_type", "")), _is_prunable(folder))
 
 
-def _is_wordpiece(folder: Path) -> bool:
+def _is_prunable(folder: Path) -> bool:
     """Return whether a vocabulary can be cut; where no tokenizer.json tells, it may."""
     path = folder / "tokenizer.json"
-    return not path.exists() or '"WordPiece"' in path.read_text(encoding="utf-8")
+    return not path.exists() or json.loads(path.read_text(encoding="utf-8"))["model"]["type"] in KINDS

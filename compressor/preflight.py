@@ -32,7 +32,7 @@ from compressor.stages.length_adapt import check_question, check_tokens, smalles
 from compressor.stages.members import examples_of
 from compressor.students import student_of
 from compressor.tuning import prepare
-from compressor.vocabulary import check_wordpiece
+from compressor.vocabulary import check_kind
 
 TEXTS = 200
 """Training texts, the first ones, on which two tokenizers are compared."""
@@ -98,7 +98,7 @@ def _student(recipe: Recipe, section: str, settings: Distill, guide: PreTrainedM
     if task.head == "masked-lm":
         check_vocabulary(section, settings, (student, folder), (guide, beside))
     if settings.student.vocabulary == "corpus":
-        check_wordpiece(folder, f"{section}.student.vocabulary")
+        check_kind(folder, f"{section}.student.vocabulary")
     if settings.recycled_layers is not None:
         below = count_layers(settings.recycled_layers, shapes.student.layers)
         check_layers(student, below, f"{section}.recycled_layers")

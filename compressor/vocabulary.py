@@ -1,9 +1,10 @@
 """Vocabulary pruning: keep only the tokens that a corpus uses, in the tokenizer and in the embedding table.
 
 What:     tokens that no text of the corpus needs leave; single characters stay, so that any text can still be split.
-Formula:  WordPiece takes the longest piece that fits, so a text of which every token stays is split as before: same pieces, same logits.
+Formula:  what splitting needs of each kind of tokenizer stays too (`compressor.pieces`), so a text of which every token stays is split as
+          before: same pieces, same logits.
 Defaults: off (`vocabulary: full`).
-Limits:   WordPiece tokenizers. A text with a token that left is split into smaller pieces: `covered` says how many texts are.
+Limits:   WordPiece, BPE and Unigram tokenizers. A text with a token that left is split into smaller pieces: `covered` says how many are.
 """
 
 import json
@@ -17,34 +18,30 @@ from transformers import PreTrainedModel
 
 from compressor.encoded import tokenizer_of
 from compressor.errors import RecipeError
+from compressor.pieces import KINDS, cut, needed
 from compressor.tokens import Ints, Tokens
-
-PREFIX = "##"
 
 
 def used(folder: Path, corpus: Tokens, key: str) -> Ints:
-    """Return the ids, ascending, that stay: those of the corpus, special tokens, and single characters.
+    """Return the ids, ascending, that stay: those of the corpus, special tokens, and what splitting needs.
 
     Raises:
-        RecipeError: the tokenizer is not WordPiece.
+        RecipeError: the tokenizer is of a kind whose pieces cannot leave.
     """
-    described = check_wordpiece(folder, key)
-    vocabulary: dict[str, int] = described["model"]["vocab"]
-    kept = {number for piece, number in vocabulary.items() if len(piece.removeprefix(PREFIX)) == 1}
-    kept |= {token["id"] for token in described["added_tokens"]}
-    kept |= {vocabulary[described["model"]["unk_token"]]}
-    return np.array(sorted(kept | set(np.unique(corpus.ids).tolist())))
+    described = check_kind(folder, key)
+    asked = {*np.unique(corpus.ids).tolist(), *(token["id"] for token in described["added_tokens"])}
+    return np.array(sorted(needed(described["model"], asked)))
 
 
-def check_wordpiece(folder: Path, key: str) -> dict[str, Any]:
+def check_kind(folder: Path, key: str) -> dict[str, Any]:
     """Return what a folder's tokenizer.json says.
 
     Raises:
-        RecipeError: the tokenizer is not WordPiece.
+        RecipeError: the tokenizer is of a kind whose pieces cannot leave.
     """
     described: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    if (kind := described["model"]["type"]) != "WordPiece":
-        raise RecipeError(f"{key}: corpus is exact for WordPiece tokenizers only, and this one is {kind}; set vocabulary: full")
+    if (kind := described["model"]["type"]) not in KINDS:
+        raise RecipeError(f"{key}: corpus is exact for {', '.join(KINDS)} tokenizers only, and this one is {kind}; set vocabulary: full")
     return described
 
 
@@ -75,8 +72,7 @@ def prune_tokenizer(source: Path, target: Path, kept: Ints) -> None:
     """Write the tokenizer with the kept tokens only, renumbered, over the one in `target`."""
     place = {int(number): new for new, number in enumerate(kept)}
     described = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = described["model"]["vocab"]
-    described["model"]["vocab"] = {piece: place[number] for piece, number in vocabulary.items() if number in place}
+    described["model"] = cut(described["model"], place)
     for token in described["added_tokens"]:
         token["id"] = place[token["id"]]
     for part in ("post_processor", "padding"):
@@ -85,6 +81,8 @@ def prune_tokenizer(source: Path, target: Path, kept: Ints) -> None:
     if (target / "vocab.txt").exists():
         pieces = tokenizer_of(target).get_vocab()
         (target / "vocab.txt").write_text("\n".join(sorted(pieces, key=pieces.__getitem__)) + "\n", encoding="utf-8")
+    if (target / "vocab.json").exists():
+        tokenizer_of(target).model.save(str(target))  # vocab.json, and merges.txt beside it
     settings = target / "tokenizer_config.json"
     if settings.exists():
         described = json.loads(settings.read_text(encoding="utf-8"))

@@ -96,7 +96,9 @@ def test_any_text_can_still_be_split_into_characters(tmp_path: Path) -> None:
     assert np.all(np.diff(kept) > 0)
 
 
-def test_a_vocabulary_that_is_no_wordpiece_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": {}}, "added_tokens": []}), encoding="utf-8")
-    with pytest.raises(RecipeError, match="k: corpus is exact for WordPiece tokenizers only, and this one is BPE; set vocabulary: full"):
+def test_a_vocabulary_of_whole_words_is_refused(tmp_path: Path) -> None:
+    described = {"model": {"type": "WordLevel", "vocab": {}}, "added_tokens": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    told = "k: corpus is exact for WordPiece, BPE, Unigram tokenizers only, and this one is WordLevel; set vocabulary: full"
+    with pytest.raises(RecipeError, match=told):
         used(tmp_path, Tokens.joined([]), "k")
