@@ -100,7 +100,7 @@ def test_what_a_recipe_would_be_refused_for_is_not_advised(make_recipe: Callable
     assert "raise it, or leave export.halves out and distill a student" in advice(recipe, *halved, size)
     assert "for a speed-up of 50 leave export.halves out and distill a student" in advice(recipe, *halved, speed)
     assert "takes 23 MB), fewer layers or a narrower hidden_size" in advice(recipe, *large, size)
-    (tmp_path / "large/tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    (tmp_path / "large/tokenizer.json").write_text('{"model": {"type": "WordLevel"}}')
     assert "the size gate allows 20: fewer layers or a narrower hidden_size" in advice(recipe, *large, size)
     ways = "for a speed-up of 50 take fewer layers, a narrower hidden_size"
     assert f"{ways}, a bilstm student or a cascade" in advice(recipe, *large, speed)

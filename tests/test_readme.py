@@ -160,30 +160,36 @@ def test_what_runs_of_many_tokens_cost_is_what_was_measured() -> None:
     assert "of 8,192, long posts take {:.1f} to {:.1f} times as long".format(*ratios) in " ".join(README.split())
 
 
-MINILM = ("sci-cite", "bc5cdr", "chemprot")
-RECYCLED = ["sci-cite_mpnet-base", "bc5cdr_mpnet-base", *(f"{name}_minilm-l6-h384" for name in (*MINILM, "sciie-relation-extraction"))]
+DATA = {
+    "sci-cite": "SciCite, macro F1",
+    "bc5cdr": "BC5CDR, entity F1",
+    "chemprot": "ChemProt, accuracy",
+    "sciie-relation-extraction": "SciERC, macro F1",
+}
+MODELS = {"mpnet-base": "MPNet-base", "minilm-l6-h384": "MiniLM 6×384"}
+RECYCLED = [
+    path.stem.removeprefix("recycling_")
+    for path in (ROOT / "benchmarks/results").glob("recycling_*.json")
+    if path.stem.count("_") == 2 and "squad" not in path.stem
+]
 
 
 @pytest.mark.parametrize("name", RECYCLED)
 def test_what_recycling_gives_a_training_is_what_was_measured(name: str) -> None:
-    rows = {row["name"]: row for row in result(f"recycling_{name}")["rows"]}
-    full, half = rows["full"], rows["recycled, 50%, float16"]
-    words = " ".join(README.split())
-    assert f"read {half['texts_per_second']:.0f} " in words
-    assert f"read {full['texts_per_second']:.0f}, {half['texts_per_second'] / full['texts_per_second']:.1f} times as fast" in words
-    assert f"({100 * half['score']:.1f} and {100 * full['score']:.1f}" in words
-    assert f"ended {100 * abs(half['score'] - full['score']):.1f} points" in words
+    (data, model), rows = name.split("_"), {row["name"]: row for row in result(f"recycling_{name}")["rows"]}
+    both = rows["full"], rows["recycled, 50%, float16"]
+    (whole, above), (slow, fast) = ([row[key] for row in both] for key in ("score", "texts_per_second"))
+    scores = f"{100 * whole:.1f} | {100 * above:.1f} | {100 * (above - whole):+.1f}".replace("-", "−")
+    cells = f"| {DATA[data]} | {MODELS[model]} | {scores} | {slow:.0f} | {fast:.0f} | {fast / slow:.1f}× |"
+    assert f"{cells} [result](benchmarks/results/recycling_{name}.json) |" in README
 
 
-def test_what_more_recycled_layers_cost_is_what_was_measured() -> None:
-    rows, words = (
-        {row["name"]: row for row in result("recycling_sciie-relation-extraction_minilm-l6-h384")["rows"]},
-        " ".join(README.split()),
-    )
-    for share in (25, 75, 100):
-        row = rows[f"recycled, {share}%, float16"]
-        ratio = row["texts_per_second"] / rows["full"]["texts_per_second"]
-        assert f"{100 * row['score']:.1f} above {share} % of the layers at {ratio:.1f} times" in words
+@pytest.mark.parametrize(("title", "name"), [("whole", "full"), *((f"above {q} %", f"recycled, {q}%, float16") for q in (25, 50, 75))])
+def test_what_more_recycled_layers_and_fewer_texts_cost_is_what_was_measured(title: str, name: str) -> None:
+    rows = {row["name"]: row for row in result("recycling_sciie-relation-extraction_minilm-l6-h384")["rows"]}
+    parts = [rows.get(name + part) for part in ("", ", half of the data", ", a tenth of the data")]
+    cells = " | ".join(f"{100 * row['score']:.1f} ± {100 * row['spread']:.1f}" if row else "" for row in parts)
+    assert f"| {title} | {cells} | {rows[name]['texts_per_second'] / rows['full']['texts_per_second']:.1f}× |" in README
 
 
 def test_what_smaller_types_cost_the_score_is_what_was_measured() -> None:
@@ -196,7 +202,9 @@ def test_what_smaller_types_cost_the_score_is_what_was_measured() -> None:
 
 def test_what_one_learning_rate_for_all_costs_recycled_layers_is_what_was_measured() -> None:
     full, half = result("recycling_bc5cdr_mpnet-base_same-rate")["rows"]
-    assert f"at the same rate it ended {100 * (full['score'] - half['score']):.1f} below" in " ".join(README.split())
+    assert f"At one rate for both, MPNet-base ended {100 * (full['score'] - half['score']):.1f} points below on BC5CDR" in " ".join(
+        README.split()
+    )
 
 
 def test_what_a_store_takes_and_knows_is_what_was_measured() -> None:

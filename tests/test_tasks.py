@@ -81,6 +81,12 @@ RANKED = {
     "token-classification": "length_adapt: {significance: learned, ",
     "multi-label-classification": "length_adapt: {significance: learned, ",
 }
+RELATIONS = "{type: minilmv2, relation_heads: 4, end: 0.5}"
+GUIDES = {
+    "question-answering": "{type: minilm, end: 0.5}",
+    "token-classification": "{type: tinybert, end: 0.5}",
+    "multi-label-classification": "{type: hidden_cosine, end: 0.5}",
+}
 CASCADE = "cascade: {members: [{point: min}, {teacher: float}], thresholds: [0.8]}"
 KINDS: dict[str, tuple[Callable[[random.Random], dict[str, Any]], str, Any, str]] = {
     "multi-label-classification": (sets, "micro_f1", "a good film", "a good film\n"),
@@ -104,7 +110,7 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         write(folder / f"{name}.jsonl", make, count, seed)
     cascade = "" if kind == "text-regression" else CASCADE
     text = RECIPE.format(task=f"type: {kind}", metric=metric, model=tiny_model, data="", cascade=cascade)
-    text = text.replace("length_adapt: {", RANKED.get(kind, "length_adapt: {"))
+    text = text.replace("length_adapt: {", RANKED.get(kind, "length_adapt: {")).replace(RELATIONS, GUIDES.get(kind, RELATIONS))
     (folder / "tiny.yaml").write_text(text, encoding="utf-8")
     done = compress("run", "tiny.yaml", "--format", "json", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -249,6 +255,34 @@ def test_a_context_longer_than_the_model_needs_a_stride(split: str, tmp_path: Pa
     assert done.returncode == 3
     assert "data.stride is 0, but the context of 'the film is' takes more than max_length 32 tokens" in done.stderr
     assert not list((tmp_path / "artifacts").glob("finetune-*"))
+
+
+def test_questions_without_an_answer_and_lengths_in_tokens_reach_the_bundle(tmp_path: Path, tiny_model: Path) -> None:
+    from compressor.runtime import Runtime
+
+    def maybe(rng: random.Random) -> dict[str, Any]:
+        row = spans(rng)
+        if rng.random() < 0.5:
+            return row
+        words = [word for word in row["context"].split() if word not in GOOD + BAD]
+        return row | {"context": " ".join(words), "answers": {"text": [], "answer_start": []}}
+
+    for name, count, seed in (("train", 300, 1), ("search", 40, 2), ("test", 40, 3)):
+        write(tmp_path / f"{name}.jsonl", maybe, count, seed)
+    task = "type: question-answering, no_answer: true"
+    text = RECIPE.format(task=task, metric="f1", model=tiny_model, data="", cascade=CASCADE)
+    text = text.replace("length_adapt: {", "length_adapt: {counts: absolute, ").replace(RELATIONS, "{type: hidden_cosine, end: 0.5}")
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    done = compress("run", "tiny.yaml", "--format", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)["variants"]}
+    assert rows["teacher fp32"]["score"] > 0.7  # one half has no answer, and answering nothing is right for it alone
+    scored = compress("eval", "artifacts/dist/tiny", "--data", "test.jsonl", "--point", "min", "--format", "json", cwd=tmp_path)
+    assert json.loads(scored.stdout)["score"] == pytest.approx(rows["INT8 min"]["score"])
+    runtime = Runtime(tmp_path / "artifacts/dist/tiny")
+    none, one = runtime.predict([("the film is", "the plot of the actor"), ("the film is", f"the plot is {GOOD[0]}")], "full")
+    assert (none.text, none.start, none.end) == ("", 0, 0)
+    assert one.text == GOOD[0]
 
 
 def test_questions_on_one_context_stay_in_one_split(tmp_path: Path, tiny_model: Path) -> None:
