@@ -75,8 +75,8 @@ def _unused(artifacts: Path) -> list[Entry]:
 
 def _named_stores(artifacts: Path) -> list[Path]:
     """Return the stores outside the cache that recipes built here have named; other builds may read them, so that none is removed."""
-    stages = [Artifact(folder) for folder in artifacts.glob("recycle-*") if _readable(folder)]
-    paths = {Path(str(stage.metrics[STORE])) for stage in stages}
+    metrics = [Artifact(f).metrics for stage in STAGES for f in artifacts.glob(f"{stage.name}-*") if _readable(f)]
+    paths = {Path(str(own[STORE])) for own in metrics if STORE in own}
     return sorted(path for path in paths if path.is_absolute() and path.exists())
 
 

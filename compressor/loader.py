@@ -18,6 +18,9 @@ from compressor.errors import RecipeError
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
 
+SHORT = {**dict.fromkeys((*SPLITS, "unlabelled", "calibration"), "path"), "recycled_layers": "layer"}
+"""Sections that may be written as one value, and the key that it stands for."""
+
 Location = Sequence[str | int]
 LONGEST_SHOWN = 80
 """Characters of a user's own value that an error repeats."""
@@ -102,8 +105,8 @@ def _apply(document: Any, change: str) -> None:
     for parent in parents:
         if not isinstance(node, dict):
             break
-        if isinstance(node.get(parent), str):  # the short form `train: PATH`
-            node[parent] = {"path": node[parent]}
+        if parent in SHORT and isinstance(node.get(parent), str | int):
+            node[parent] = {SHORT[parent]: node[parent]}
         if node.get(parent) is None:
             node[parent] = {}
         node = node[parent]
@@ -115,7 +118,7 @@ def _apply(document: Any, change: str) -> None:
         value = text
     names_files = last in ("model", "path", "embeddings") or (parents == ["data"] and last in (*SPLITS, "unlabelled"))
     there = (names_files or key == "cascade.calibration") and isinstance(value, str) and os.path.exists(value)
-    made = key == "recycle.store" and isinstance(value, str) and not value.startswith("~")  # a folder that may not be there yet
+    made = last == "store" and isinstance(value, str) and not value.startswith("~")  # a folder that may not be there yet
     node[last] = os.path.abspath(value) if there or made else value
 
 

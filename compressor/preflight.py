@@ -23,6 +23,7 @@ from compressor.objectives import Shapes
 from compressor.pretrained import load_model
 from compressor.recipe import Recipe
 from compressor.recycling import check_layers
+from compressor.reuse import check_stores
 from compressor.settings.distilling import Distill
 from compressor.settings.training import count_layers
 from compressor.splits import Splits, task_of
@@ -44,10 +45,11 @@ def check_encoders(recipe: Recipe) -> None:
     Raises:
         RecipeError: a layer map is out of range, a fine-tuning method or objectives do not fit, a text is longer than a position table, a
             family has no adaptive length or does not run layer by layer, the smallest sub-model has next to no tokens, a question cannot
-            be told from its context, the teacher's answers for tokens are none for the student's, a vocabulary cannot be pruned, or
-            layers to recycle or to exit from are not there.
+            be told from its context, the teacher's answers for tokens are none for the student's, a vocabulary cannot be pruned,
+            layers to recycle or to exit from are not there, or two models' layers would be kept in one store.
     """
     task, longest, tuned = task_of(recipe), recipe.data.max_length, recipe.teacher.finetune
+    check_stores(recipe)
     taught_by = folder = sources.model_folder(recipe.teacher.model, recipe.root)
     model = load_model(folder, (), task.head)
     check_positions(model, longest)
@@ -100,7 +102,7 @@ def _student(recipe: Recipe, section: str, settings: Distill, guide: PreTrainedM
     if settings.student.vocabulary == "corpus":
         check_kind(folder, f"{section}.student.vocabulary")
     if settings.recycled_layers is not None:
-        below = count_layers(settings.recycled_layers, shapes.student.layers)
+        below = count_layers(settings.recycled_layers.layer, shapes.student.layers)
         check_layers(student, below, f"{section}.recycled_layers")
         check_above(section, settings, shapes, below)
     return student, folder

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from compressor import sources
 from compressor.artifact import STORE, sha256
 from compressor.encoded import Encoded
+from compressor.errors import RecipeError
 from compressor.families import shape_of
 from compressor.pretrained import load_model
 from compressor.progress import Progress
@@ -54,11 +55,32 @@ def student_layers(
     if settings.recycled_layers is None:
         yield None
         return
-    count, device = count_layers(settings.recycled_layers, shape_of(model).layers), Accelerator().device
+    count, device = count_layers(settings.recycled_layers.layer, shape_of(model).layers), Accelerator().device
     lower = Lower(model, count, device, autocast(settings.precision, device), key)
-    kept = (recipe.recycle or Recycle(layer=count)).model_copy(update={"store": None})
-    with stored(lower, lower.digest(), tokenizer, kept, artifacts, log) as store:
-        yield Layers(lower, store)
+    kept = settings.recycled_layers.kept(recipe.recycle)
+    with stored(lower, lower.digest(), tokenizer, kept, _place(kept, recipe, artifacts), log) as store:
+        yield Layers(lower, store, kept)
+
+
+def check_stores(recipe: Recipe) -> None:
+    """Look whether no two of a recipe's models keep their layers' outputs in one folder.
+
+    Raises:
+        RecipeError: two do.
+    """
+    sections = (recipe.recycle, *(own and own.recycled_layers for own in (recipe.assistant, recipe.distill)))
+    named = [sources.place_of(own.store, recipe.root).resolve() for own in sections if own and own.store]
+    if twice := next((place for place in named if named.count(place) > 1), None):
+        raise RecipeError(f"store {twice} is named for two models, and keeps what one makes: name another folder for one of them")
+
+
+def told(store: Store, settings: Recycle) -> str:
+    """Return a store's folder as metrics name it: by its name in the artifacts folder, by its path where the settings name one."""
+    return store.folder.name if settings.store is None else str(store.folder.resolve())
+
+
+def _place(settings: Recycle, recipe: Recipe, artifacts: Path) -> Path:
+    return artifacts if settings.store is None else sources.place_of(settings.store, recipe.root)
 
 
 @dataclass(frozen=True)
@@ -67,6 +89,7 @@ class Layers:
 
     lower: Lower
     store: Store
+    settings: Recycle
 
     @property
     def count(self) -> int:
@@ -75,8 +98,8 @@ class Layers:
 
     @property
     def name(self) -> str:
-        """The store's folder."""
-        return self.store.folder.name
+        """The store's folder, as `told`."""
+        return told(self.store, self.settings)
 
     def recycled(self, data: Encoded, name: str, log: Progress) -> Recycled:
         """Return a split whose batches hold the layers' states, all of which the store then has."""
@@ -112,8 +135,7 @@ class Reuse:
         precision = autocast(recipe.teacher.finetune.precision, device)
         lower = Lower(load_model(source, splits.labels, task.head), layers, device, precision)
         digest = sources.fingerprint(recipe.teacher.model, recipe.root)
-        shared = None if recipe.recycle.store is None else sources.place_of(recipe.recycle.store, recipe.root)
-        with stored(lower, digest, source, recipe.recycle, shared or artifacts, log) as store:
+        with stored(lower, digest, source, recipe.recycle, _place(recipe.recycle, recipe, artifacts), log) as store:
             yield cls(splits, task, source, store.folder, lower, store)
 
     def recycled(self, split: str) -> Recycled:

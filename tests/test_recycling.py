@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -390,6 +391,19 @@ def test_a_student_learns_above_recycled_layers(taught: Path) -> None:
     assert (taught / "artifacts" / str(found["store"])).is_dir()
 
 
+def test_a_students_store_may_be_of_another_type_and_lie_where_a_recipe_says(taught: Path) -> None:
+    changes = [RECYCLE, "distill.recycled_layers=50%", "distill.recycled_layers.dtype=int8", "distill.recycled_layers.store=kept-here"]
+    call = ("run", "tiny.yaml", *(part for change in changes for part in ("--set", change)), "--artifacts", "other")
+    done = compress(*call, "--until", "distill", cwd=taught)
+    assert done.returncode == 0, done.stderr
+    (made,) = taught.glob("other/distill-*")
+    place = Path(json.loads((made / "manifest.json").read_text(encoding="utf-8"))["metrics"]["store"])
+    assert place == (taught / "kept-here").resolve()
+    with lmdb.open(str(place), readonly=True, lock=False) as env, env.begin() as txn:
+        assert json.loads(txn.get(b"about") or b"{}")["dtype"] == "int8"
+    assert "named by a recipe" in compress("cache", "ls", "--artifacts", "other", cwd=taught).stdout
+
+
 def test_objectives_see_the_same_places_above_recycled_layers(tiny_model: Path, tmp_path: Path) -> None:
     model, data = load_model(tiny_model, LABELS).eval(), split(tiny_model, 8, 16)
     places: list[Place] = [("hidden", 2), ("hidden", 3), ("queries", 2), ("values", -1)]
@@ -414,6 +428,11 @@ def test_objectives_see_the_same_places_above_recycled_layers(tiny_model: Path, 
         (("distill.recycled_layers=2",), "minilmv2 compares layers that are recycled and never learn"),
         (("distill.recycled_layers=3",), "distill.recycled_layers 3: this encoder can recycle 1 to 2 layers"),
         (("distill.recycled_layers=auto",), "write a number of layers from the first on, as 6, or a share of them, as 50%"),
+        (("distill.recycled_layers={layer: 1, kept: int8}",), "distill.recycled_layers.kept"),
+        (
+            ("recycle.store=mine", "distill.recycled_layers={layer: 1, store: mine}"),
+            "mine is named for two models, and keeps what one makes: name another folder",
+        ),
         (
             ("distill.student={bilstm: {}}", "distill.recycled_layers=1", "length_adapt=null", "search=null", "default_point=full"),
             "a bilstm student has no layers to recycle",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from compressor.settings.base import LARGEST, Section, Share, Source
-from compressor.settings.training import FirstLayers, Training
+from compressor.settings.training import RecycledLayers, Training
 from compressor.units import Megabytes
 
 LayerList = Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1, strict=False)]
@@ -140,14 +140,21 @@ class Augment(Section):
         return self
 
 
+def _with_layer(value: Any) -> Any:
+    """Return the short form `recycled_layers: 50%` as a mapping."""
+    return {"layer": value} if isinstance(value, int | str) else value
+
+
 class Distill(Training):
     student: Student
     """What the student starts as."""
     augment: Augment | None = None
     """Learn from changed copies of the texts too (arXiv:1903.12136, arXiv:1909.10351)."""
-    recycled_layers: FirstLayers | None = None
+    recycled_layers: Annotated[RecycledLayers | None, BeforeValidator(_with_layer, json_schema_input_type=int | str | RecycledLayers)] = (
+        None
+    )
     """Layers of the student that stay as they are and run once per text (arXiv:2207.04993): so many from the first on, or a share of them,
-    as 50%; kept as `recycle` says, in the artifacts folder."""
+    as 50%, or a mapping that says how they are kept."""
     teacher_store: Megabytes = 20e3
     """Largest disk store of the teacher's insides, which are then computed once a text; what does not fit is computed at each step."""
     objectives: Annotated[tuple[AnyObjective, ...], Field(min_length=1, strict=False)]

@@ -84,15 +84,19 @@ def count_layers(asked: int | str, count: int) -> int:
     return asked if isinstance(asked, int) else max(1, count * int(asked[:-1]) // 100)
 
 
+DType = Literal["float32", "float16", "int8"]
+Folder = Annotated[str, Field(min_length=1)]
+
+
 class Recycle(Section):
     layer: Annotated[int | str, BeforeValidator(_first_layers_or_auto)]
     """Layers that stay as they are and run once per text: so many from the first on, a share of them, as 50%, or auto: short trainings on a
     part of the data tell how many may."""
     max_drop: Percent = 0.01
     """auto: what the score on validation may lose against layers that all learn."""
-    dtype: Literal["float32", "float16", "int8"] = "float16"
+    dtype: DType = "float16"
     """How their outputs are kept; int8 has a scale a token."""
-    store: Annotated[str, Field(min_length=1)] | None = None
+    store: Folder | None = None
     """Folder that keeps them, for other recipes too; absent: one in the artifacts folder."""
     max_size: Megabytes = 20e3
     """Largest store; what was not read for longest goes when it is full."""
@@ -102,6 +106,22 @@ class Recycle(Section):
         if "max_drop" in self.model_fields_set and self.layer != "auto":
             raise ValueError(f"max_drop is what layer: auto may lose, but layer is {self.layer}: leave it out")
         return self
+
+
+class RecycledLayers(Section):
+    layer: FirstLayers
+    """Layers of the student that stay as they are: so many from the first on, or a share of them, as 50%."""
+    dtype: DType | None = None
+    """How their outputs are kept; absent: as `recycle` says."""
+    store: Folder | None = None
+    """Folder that keeps them; absent: one in the artifacts folder."""
+    max_size: Megabytes | None = None
+    """Largest store; absent: as `recycle` says."""
+
+    def kept(self, recycle: Recycle | None) -> Recycle:
+        """Return how their outputs are kept, beside what the recipe recycles of its teacher, if anything."""
+        own = self.model_dump(include={"layer", "dtype", "max_size"}, exclude_none=True)
+        return (recycle or Recycle(layer=self.layer)).model_copy(update={**own, "store": self.store})
 
 
 class Teacher(Section):

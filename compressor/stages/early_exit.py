@@ -20,7 +20,7 @@ from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.settings.distilling import Distill, SoftLabels, Student
-from compressor.settings.training import Training
+from compressor.settings.training import RecycledLayers, Training
 from compressor.splits import Splits, task_of
 
 
@@ -36,7 +36,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         **{name: getattr(recipe.early_exit, name) for name in Training.model_fields},
         student=Student(layers=(*range(layer), count - 1)),
         objectives=(SoftLabels(type="soft_labels"),),
-        recycled_layers=layer,
+        recycled_layers=RecycledLayers(layer=layer),
     )
     return train_student(settings, "early_exit", recipe, {**inputs, "guide": inputs["checkpoint"]}, out, log) | {"layer": layer}
 

@@ -23,7 +23,7 @@ from compressor.probes import Probe, chosen, probe
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recycling import most_layers
-from compressor.reuse import Reuse
+from compressor.reuse import Reuse, told
 from compressor.settings.training import count_layers
 from compressor.splits import Splits, task_of
 from compressor.tasks import Task
@@ -37,7 +37,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     with Reuse.of(recipe, layers, splits, task, out.parent, log) as reuse:
         found: dict[str, Any] = {
             "layer": reuse.lower.place,
-            "store": reuse.folder.name if recipe.recycle.store is None else str(reuse.folder.resolve()),
+            "store": told(reuse.store, recipe.recycle),
             "dtype": reuse.store.identity.dtype,
         }
         for name in ("train", "validation"):
