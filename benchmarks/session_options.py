@@ -3,14 +3,19 @@
     python -m benchmarks.session_options artifacts/dist/quickstart
 
 Times are medians over rounds of the ratio to the usual options in the same round; processor seconds count what waiting threads spin away.
+A stream of texts, one a run, is read by as many workers as there are cores: by one session, or one each, kept to a core or not.
 """
 
 import argparse
+import itertools
 import json
+import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -26,6 +31,8 @@ SHAPES = ((1, 32), (1, 128), (8, 128))
 """Texts and their tokens, or as many as the bundle reads if those are fewer."""
 THREADS = (1, 2)
 ROUNDS, RUNS = 45, 12
+STREAM, STREAM_LONGEST = 256, 64
+"""Texts of a stream, and the tokens of its longest; its shortest has 8."""
 Options = ort.SessionOptions
 
 
@@ -64,7 +71,8 @@ def main() -> None:
     chosen = parser.parse_args()
     manifest, rounds = verify(chosen.bundle), 2 if chosen.trial else ROUNDS
     rows = [row for threads in THREADS for row in compare(chosen.bundle / "model.onnx", manifest, threads, rounds)]
-    conclude("session_options", {"bundle": manifest["name"], "isa": machine.level(), "rounds": rounds, "rows": rows}, chosen.trial)
+    found = {"rows": rows, "streams": streams(chosen.bundle / "model.onnx", manifest, rounds)}
+    conclude("session_options", {"bundle": manifest["name"], "isa": machine.level(), "rounds": rounds, **found}, chosen.trial)
 
 
 def compare(graph: Path, manifest: Mapping[str, Any], threads: int, rounds: int) -> list[dict[str, Any]]:
@@ -79,6 +87,43 @@ def compare(graph: Path, manifest: Mapping[str, Any], threads: int, rounds: int)
             found.append(row | {"time_over_usual": round(float(wall), 3), "processor_over_usual": round(float(processor), 3)})
             print(json.dumps(found[-1]), flush=True)
     return found
+
+
+def streams(graph: Path, manifest: Mapping[str, Any], rounds: int) -> list[dict[str, Any]]:
+    """Return what a stream takes for every way to share sessions and cores, over one session that the workers share, on any core."""
+    cores = sorted(os.sched_getaffinity(0))
+    opened = [_opened(graph, 1, CHANGES["usual"]) for _ in cores]
+    lengths = np.random.default_rng(0).integers(8, min(STREAM_LONGEST, manifest["max_length"]) + 1, STREAM)
+    feeds = [_feed(opened[0], 1, int(length)) for length in lengths]
+    ways = [(own, pinned) for own in (False, True) for pinned in (False, True)]
+    times = dict[tuple[bool, bool], list[float]]((way, []) for way in ways)
+    for number in range(rounds):
+        for own, pinned in random.Random(number).sample(ways, len(ways)):
+            times[own, pinned].append(_streamed(opened if own else opened[:1], feeds, cores, pinned=pinned))
+    found = list[dict[str, Any]]()
+    for (own, pinned), taken in times.items():
+        ratio = float(np.median(np.array(taken) / times[False, False]))
+        row = {"workers": len(cores), "sessions": len(cores) if own else 1, "kept_to_cores": pinned}
+        found.append(row | {"texts_per_second": STREAM / float(np.median(taken)), "time_over_usual": round(ratio, 3)})
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def _streamed(opened: Sequence[ort.InferenceSession], feeds: Sequence[Any], cores: Sequence[int], *, pinned: bool) -> float:
+    """Return the seconds that a worker for each core take for all texts."""
+    numbers, sessions = itertools.count(), dict[int, ort.InferenceSession]()
+
+    def begin() -> None:
+        number = next(numbers)
+        sessions[get_ident()] = opened[number % len(opened)]
+        if pinned:
+            os.sched_setaffinity(0, {cores[number]})  # of the thread that calls
+
+    with ThreadPoolExecutor(len(cores), initializer=begin) as pool:
+        list(pool.map(lambda _: time.sleep(0.01), cores))  # all workers are there
+        start = time.perf_counter()
+        list(pool.map(lambda feed: sessions[get_ident()].run(None, feed), feeds))
+        return time.perf_counter() - start
 
 
 def _opened(graph: Path, threads: int, change: Callable[[Options], None]) -> ort.InferenceSession:

@@ -138,7 +138,8 @@ def _either(ways: list[str]) -> str:
 def _of_words(told: Told, recipe: Recipe) -> str:
     """Return what words alone tell, and whether it speaks for a cascade."""
     fifths = ", ".join(f"{part:.0%}" for part in told.fifths)
-    facts = f"words alone answer {told.accuracy:.0%} of held-out texts ({told.guessed:.0%} by guessing; {fifths} from the surest fifth on; "
+    which = "sets of labels" if recipe.task.type == "multi-label-classification" else "held-out texts"
+    facts = f"words alone answer {told.accuracy:.0%} of {which} ({told.guessed:.0%} by guessing; {fifths} from the surest fifth on; "
     bins = zip(pairwise(EDGES), told.shares, strict=True)
     facts += "confidence " + ", ".join(f"{100 * low:.0f}-{high:.0%}: {share:.0%}" for (low, high), share in bins)
     facts += f" of texts), shuffled ones {100 * (told.accuracy - told.shuffled):.0f} points less: "

@@ -57,7 +57,7 @@ class Facts:
     student: Size | None
     """What ships where there is no distill section is the teacher."""
     by_words: Told | None
-    """What words alone tell of the labels."""
+    """What words alone tell of the labels; of sets of labels, whether all of a set are right."""
     skew: float = 1.0
     """How many times as often as the rarest label the commonest one comes."""
     sharing: Sequence[str] = ()
@@ -74,7 +74,8 @@ def facts_of(recipe: Recipe) -> Facts:
         examples, some = None, []
     words = median(len(_text(e).split()) for e in some[:LOOK]) if some else None
     labels = [e.label for e in some] if recipe.task.type == "text-classification" else []
-    by_words = told_by_words([_text(e) for e in some], labels) if labels else None
+    together = ["|".join(sorted(e.label)) for e in some] if recipe.task.type == "multi-label-classification" else labels
+    by_words = told_by_words([_text(e) for e in some], together) if together else None
     counts = Counter(labels).values()
     skew = max(counts) / min(counts) if counts else 1.0
     teacher = _size(recipe.teacher.model, recipe.root)

@@ -278,6 +278,23 @@ def test_words_alone_tell_whether_easy_texts_are_there(make_recipe: Callable[...
     assert "words alone" not in advice(recipe)
 
 
+def test_of_sets_of_labels_words_alone_tell_the_whole_set(make_recipe: Callable[..., Path]) -> None:
+    recipe = make_recipe()
+    rng = random.Random(0)
+    named = [sorted(rng.sample(["bad", "dull", "good"], rng.choice([1, 1, 1, 2]))) for _ in range(400)]
+    rows = [{"text": " ".join(["the film was", *names]), "labels": names} for names in named]
+    (recipe.parent / "sets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    bare = ("length_adapt=null", "search=null", "default_point=null", "gates=[]", "data={train: sets.jsonl}")
+    changes = (*bare, "task={type: multi-label-classification}")
+    by_words = facts_of(load_recipe(recipe, list(changes))).by_words
+    assert by_words is not None
+    assert by_words.accuracy > 2 * by_words.guessed  # six sets
+    assert by_words.fifths[0] == 1
+    told = advice(recipe, *changes)
+    assert f"words alone answer {by_words.accuracy:.0%} of sets of labels" in told
+    assert "easy texts are there" in told
+
+
 def test_what_a_shuffle_costs_is_what_the_order_of_words_says() -> None:
     """A label that follows from a pair of neighbours alone is lost when they are shuffled."""
     rng = random.Random(0)
