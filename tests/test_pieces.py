@@ -1,5 +1,6 @@
 """Tokenizers that learn their pieces from this repository's own front page, and lose those that a few of its lines do not need."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from compressor.pieces import cut, needed
 from compressor.pretrained import load_model
 from compressor.tokens import Tokens
 from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
+from tests.conftest import compress, write_project
 
 TASK, LABELS = TextClassification(), ("x", "y")
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -60,7 +62,7 @@ def model_folder(folder: Path, learned: Callable[[], Tokenizer]) -> Path:
     names = {f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask")} | {"cls_token": "<s>", "sep_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     tokenizer.model.save(str(folder))
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 200}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 200}
     torch.manual_seed(0)
     config = RobertaConfig(vocab_size=tokenizer.get_vocab_size() + 3, pad_token_id=SPECIAL.index("<pad>"), **sizes)
     RobertaForSequenceClassification(config).save_pretrained(folder)
@@ -132,3 +134,26 @@ def test_bytes_and_the_least_score_stay() -> None:
     assert kept == {0, 1, 3, 4, 5}
     assert cut(model, {number: new for new, number in enumerate(sorted(kept))})["vocab"] == [pairs[n] for n in sorted(kept)]
     assert needed({**model, "byte_fallback": False}, {5}) == {0, 3, 4, 5}
+
+
+@pytest.mark.parametrize("learned", [byte_pairs, unigrams])
+def test_a_student_ships_with_the_pieces_of_its_texts(learned: Callable[[], Tokenizer], tmp_path: Path) -> None:
+    from compressor.runtime import Runtime
+
+    source = model_folder(tmp_path / "source", learned)
+    write_project(tmp_path, source)
+    text = (tmp_path / "tiny.yaml").read_text(encoding="utf-8")
+    for old, new in (("layers: [0, 2]", "layers: [0, 1], vocabulary: corpus"), ("relation_heads: 4", "relation_heads: 2")):
+        text = text.replace(old, new)
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    done = compress("run", "tiny.yaml", "--format", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)["variants"]}
+    (made,) = tmp_path.glob("artifacts/distill-*")
+    found = json.loads((made / "manifest.json").read_text(encoding="utf-8"))["metrics"]["vocabulary"]
+    bundle = tmp_path / "artifacts/dist/tiny"
+    assert tokenizer_of(bundle).get_vocab_size() == found["after"] < 0.5 * found["before"]
+    scored = compress("eval", "artifacts/dist/tiny", "--data", "test.csv", "--point", "full", "--format", "json", cwd=tmp_path)
+    assert json.loads(scored.stdout)["score"] == pytest.approx(rows["INT8 full"]["score"])
+    answers = Runtime(bundle).predict(["a text of pieces that no text had: Ω", "a good film"], "full")
+    assert {answer.label for answer in answers} <= {"negative", "positive"}
