@@ -13,6 +13,7 @@ from compressor import ranking
 from compressor.artifact import Artifact, write_json
 from compressor.encoded import TOKENIZER_FILES
 from compressor.errors import RecipeError
+from compressor.families import position_table
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.pretrained import load_model
 from compressor.splits import ADAPTIVE, MODEL
@@ -24,8 +25,9 @@ def check_positions(model: PreTrainedModel, max_length: int) -> None:
     Raises:
         RecipeError: data.max_length exceeds it.
     """
-    positions = getattr(model.config, "max_position_embeddings", max_length)
-    usable = positions - 2 if model.config.model_type in ("roberta", "mpnet") else positions  # their positions start after the pad id
+    table, usable = position_table(model), getattr(model.config, "max_position_embeddings", max_length)
+    if table is not None:
+        usable = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
     if max_length > usable:
         raise RecipeError(
             f"data.max_length is {max_length}, but {model.config.model_type} here has {usable} positions; set data.max_length: {usable}"

@@ -55,11 +55,20 @@ def _dynamo(
             dynamo=True,
             verbose=False,
         )
+    _fold(program.model)
     graph: onnx.ModelProto = program.model_proto
     for part in (graph, graph.graph, *graph.graph.node, *graph.graph.initializer, *graph.graph.input, *graph.graph.output):
         del part.metadata_props[:]  # where in the source each came from
     del graph.graph.value_info[:]  # sizes by symbols of its own, which mean nothing once functions are put in
     return graph
+
+
+def _fold(program: Any) -> None:
+    """Turn and cut weights at once, of whatever size and however many read them: only what is a constant then becomes INT8."""
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(program, output_size_limit=2**31, should_fold=lambda node: node.op_type in ("Transpose", "Slice") or None)
+    optimizer.remove_unused_nodes(program)
 
 
 @contextmanager

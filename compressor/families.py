@@ -87,7 +87,7 @@ Inner = Mapping[Place, Tensor]
 
 @contextmanager
 def captured(model: PreTrainedModel, places: Iterable[Place]) -> Iterator[dict[Place, Tensor]]:
-    """Collect what the next forward pass computes at these places.
+    """Collect what the next forward pass, and none after it, computes at these places.
 
     Raises:
         RecipeError: the family is not known.
@@ -97,7 +97,8 @@ def captured(model: PreTrainedModel, places: Iterable[Place]) -> Iterator[dict[P
     def keep(place: Place, third: int | None) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
             whole: Tensor = output[0] if isinstance(output, tuple) else output
-            seen[place] = whole if third is None else whole.chunk(3, -1)[third]
+            # DeBERTa-v3 makes queries and keys of its relative positions too, by the same products, after those of its tokens.
+            seen.setdefault(place, whole if third is None else whole.chunk(3, -1)[third])
 
         return hook
 
@@ -126,6 +127,12 @@ def shape_of(model: PreTrainedModel) -> Shape:
     config = model.config
     own_scores = config.model_type in FAMILIES and FAMILIES[config.model_type].own_scores
     return Shape(config.num_hidden_layers, config.hidden_size, getattr(config, "num_attention_heads", 0), own_scores)
+
+
+def position_table(model: PreTrainedModel) -> nn.Embedding | None:
+    """Return the embeddings of a model's positions, if it has any; with a `padding_idx`, RoBERTa's way, the first is the one behind it."""
+    named = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    return next((module for module in named if isinstance(module, nn.Embedding)), None)
 
 
 def score_bias(model: PreTrainedModel, mask: Tensor) -> Tensor | None:

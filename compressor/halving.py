@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.backbones import BACKBONES
+from compressor.backbones import BACKBONES, backbone
 from compressor.errors import RecipeError, StageError
 from compressor.exits import EXIT
 from compressor.graphs import NAMES, USUAL, texts_to_trace, torch_logits, traced
@@ -56,11 +56,15 @@ def check_family(model: PreTrainedModel, key: str) -> None:
     """Refuse a model that cannot be cut, where the recipe's key asks for it.
 
     Raises:
-        RecipeError: its family does not run layer by layer.
+        RecipeError: its family does not run layer by layer, or not with its head.
     """
     if model.config.model_type not in BACKBONES:
         known = ", ".join(sorted(BACKBONES))
         raise RecipeError(f"{key}: {model.config.model_type} encoders do not run layer by layer, as {known} do; leave it out")
+    try:
+        backbone(model)
+    except RecipeError as error:
+        raise RecipeError(f"{key}: {error}, or leave it out") from None
 
 
 def export_halves(model: PlainModel, layers: int, folder: Path, settings: Export = USUAL, key: str = "export.halves") -> None:

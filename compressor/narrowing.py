@@ -44,6 +44,10 @@ def narrow(model: PreTrainedModel, width: int, key: str = "hidden_size") -> PreT
     if hasattr(config, adapters.SIZE):
         raise RecipeError(f"{key}: layers with adapters cannot be narrowed; leave hidden_size out, or choose another finetune.method")
     inner = _inner_size(model, where)
+    embedded = getattr(config, "embedding_size", old)
+    if getattr(config, "conv_kernel_size", 0) or (embedded != old and embedded in (width, inner)):
+        told = "its embeddings have a size of their own" if embedded != old else "it convolves its tokens"
+        raise RecipeError(f"{key}: {width} does not fit this teacher, because {told}; choose another, or leave hidden_size out")
     layers = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
     hidden = _hidden_dimensions(layers, where, old, width)
     scores = [_head_scores(layer, where, head) for layer in layers]

@@ -15,6 +15,7 @@ from compressor.bundles import verify
 from compressor.checkpoint import check_positions
 from compressor.data import read_examples
 from compressor.distillation import check_above, check_objectives, check_vocabulary
+from compressor.errors import RecipeError
 from compressor.families import shape_of
 from compressor.halving import check_family
 from compressor.members import bundle_of, check_member
@@ -32,9 +33,12 @@ from compressor.stages.finetune import check_answers
 from compressor.stages.length_adapt import check_question, check_tokens, smallest_of
 from compressor.stages.members import examples_of
 from compressor.students import student_of
+from compressor.tasks import Task
 from compressor.tuning import prepare
 from compressor.vocabulary import check_kind
 
+LARGEST_GRAPH = 2**31
+"""Bytes that a protocol buffer cannot hold."""
 TEXTS = 200
 """Training texts, the first ones, on which two tokenizers are compared."""
 
@@ -44,15 +48,17 @@ def check_encoders(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: a layer map is out of range, a fine-tuning method or objectives do not fit, a text is longer than a position table, a
-            family has no adaptive length or does not run layer by layer, the smallest sub-model has next to no tokens, a question cannot
-            be told from its context, the teacher's answers for tokens are none for the student's, a vocabulary cannot be pruned,
-            layers to recycle or to exit from are not there, or two models' layers would be kept in one store.
+            teacher is too large for an ONNX file, a family has no adaptive length or does not run layer by layer, the smallest sub-model
+            has next to no tokens, a question cannot be told from its context, the teacher's answers for tokens are none for the student's,
+            a vocabulary cannot be pruned, layers to recycle or to exit from are not there, or two models' layers would be kept in one
+            store.
     """
     task, longest, tuned = task_of(recipe), recipe.data.max_length, recipe.teacher.finetune
     check_stores(recipe)
     taught_by = folder = sources.model_folder(recipe.teacher.model, recipe.root)
-    model = load_model(folder, (), task.head)
+    model = load_model(folder, _known(task), task.head)
     check_positions(model, longest)
+    check_size(recipe, model)
     if tuned is None:
         check_answers(recipe, folder, model)
     elif tuned.method != "lora":  # which is merged
@@ -69,6 +75,18 @@ def check_encoders(recipe: Recipe) -> None:
     if recipe.early_exit:
         check_family(model, "early_exit")
         check_layer(recipe.early_exit.layer, shape_of(model).layers)
+
+
+def check_size(recipe: Recipe, teacher: PreTrainedModel) -> None:
+    """Refuse a teacher whose float graph, the baseline of every bundle, would be larger than an ONNX file may be.
+
+    Raises:
+        RecipeError: it would.
+    """
+    size = 4 * sum(weight.numel() for weight in teacher.parameters())
+    if recipe.deployed and size >= LARGEST_GRAPH:
+        told = f"its weights take {size / 2**30:.1f} GB in float32, and one ONNX file holds less than 2"
+        raise RecipeError(f"teacher.model: {told}; name a smaller teacher")
 
 
 def check_data(recipe: Recipe, data: Artifact) -> None:
@@ -92,7 +110,7 @@ def check_data(recipe: Recipe, data: Artifact) -> None:
 def _student(recipe: Recipe, section: str, settings: Distill, guide: PreTrainedModel, beside: Path) -> tuple[PreTrainedModel, Path]:
     """Return a section's student as it starts, and the folder of its tokenizer."""
     task = task_of(recipe)
-    student, folder = student_of(settings.student, section, recipe.root, guide, beside, (), task.head)
+    student, folder = student_of(settings.student, section, recipe.root, guide, beside, _known(task), task.head)
     check_positions(student, recipe.data.max_length)
     shapes = Shapes(shape_of(student), shape_of(guide))
     same_tokens = folder == beside or alike(_texts(recipe), folder, beside)
@@ -106,6 +124,11 @@ def _student(recipe: Recipe, section: str, settings: Distill, guide: PreTrainedM
         check_layers(student, below, f"{section}.recycled_layers")
         check_above(section, settings, shapes, below)
     return student, folder
+
+
+def _known(task: Task) -> tuple[str, ...]:
+    """Return the outputs that are known before the data is: start and end, which every span has."""
+    return task.outputs(()) if task.choice == "positions" else ()
 
 
 def _texts(recipe: Recipe) -> list[str]:

@@ -128,6 +128,11 @@ def test_what_is_slower_of_going_on_and_reading_again_is_left_out(pays: bool, tm
 def test_a_family_that_cannot_stop_early_is_told_before_the_training() -> None:
     with pytest.raises(RecipeError, match="early_exit: deberta-v2 encoders do not run layer by layer, as bert, "):
         check_family(model_of("deberta-v2"), "early_exit")
+    mean = model_of("modernbert")
+    mean.config.classifier_pooling = "mean"
+    told = "early_exit: modernbert students adapt their length with classifier_pooling cls only; set it in .*, or leave it out"
+    with pytest.raises(RecipeError, match=told):
+        check_family(mean, "early_exit")
 
 
 EXITS = (

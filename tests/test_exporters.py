@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from transformers import ModernBertConfig, ModernBertForTokenClassification
 
 from compressor.attention import Significance
 from compressor.errors import RecipeError
@@ -15,6 +16,7 @@ from compressor.graphs import export_graph, layered, parity
 from compressor.halving import check_parity, export_halves
 from compressor.loader import load_recipe
 from compressor.modeling import LengthAdaptiveModel, PlainModel
+from compressor.products import products
 from compressor.settings.deploying import Export
 from tests.conftest import write_project
 from tests.test_families import model_of
@@ -45,6 +47,16 @@ def test_dynamo_writes_the_same_operators_as_torchscript(tmp_path: Path, tiny_mo
     script, dynamo = (Counter(op for op in operators(onnx.load(path).graph) if op in costly) for path in paths.values())
     assert dynamo == script
     onnx.checker.check_model(onnx.load(paths["dynamo"]))
+
+
+def test_weights_of_real_sizes_are_constants_in_dynamos_graphs(tmp_path: Path) -> None:
+    """ModernBERT's q, k and v are parts of one weight, of more numbers than onnxscript folds by itself."""
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    config = ModernBertConfig(vocab_size=50, **sizes, max_position_embeddings=16, local_attention=8, pad_token_id=0)
+    model = layered(PlainModel(ModernBertForTokenClassification(config).eval()))
+    for exporter in (Export(opset=18), DYNAMO):
+        export_graph(model, tmp_path / "model.onnx", exporter)
+        assert len(products(tmp_path / "model.onnx")) == 12  # q; k and v; the output; two of the feed-forward; and those of the head
 
 
 @pytest.mark.parametrize("head", ["token-classification", "question-answering"])

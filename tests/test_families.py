@@ -40,7 +40,16 @@ CONFIGS = {
     "roberta": RobertaConfig(**SIZES, max_position_embeddings=L + 2, type_vocab_size=1, pad_token_id=0),
     "electra": ElectraConfig(**SIZES, max_position_embeddings=L, embedding_size=24),
     "mpnet": MPNetConfig(**SIZES, max_position_embeddings=L + 2),
-    "deberta-v2": DebertaV2Config(**SIZES, max_position_embeddings=L, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "deberta-v2": DebertaV2Config(  # as version 3 has it
+        **SIZES,
+        max_position_embeddings=L,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+    ),
     "modernbert": ModernBertConfig(**SIZES, max_position_embeddings=L, local_attention=8, pad_token_id=0),
     "distilbert": DistilBertConfig(vocab_size=50, dim=32, hidden_dim=64, n_layers=3, n_heads=4, max_position_embeddings=L),
 }

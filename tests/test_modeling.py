@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,20 @@ from transformers import (
     BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    RobertaConfig,
+    XLMRobertaConfig,
 )
 
 from compressor import ranking
+from compressor.answering import QuestionAnswering
 from compressor.attention import Significance
+from compressor.checkpoint import check_positions
+from compressor.classification import TextClassification
 from compressor.dropping import State, drop, put_back
+from compressor.errors import RecipeError
 from compressor.lengths import LengthConfig
 from compressor.modeling import AHEAD, LengthAdaptiveModel, PlainModel
+from compressor.preflight import _known
 from compressor.pretrained import load_model
 from compressor.stages.finetune import named_otherwise
 from compressor.students import select_layers
@@ -48,6 +56,29 @@ def batch(*lengths: int, longest: int = L) -> tuple[Tensor, Tensor, Tensor]:
         ids[row, :length] = torch.randint(5, 50, (length,), generator=torch.Generator().manual_seed(length))
         mask[row, :length] = 1
     return ids, mask, torch.zeros_like(ids)
+
+
+def test_positions_begin_behind_the_id_that_pads_in_every_family_that_has_them_so() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    for config, usable in ((XLMRobertaConfig, 16), (RobertaConfig, 16), (BertConfig, 18)):
+        model = AutoModelForSequenceClassification.from_config(config(vocab_size=50, max_position_embeddings=18, **sizes))
+        check_positions(model, usable)
+        with pytest.raises(RecipeError, match=f"has {usable} positions; set data.max_length: {usable}"):
+            check_positions(model, usable + 1)
+
+
+def test_a_config_with_a_value_of_another_kind_is_refused_in_a_line(tmp_path: Path) -> None:
+    model_of("bert").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"num_attention_heads": "four"}), encoding="utf-8")
+    with pytest.raises(RecipeError, match="num_attention_heads.*; name a folder of a transformers encoder"):
+        load_model(tmp_path, ("a", "b"))
+
+
+def test_a_head_of_other_labels_is_no_hindrance_to_spans(tmp_path: Path) -> None:
+    model_of("distilbert").save_pretrained(tmp_path)  # three labels
+    assert load_model(tmp_path, _known(QuestionAnswering()), "question-answering").config.num_labels == 2
+    assert _known(TextClassification()) == ()
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])

@@ -29,6 +29,7 @@ from compressor.errors import RecipeError
 from compressor.gates import Variant, judge
 from compressor.loader import load_recipe
 from compressor.pipeline import lacked
+from compressor.preflight import check_encoders
 from compressor.progress import Progress
 from compressor.runtime import Runtime
 from compressor.settings.serving import DropGate, LatencyGate, SizeGate, SpeedGate
@@ -156,6 +157,15 @@ def test_a_family_that_does_not_run_layer_by_layer_is_told_before_any_training(p
     assert done.returncode == 3, done.stderr
     assert f"{key}: deberta-v2 encoders do not run layer by layer" in done.stderr
     assert "finetune" not in done.stderr
+
+
+def test_a_teacher_that_no_graph_holds_is_refused_before_any_training(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(project / "tiny.yaml", [])
+    check_encoders(recipe)
+    monkeypatch.setattr("compressor.preflight.LARGEST_GRAPH", 1000)
+    told = r"teacher.model: its weights take 0.0 GB in float32, and one ONNX file holds less than 2; name a smaller teacher"
+    with pytest.raises(RecipeError, match=told):
+        check_encoders(recipe)
 
 
 def test_changing_a_section_reruns_what_depends_on_it(project: Path) -> None:

@@ -27,6 +27,16 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     return found
 
 
+@pytest.mark.parametrize("width", [16, 64])
+def test_electras_own_embedding_size_is_no_other(width: int) -> None:
+    sizes = {**SIZES, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    for embedded in (width, 128):
+        if embedded != 64:
+            model = ElectraForSequenceClassification(ElectraConfig(**sizes, max_position_embeddings=L, embedding_size=embedded))
+            with pytest.raises(RecipeError, match="k: 16 does not fit this teacher, because its embeddings have a size of their own"):
+                narrow(model, 16, "k")
+
+
 def test_layer_maps_have_names() -> None:
     assert layers_of("every second", 6, "k") == [1, 3, 5]
     assert layers_of("first 2", 6, "k") == [0, 1]
