@@ -48,7 +48,7 @@ from compressor.tasks import Task
 from compressor.teaching import TeacherOutputs
 from compressor.tokens import Tokens
 from compressor.training import Losses, Step, fit
-from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
+from compressor.vocabulary import asked_by, covered, prune_model, prune_tokenizer, used
 
 ENOUGH = 0.95
 """Share of texts that a pruned vocabulary should cover; with less the user is warned."""
@@ -240,7 +240,7 @@ def losses_of(
 
 def _prune(model: PreTrainedModel, folder: Path, corpus: Tokens, validation: Encoded, key: str, out: Path, log: Progress) -> dict[str, Any]:
     """Write the student again with the tokens only that its training texts use."""
-    before, kept = int(model.config.vocab_size), used(folder, corpus, key)
+    before, kept = int(model.config.vocab_size), used(folder, corpus, key, asked_by(model))
     prune_model(model, kept)
     checkpoint.save(model, folder, out)
     prune_tokenizer(folder, out / MODEL, kept)

@@ -14,7 +14,7 @@ from compressor import sources
 from compressor.data import Example, read_examples
 from compressor.errors import CompressorError
 from compressor.files import opened
-from compressor.pieces import KINDS
+from compressor.pieces import KINDS, kind_of
 from compressor.recipe import Recipe
 from compressor.settings.distilling import Student
 from compressor.tasks import TRAINED
@@ -149,4 +149,4 @@ def _size(model: str, root: Path) -> Size | None:
 def _is_prunable(folder: Path) -> bool:
     """Return whether a vocabulary can be cut; where no tokenizer.json tells, it may."""
     path = folder / "tokenizer.json"
-    return not path.exists() or json.loads(path.read_text(encoding="utf-8"))["model"]["type"] in KINDS
+    return not path.exists() or kind_of(json.loads(path.read_text(encoding="utf-8"))["model"]) in KINDS

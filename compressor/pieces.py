@@ -14,6 +14,15 @@ Model = Mapping[str, Any]
 """The `model` of a tokenizer.json."""
 
 
+def kind_of(model: Model) -> str:
+    """Return the kind of tokenizer; files from before 2021, as some models still have them, do not name it."""
+    if "type" in model:
+        return str(model["type"])
+    if isinstance(model["vocab"], list):
+        return "Unigram"
+    return "BPE" if "merges" in model else "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
+
+
 def numbered(model: Model) -> dict[str, int]:
     """Return the id of every piece."""
     vocabulary = model["vocab"]
@@ -25,7 +34,7 @@ def needed(model: Model, ids: Iterable[int]) -> set[int]:
     pieces = numbered(model)
     kept = set(ids) | {number for piece, number in pieces.items() if _is_single(piece, model)}
     unknown = model["unk_id"] if "unk_id" in model else pieces.get(model["unk_token"])
-    return _NEEDED[model["type"]](model, pieces, kept if unknown is None else kept | {unknown})
+    return _NEEDED[kind_of(model)](model, pieces, kept if unknown is None else kept | {unknown})
 
 
 def cut(model: Model, place: Mapping[int, int]) -> dict[str, Any]:

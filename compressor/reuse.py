@@ -58,20 +58,23 @@ def student_layers(
     count, device = count_layers(settings.recycled_layers.layer, shape_of(model).layers), Accelerator().device
     lower = Lower(model, count, device, autocast(settings.precision, device), key)
     kept = settings.recycled_layers.kept(recipe.recycle)
-    with stored(lower, lower.digest(), tokenizer, kept, _place(kept, recipe, artifacts), log) as store:
+    own = kept.model_copy(update={"store": None})  # a teacher's layers are others after each fine-tuning: each has a folder in the place
+    with stored(lower, lower.digest(), tokenizer, own, _place(kept, recipe, artifacts), log) as store:
         yield Layers(lower, store, kept)
 
 
 def check_stores(recipe: Recipe) -> None:
-    """Look whether no two of a recipe's models keep their layers' outputs in one folder.
+    """Look whether students keep their layers' outputs elsewhere than the teacher, whose folder is one store.
 
     Raises:
-        RecipeError: two do.
+        RecipeError: one names the same folder.
     """
-    sections = (recipe.recycle, *(own and own.recycled_layers for own in (recipe.assistant, recipe.distill)))
-    named = [sources.place_of(own.store, recipe.root).resolve() for own in sections if own and own.store]
-    if twice := next((place for place in named if named.count(place) > 1), None):
-        raise RecipeError(f"store {twice} is named for two models, and keeps what one makes: name another folder for one of them")
+    if recipe.recycle is None or recipe.recycle.store is None:
+        return
+    taken = sources.place_of(recipe.recycle.store, recipe.root).resolve()
+    asked = [own.recycled_layers.store for own in (recipe.assistant, recipe.distill) if own and own.recycled_layers]
+    if any(sources.place_of(store, recipe.root).resolve() == taken for store in asked if store):
+        raise RecipeError(f"store {taken} keeps what the teacher's layers make: name another folder for the student's")
 
 
 def told(store: Store, settings: Recycle) -> str:

@@ -8,6 +8,7 @@ Limits:   WordPiece, BPE and Unigram tokenizers. A text with a token that left i
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,31 @@ from transformers import PreTrainedModel
 
 from compressor.encoded import tokenizer_of
 from compressor.errors import RecipeError
-from compressor.pieces import KINDS, cut, needed
+from compressor.families import position_table
+from compressor.pieces import KINDS, cut, kind_of, needed
 from compressor.tokens import Ints, Tokens
 
+SETTINGS, ADDED = "tokenizer_config.json", "added_tokens_decoder"
 
-def used(folder: Path, corpus: Tokens, key: str) -> Ints:
-    """Return the ids, ascending, that stay: those of the corpus, special tokens, and what splitting needs.
+
+def used(folder: Path, corpus: Tokens, key: str, also: Iterable[int] = ()) -> Ints:
+    """Return the ids, ascending, that stay: those of the corpus, special tokens, what splitting needs, and others that are asked for.
 
     Raises:
         RecipeError: the tokenizer is of a kind whose pieces cannot leave.
     """
     described = check_kind(folder, key)
-    asked = {*np.unique(corpus.ids).tolist(), *(token["id"] for token in described["added_tokens"])}
+    asked = {*np.unique(corpus.ids).tolist(), *also, *(token["id"] for token in described["added_tokens"]), *_added(folder)}
     return np.array(sorted(needed(described["model"], asked)))
+
+
+def asked_by(model: PreTrainedModel) -> set[int]:
+    """Return the ids that a model asks for whatever its texts are: that which pads, and where positions begin behind it all before it."""
+    table: Any = model.get_input_embeddings()
+    pads = {number for number in (table.padding_idx, model.config.pad_token_id) if number is not None}
+    positions = position_table(model)
+    behind = positions is not None and positions.padding_idx is not None
+    return pads | (set(range(max(pads))) if pads and behind else set())
 
 
 def check_kind(folder: Path, key: str) -> dict[str, Any]:
@@ -40,7 +53,7 @@ def check_kind(folder: Path, key: str) -> dict[str, Any]:
         RecipeError: the tokenizer is of a kind whose pieces cannot leave.
     """
     described: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    if (kind := described["model"]["type"]) not in KINDS:
+    if (kind := kind_of(described["model"])) not in KINDS:
         raise RecipeError(f"{key}: corpus is exact for {', '.join(KINDS)} tokenizers only, and this one is {kind}; set vocabulary: full")
     return described
 
@@ -83,14 +96,18 @@ def prune_tokenizer(source: Path, target: Path, kept: Ints) -> None:
         (target / "vocab.txt").write_text("\n".join(sorted(pieces, key=pieces.__getitem__)) + "\n", encoding="utf-8")
     if (target / "vocab.json").exists():
         tokenizer_of(target).model.save(str(target))  # vocab.json, and merges.txt beside it
-    settings = target / "tokenizer_config.json"
-    if settings.exists():
+    if _added(target):
+        settings = target / SETTINGS
         described = json.loads(settings.read_text(encoding="utf-8"))
-        if "added_tokens_decoder" in described:
-            described["added_tokens_decoder"] = {
-                str(place[int(number)]): token for number, token in described["added_tokens_decoder"].items()
-            }
-            settings.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        described[ADDED] = {str(place[int(number)]): token for number, token in described[ADDED].items()}
+        settings.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _added(folder: Path) -> set[int]:
+    """Return the ids of the tokens that a tokenizer's settings add."""
+    settings = folder / SETTINGS
+    described = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    return {int(number) for number in described.get(ADDED, ())}
 
 
 def _renumber(part: Any, place: dict[int, int]) -> None:

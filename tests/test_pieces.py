@@ -13,10 +13,10 @@ from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.modeling import PlainModel
-from compressor.pieces import cut, needed
+from compressor.pieces import cut, kind_of, needed
 from compressor.pretrained import load_model
 from compressor.tokens import Tokens
-from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
+from compressor.vocabulary import asked_by, covered, prune_model, prune_tokenizer, used
 from tests.conftest import compress, write_project
 
 TASK, LABELS = TextClassification(), ("x", "y")
@@ -115,6 +115,19 @@ def test_a_text_with_pieces_that_left_can_still_be_read(learned: Callable[[], To
     assert any(after.encode(text).tokens != before.encode(text).tokens for text in OTHERS)
     for text in OTHERS:
         assert after.decode(after.encode(text).ids) == before.decode(before.encode(text).ids)
+
+
+@pytest.mark.parametrize("learned", [byte_pairs, unigrams])
+def test_what_old_files_leave_unsaid_is_seen(learned: Callable[[], Tokenizer]) -> None:
+    described = json.loads(learned().to_str())["model"]
+    kind = described.pop("type")
+    assert kind_of(described) == kind
+    assert kind_of({"vocab": {"a": 0}, "unk_token": "a"}) == "WordLevel"
+
+
+def test_positions_stay_where_the_padding_is(tmp_path: Path) -> None:
+    model = load_model(model_folder(tmp_path, byte_pairs), LABELS)
+    assert asked_by(model) == {0, 1}
 
 
 def test_a_piece_keeps_all_ways_to_it_and_nothing_else() -> None:

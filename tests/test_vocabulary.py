@@ -15,7 +15,7 @@ from compressor.modeling import PlainModel
 from compressor.pretrained import load_model
 from compressor.tagging import TokenClassification
 from compressor.tokens import Tokens
-from compressor.vocabulary import covered, prune_model, prune_tokenizer, used
+from compressor.vocabulary import asked_by, covered, prune_model, prune_tokenizer, used
 
 PIECES = ["un", "##believ", "##able", "##a", "##b", "b", "a", "film", "##s", "good", "bad", "very", "unbelievable", "[PAD]"]
 TASK, LABELS = TextClassification(), ("x", "y")
@@ -69,6 +69,21 @@ def test_a_covered_text_gets_the_same_pieces_and_the_same_logits(template: bool,
     assert padded[-1] == tokenizer_of(target).token_to_id("[PAD]") == pad_id_of(target)
     shorter, _ = tokenizer_of(target).encode_batch(["good", "very good films"])  # by the file's own padding
     assert shorter.ids == padded
+
+
+def test_a_tokenizer_may_not_say_its_kind_and_a_model_may_pad_with_a_piece_that_no_text_has(tmp_path: Path) -> None:
+    source = model_folder(tmp_path, True)
+    path = source / "tokenizer.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    del described["model"]["type"]
+    path.write_text(json.dumps(described), encoding="utf-8")
+    model = load_model(source, LABELS)
+    model.config.pad_token_id = PIECES.index("very")
+    assert asked_by(model) == {PIECES.index("very"), PIECES.index("[PAD]")}
+    kept = used(source, encoded(source, "a film"), "k", asked_by(model))
+    prune_model(model, kept)
+    prune_tokenizer(source, source, kept)
+    assert model.config.pad_token_id == tokenizer_of(source).token_to_id("very") is not None
 
 
 def test_coverage_is_the_share_of_texts_that_lose_no_token(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ class Augment(Section):
 
 def _with_layer(value: Any) -> Any:
     """Return the short form `recycled_layers: 50%` as a mapping."""
-    return {"layer": value} if isinstance(value, int | str) else value
+    return value if value is None or isinstance(value, dict | RecycledLayers) else {"layer": value}
 
 
 class Distill(Training):
@@ -150,9 +150,9 @@ class Distill(Training):
     """What the student starts as."""
     augment: Augment | None = None
     """Learn from changed copies of the texts too (arXiv:1903.12136, arXiv:1909.10351)."""
-    recycled_layers: Annotated[RecycledLayers | None, BeforeValidator(_with_layer, json_schema_input_type=int | str | RecycledLayers)] = (
-        None
-    )
+    recycled_layers: Annotated[
+        RecycledLayers | None, BeforeValidator(_with_layer, json_schema_input_type=int | str | RecycledLayers | None)
+    ] = None
     """Layers of the student that stay as they are and run once per text (arXiv:2207.04993): so many from the first on, or a share of them,
     as 50%, or a mapping that says how they are kept."""
     teacher_store: Megabytes = 20e3

@@ -114,7 +114,7 @@ class RecycledLayers(Section):
     dtype: DType | None = None
     """How their outputs are kept; absent: as `recycle` says."""
     store: Folder | None = None
-    """Folder that keeps them; absent: one in the artifacts folder."""
+    """Folder in which a folder of these layers' own keeps them; absent: the artifacts folder."""
     max_size: Megabytes | None = None
     """Largest store; absent: as `recycle` says."""
 
