@@ -184,12 +184,31 @@ def test_what_recycling_gives_a_training_is_what_was_measured(name: str) -> None
     assert f"{cells} [result](benchmarks/results/recycling_{name}.json) |" in README
 
 
-@pytest.mark.parametrize(("title", "name"), [("whole", "full"), *((f"above {q} %", f"recycled, {q}%, float16") for q in (25, 50, 75))])
+DEPTHS = {
+    "whole": "full",
+    **{f"above {q} %": f"recycled, {q}%, float16" for q in (25, 50, 75)},
+    "the head alone": "recycled, 100%, float16",
+}
+
+
+@pytest.mark.parametrize(("title", "name"), DEPTHS.items())
 def test_what_more_recycled_layers_and_fewer_texts_cost_is_what_was_measured(title: str, name: str) -> None:
     rows = {row["name"]: row for row in result("recycling_sciie-relation-extraction_minilm-l6-h384")["rows"]}
-    parts = [rows.get(name + part) for part in ("", ", half of the data", ", a tenth of the data")]
+    amounts = ("", ", half of the data", ", a tenth of the data")
+    texts = " | ".join(f"{rows['full' + amount]['texts']:,} texts" for amount in amounts)
+    assert f"| fine-tuned | {texts} | speed on all texts |" in README
+    parts = [rows.get(name + amount) for amount in amounts]
     cells = " | ".join(f"{100 * row['score']:.1f} ± {100 * row['spread']:.1f}" if row else "" for row in parts)
     assert f"| {title} | {cells} | {rows[name]['texts_per_second'] / rows['full']['texts_per_second']:.1f}× |" in README
+
+
+def test_what_recycling_gives_questions_is_what_was_measured() -> None:
+    full, above = result("recycling_squad_minilm-l6-h384")["rows"]
+    slow, fast, lost = full["texts_per_second"], above["texts_per_second"], 100 * (full["score"] - above["score"])
+    told = (
+        f"read {fast:.0f} windows a second where it had read {slow:.0f}, {fast / slow:.1f} times as fast, and ended {lost:.1f} points of F1"
+    )
+    assert f"{told} below ({100 * above['score']:.1f} and {100 * full['score']:.1f})" in " ".join(README.split())
 
 
 def test_what_smaller_types_cost_the_score_is_what_was_measured() -> None:
