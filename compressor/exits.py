@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from compressor.halves import BACK, FRONT, BackGraph, states_of
-from compressor.session import Graph
+from compressor.session import Graph, Seen
 from compressor.tokens import Floats, Tokens
 
 EXIT = "exit.onnx"
@@ -25,12 +25,13 @@ class Exit:
         """Open them; `single`: answers depend on the batch, so feed one text a run."""
         self.front = Graph(folder / FRONT, threads, single=single, pad_id=pad_id)
         self.above = BackGraph(folder / EXIT, threads, single=single, pad_id=pad_id)
-        self._rest = folder / BACK
+        self._rest = Seen(folder / BACK)
 
     @cached_property
     def rest(self) -> BackGraph:
         """What goes on: a cascade that reads texts again instead does without."""
-        return BackGraph(self._rest, self.above.threads, single=self.above.single, pad_id=self.above.pad_id)
+        self._rest.check()
+        return BackGraph(self._rest.path, self.above.threads, single=self.above.single, pad_id=self.above.pad_id)
 
     def stop(self, tokens: Tokens, _: States) -> tuple[Floats, States]:
         """Return the exit's logits, and the states from which the student goes on."""

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from compressor.session import Graph, Session, batches_of, run_all, session
+from compressor.session import Graph, Seen, Session, batches_of, run_all, session
 from compressor.tokens import Floats, Ints, Tokens, content_of, in_order, length_batches
 
 if TYPE_CHECKING:
@@ -47,13 +47,16 @@ class BackGraph:
     def __init__(self, path: Path, threads: int, *, single: bool, pad_id: int) -> None:
         """Open it; `single`: answers depend on the batch, so feed one text a run, and several at once where there are threads."""
         self.path, self.threads, self.single, self.pad_id, self.session = path, threads, single, pad_id, session(path, threads)
-        self.workers = threads
+        self.workers, self._seen = threads, Seen(path)
         self.inputs = [i.name for i in self.session.get_inputs()]  # a head alone asks for no mask
 
     @cached_property
     def beside(self) -> Session:
         """What runs several batches beside each other, one thread each."""
-        return self.session if self.threads == 1 else session(self.path, 1)
+        if self.threads == 1:
+            return self.session
+        self._seen.check()
+        return session(self.path, 1)
 
     def logits(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
         """Return the logits of texts, as a whole graph does, from the states (tokens, width) of each."""
@@ -95,12 +98,13 @@ class Halves:
     def __init__(self, folder: Path, threads: int, *, single: bool, pad_id: int, store: "Store | None" = None) -> None:
         """Open the back, and the front when a text needs it; `single`: answers depend on the batch, so feed one text a run."""
         self.folder, self.threads, self.single, self.pad_id, self.store = folder, threads, single, pad_id, store
-        self.back = BackGraph(folder / BACK, threads, single=single, pad_id=pad_id)
+        self.back, self._seen = BackGraph(folder / BACK, threads, single=single, pad_id=pad_id), Seen(folder / FRONT)
 
     @cached_property
     def front(self) -> Graph:
         """The front, which a store that knows every text never asks; bundles that share a store in one process share it."""
         how: dict[str, Any] = {"single": self.single, "pad_id": self.pad_id}
+        self._seen.check()
         if self.store is None:
             return Graph(self.folder / FRONT, self.threads, **how)
         key = (os.getpid(), self.store.identity.model, self.threads, *how.values())

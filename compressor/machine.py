@@ -19,7 +19,7 @@ SATURATING = frozenset({"avx512", "avx2"})
 """Levels whose sum of two 8-bit products does not fit where it goes (onnxruntime#5849): weights need 7 bits there."""
 
 CPUINFO = Path("/proc/cpuinfo")
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 GIGABYTE = 1e9
 
 
@@ -99,8 +99,21 @@ def _read(path: Path) -> str:
 def _usable_cores() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # A container's quota (docker --cpus) does not show in the affinity: "200000 100000" is two cores, "max 100000" no limit.
-    quota, _, period = _read(CGROUP / "cpu.max").partition(" ")
-    return min(allowed, math.ceil(int(quota) / int(period))) if quota.isdigit() else allowed
+    quotas = [_read(folder / "cpu.max").split() for folder in _cgroups("")]
+    quotas += [[_read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()] for folder in _cgroups("cpu")]
+    limits = [math.ceil(int(quota[0]) / int(quota[1])) for quota in quotas if len(quota) == 2 and all(map(str.isdigit, quota))]
+    return min([allowed, *limits])
+
+
+def _cgroups(controller: str) -> list[Path]:
+    """Return the folders that may limit this process: its control group and those above, of version 2 or a version 1 controller."""
+    own = ""
+    for line in _read(MEMBERSHIP).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            own = path.strip("/")
+    root, inside = CGROUP / controller, Path(own)
+    return [root / part for part in (inside, *inside.parents) if ".." not in part.parts]
 
 
 def _threads_per_core(cpuinfo: dict[str, str]) -> int:
@@ -109,9 +122,9 @@ def _threads_per_core(cpuinfo: dict[str, str]) -> int:
 
 
 def _memory_bytes() -> int:
-    limit = _read(CGROUP / "memory.max").strip()
-    physical = _physical_memory_bytes()
-    return min(physical, int(limit)) if limit.isdigit() else physical
+    limits = [_read(folder / "memory.max").strip() for folder in _cgroups("")]
+    limits += [_read(folder / "memory.limit_in_bytes").strip() for folder in _cgroups("memory")]
+    return min([_physical_memory_bytes(), *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _physical_memory_bytes() -> int:

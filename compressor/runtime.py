@@ -23,10 +23,10 @@ from compressor.data import Example, check_characters
 from compressor.errors import BundleError, RecipeError, UnfitError
 from compressor.exits import Exit
 from compressor.halves import Halves
-from compressor.session import Backend, Graph, check_agreement
+from compressor.session import Backend, Graph, Seen, check_agreement
 from compressor.sources import place_of
 from compressor.tasks import TASKS, ServedTask
-from compressor.tokens import Floats, Tokens
+from compressor.tokens import Floats, Ints, Tokens
 
 if TYPE_CHECKING:
     from compressor.store import Store
@@ -94,7 +94,8 @@ class Runtime:
         self.default_policy: str | None = self.manifest.get("default_policy")
         self.max_length: int = self.manifest["max_length"]
         self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
-        self._folder, self.threads = folder, threads or self.manifest["target"]["threads"]
+        self._folder, self._seen = folder, Seen(folder / "manifest.json")
+        self.threads = threads or self.manifest["target"]["threads"]
         self.backend: Backend = backend or (self.calibrated_in if store is None else "onnxruntime")
         self._read, self._exits = reader(folder, self.task, self.manifest), dict[Path, Exit]()
         pad_id, single = self.manifest["pad_id"], self.manifest["single"]
@@ -129,7 +130,7 @@ class Runtime:
         """The bundle's cascade, whose own graphs are opened when it is first asked.
 
         Raises:
-            BundleError: the bundle has none.
+            BundleError: the bundle has none, or has changed since it was opened.
             RecipeError: it was calibrated in another backend than what runs the bundle's graph here.
         """
         told = self.manifest.get("cascade")
@@ -138,6 +139,7 @@ class Runtime:
         if self.backend != self.calibrated_in:
             other = f"backend {self.backend}" if self.store is None else "the store, above which onnxruntime answers"
             raise RecipeError(f"the cascade was calibrated in {self.calibrated_in}: leave out {other}, or name a point")
+        self._seen.check()
         return Cascade([self._member(facts) for facts in told["members"]], told["thresholds"], told["confidence"])
 
     @property
@@ -222,8 +224,13 @@ class Runtime:
     def _chunks(self, texts: Iterable[Given]) -> Iterator[list[Example]]:
         if isinstance(texts, str):
             raise RecipeError(f"{texts!r:.60} is one text, not several; give a list of texts")
+        return self._cut(map(self.example, texts))
+
+    @staticmethod
+    def _cut(examples: Iterable[Example]) -> Iterator[list[Example]]:
+        """Yield so many examples at once as memory bears."""
         chunk, characters = list[Example](), 0
-        for example in map(self.example, texts):
+        for example in examples:
             chunk.append(example)
             characters += len(example.text) + len(example.text_pair or "")
             if len(chunk) == CHUNK or characters >= CHARACTERS:
@@ -234,9 +241,11 @@ class Runtime:
 
     def outcomes(self, examples: Sequence[Example], point: str | OperatingPoint | None = None) -> Floats:
         """Return the outcomes of labelled examples, one row each, of which the task's metrics are computed."""
-        windows = self._read(examples)
-        logits = self._graph.logits(windows.tokens, self.point(point).lengths)
-        return self.task.outcomes(logits, windows, examples, self.labels)
+        lengths, found = self.point(point).lengths, list[Floats]()
+        for chunk in self._cut(examples):
+            windows = self._read(chunk)
+            found.append(self.task.outcomes(self._graph.logits(windows.tokens, lengths), windows, chunk, self.labels))
+        return np.concatenate(found)
 
     def routed_outcomes(
         self, examples: Sequence[Example], policy: str = "cascade", thresholds: Sequence[float] | None = None
@@ -244,12 +253,16 @@ class Runtime:
         """Return the cascade's outcomes of labelled examples, one row each, the members that answered, and how many examples went on
         because a confidence was no number."""
         self._check(policy, thresholds)
-        parts = list(self.cascade.route(self.task, examples, thresholds))
-        found = [self.task.outcomes(p.logits, p.windows, [examples[row] for row in p.rows.tolist()], self.labels) for p in parts]
-        order = np.concatenate([part.rows for part in parts]).argsort()
-        members = np.concatenate([np.full(len(part.rows), part.member, object) for part in parts])
-        unknown = sum(int(np.count_nonzero(part.no_confidence)) for part in parts)
-        return np.concatenate(found)[order], list(members[order]), unknown
+        found, members, unknown, begin = list[Floats](), np.empty(len(examples), object), 0, 0
+        rows = list[Ints]()
+        for chunk in self._cut(examples):
+            for part in self.cascade.route(self.task, chunk, thresholds):
+                found.append(self.task.outcomes(part.logits, part.windows, [chunk[row] for row in part.rows.tolist()], self.labels))
+                rows.append(part.rows + begin)
+                members[rows[-1]] = part.member
+                unknown += int(np.count_nonzero(part.no_confidence))
+            begin += len(chunk)
+        return np.concatenate(found)[np.concatenate(rows).argsort()], members.tolist(), unknown
 
     def logits(self, tokens: Tokens) -> Floats:
         """Return the logits of tokens that were read before, (texts, classes) or (tokens, classes), at the bundle's own point."""
@@ -296,8 +309,11 @@ class Runtime:
 
     def tokens(self, texts: Sequence[Given]) -> list[Tokens]:
         """Return the tokens of each text: one window, or several that overlap where the task reads long texts so."""
-        windows = self._read([self.example(text) for text in texts])
-        return [windows.tokens.rows(own) for own in windows.of_examples(len(texts))]
+        found = list[Tokens]()
+        for chunk in self._chunks(texts):
+            windows = self._read(chunk)
+            found += [windows.tokens.rows(own) for own in windows.of_examples(len(chunk))]
+        return found
 
     def within(self, latency_ms: float) -> OperatingPoint:
         """Return the most accurate operating point of at most this median latency, as measured on the build machine.

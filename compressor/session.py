@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias, TypeVar, get_args
 import numpy as np
 import onnxruntime as ort
 
-from compressor.errors import UnfitError
+from compressor.errors import BundleError, UnfitError
 from compressor.openvino_session import OpenVINOSession
 from compressor.tokens import Floats, Tokens, in_order
 
@@ -30,6 +30,30 @@ TOKENS_PER_RUN: Mapping[Backend, int] = {"onnxruntime": 512, "openvino": 8192}
 cache, so that onnxruntime reads long texts faster one by one (benchmarks/batches.py)."""
 WORTH_A_RUN = 8
 """Texts of one length that make a batch of their own: nothing in it is padded."""
+
+
+class Seen:
+    """A file as it was when a bundle was verified: what is opened later must be the same, or two builds would answer together."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._stamp = path, self._now(path)
+
+    @staticmethod
+    def _now(path: Path) -> tuple[int, ...] | None:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def check(self) -> None:
+        """Refuse a file that is another now, or gone.
+
+        Raises:
+            BundleError: it is.
+        """
+        if self._now(self.path) != self._stamp:
+            raise BundleError(f"{self.path} has changed since it was opened; open the bundle again")
 
 
 class Graph:
@@ -55,7 +79,7 @@ class Graph:
         """
         if backend not in get_args(Backend):
             raise UnfitError(f"no backend {backend!r}; choose {' or '.join(get_args(Backend))}")
-        self.path, self.single, self.pad_id = path, single, pad_id
+        self.path, self.single, self.pad_id, self._seen = path, single, pad_id, Seen(Path(path))
         self.workers, self.backend = workers or threads, backend
         self.threads, self.session = threads, self._opened(threads)
         shapes = {i.name: i.shape for i in (*self.session.get_inputs(), *self.session.get_overridable_initializers())}
@@ -69,7 +93,10 @@ class Graph:
     @cached_property
     def beside(self) -> Session:
         """What runs several batches beside each other, one thread each."""
-        return self.session if self.threads == 1 and self.backend == "onnxruntime" else self._opened(1, self.workers)
+        if self.threads == 1 and self.backend == "onnxruntime":
+            return self.session
+        self._seen.check()
+        return self._opened(1, self.workers)
 
     def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of one padded batch, or the first output of a graph that has none."""

@@ -315,6 +315,15 @@ def test_a_bundle_without_a_cascade_and_one_with_a_changed_member_are_refused(bu
         Runtime(changed)
 
 
+def test_routed_outcomes_of_many_examples_are_those_of_some_at_a_time(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, examples = Runtime(bundle_of(project)), [Example(text, label=label) for text, label in sentences(30, 7)]
+    outcomes, members, unknown = runtime.routed_outcomes(examples)
+    monkeypatch.setattr("compressor.runtime.CHUNK", 7)
+    again = runtime.routed_outcomes(examples)
+    np.testing.assert_array_equal(again[0], outcomes)
+    assert again[1:] == (members, unknown)
+
+
 def test_texts_that_a_member_has_no_confidence_in_go_on_and_are_counted(project: Path, tmp_path: Path) -> None:
     broken, lines = Path(shutil.copytree(bundle_of(project), tmp_path / "broken")), tmp_path / "texts.txt"
     cascade = json.loads((broken / "manifest.json").read_text(encoding="utf-8"))["cascade"]

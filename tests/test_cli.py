@@ -1,6 +1,8 @@
 """The contract of the command line: exit codes, what stdout and stderr carry, environment forms. Each command is a process of its own."""
 
+import gzip
 import json
+import math
 import os
 import pty
 import re
@@ -18,6 +20,7 @@ from typer.main import get_command
 
 from compressor import __version__
 from compressor.cli import app
+from compressor.commands.serving import _json
 from compressor.runtime import Runtime
 from tests.conftest import RECIPE, command, compress, sentences
 
@@ -363,6 +366,19 @@ def test_predict_answers_in_json_lines_and_takes_no_tab_for_a_second_text(built:
     known = Runtime(built / BUNDLE).predict(["a film\tquite good", "a film quite bad"])
     assert told == [{"label": a.label, "score": a.score, "probabilities": dict(a.probabilities)} for a in known]
     assert told[0] != told[1]
+
+
+def test_predict_reads_gzip_and_names_what_is_none(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(b"a good film\na dull plot\n"))
+    done = compress("predict", str(built / BUNDLE), "texts.txt.gz", cwd=tmp_path)
+    assert done.stdout.splitlines() == answers(built / BUNDLE, "a good film\na dull plot\n")
+    (tmp_path / "texts.txt.gz").write_text("a good film\n")
+    assert "texts.txt.gz: damaged gzip" in refusal(compress("predict", str(built / BUNDLE), "texts.txt.gz", cwd=tmp_path), 3)
+
+
+def test_json_has_no_word_for_what_is_no_number() -> None:
+    told = _json({"score": math.nan, "probabilities": {"a": math.inf, "b": 0.5}, "spans": [{"score": -math.inf}], "count": 2})
+    assert json.loads(told) == {"score": None, "probabilities": {"a": None, "b": 0.5}, "spans": [{"score": None}], "count": 2}
 
 
 def test_predict_is_not_misled_by_byte_order_marks_and_carriage_returns(built: Path) -> None:

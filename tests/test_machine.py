@@ -26,6 +26,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for /proc and /sys/fs/cgroup; empty, as on a system that has neither."""
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "membership")
     return tmp_path
 
 
@@ -78,6 +79,33 @@ def test_a_container_quota_limits_cores_and_memory(host: Path) -> None:
     described = machine.describe()
     assert described["cores"] == 1
     assert described["memory_gb"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("membership", "files"),
+    [
+        ("0::/jobs/mine\n", {"jobs/cpu.max": "50000 100000\n", "jobs/mine/memory.max": "500000000\n", "memory.max": "900000000\n"}),
+        (
+            "4:memory:/jobs/mine\n3:cpu,cpuacct:/jobs\n",
+            {
+                "cpu/jobs/cpu.cfs_quota_us": "50000\n",
+                "cpu/jobs/cpu.cfs_period_us": "100000\n",
+                "cpu/cpu.cfs_quota_us": "-1\n",
+                "cpu/cpu.cfs_period_us": "100000\n",
+                "memory/jobs/memory.limit_in_bytes": "500000000\n",
+                "memory/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+        ),
+        ("4:memory:/docker/of-the-host\n", {"cpu.max": "50000 100000\n", "memory/memory.limit_in_bytes": "500000000\n"}),
+    ],
+)
+def test_limits_of_any_control_group_above_this_process_hold(host: Path, membership: str, files: dict[str, str]) -> None:
+    (host / "membership").write_text(membership)
+    for name, content in files.items():
+        (host / name).parent.mkdir(parents=True, exist_ok=True)
+        (host / name).write_text(content)
+    described = machine.describe()
+    assert (described["cores"], described["memory_gb"]) == (1, 0.5)
 
 
 def test_a_quota_of_max_is_no_limit(host: Path) -> None:

@@ -246,3 +246,26 @@ def test_predict_and_eval_on_the_command_line_agree_with_the_runtime(built: Path
     metrics = json.loads((bundle / "metrics.json").read_text())
     assert scored["score"] == next(v["score"] for v in metrics["variants"] if v["name"] == "INT8 fast")
     assert scored["low"] <= scored["score"] <= scored["high"]
+
+
+def test_what_is_opened_late_is_what_was_verified(bundle: Path) -> None:
+    runtime = Runtime(bundle, threads=2)
+    known = runtime.predict(TEXTS[:1])
+    again = shutil.copytree(bundle, bundle.with_name("again"))
+    shutil.rmtree(bundle)
+    again.rename(bundle)  # as a build publishes over the last one
+    with pytest.raises(BundleError, match=r"model.onnx has changed since it was opened; open the bundle again"):
+        runtime.predict(TEXTS)
+    assert runtime.predict(TEXTS[:1]) == known
+    shutil.rmtree(bundle)
+    with pytest.raises(BundleError, match=r"model.onnx has changed since it was opened; open the bundle again"):
+        runtime.predict(TEXTS)
+
+
+def test_outcomes_of_many_examples_are_those_of_some_at_a_time(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, examples = Runtime(bundle), [Example(text, label=label) for text, label in sentences(30, 7)]
+    found, tokens = runtime.outcomes(examples, "min"), runtime.tokens(TEXTS)
+    monkeypatch.setattr("compressor.runtime.CHUNK", 7)
+    np.testing.assert_array_equal(runtime.outcomes(examples, "min"), found)
+    for one, other in zip(runtime.tokens(TEXTS), tokens, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)

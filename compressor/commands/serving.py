@@ -1,12 +1,15 @@
 """What a bundle answers, scores and takes: predict, eval, bench, explain."""
 
+import gzip
 import json
 import math
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
 
 import typer
 
@@ -60,15 +63,27 @@ def predict(
         unknown = 0
         for routed in runtime.trace(given, policy, threshold or None):
             unknown += routed.no_confidence > 0
-            sure = None if math.isnan(routed.confidence) else routed.confidence  # JSON has no word for what is no number
-            told = {**asdict(routed.answer), "member": routed.member, "confidence": sure, "no_confidence": routed.no_confidence}
+            how = {"member": routed.member, "confidence": routed.confidence, "no_confidence": routed.no_confidence}
             line = f"{routed.answer.line()}\t{routed.member} {routed.confidence:.4f}"
-            typer.echo(json.dumps(told, ensure_ascii=False) if format == "json" else line)
+            typer.echo(_json({**asdict(routed.answer), **how}) if format == "json" else line)
         if unknown:
             typer.echo(f"{unknown} text{'s' * (unknown > 1)} went on because a member's confidence was no number", err=True)
         return
     for answer in runtime.stream(given, chosen):
-        typer.echo(json.dumps(asdict(answer), ensure_ascii=False) if format == "json" else answer.line())
+        typer.echo(_json(asdict(answer)) if format == "json" else answer.line())
+
+
+def _json(told: Any) -> str:
+    """Return a line of JSON, which has no word for what is no number: null stands for it."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: known(own) for key, own in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(own) for own in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(known(told), ensure_ascii=False)
 
 
 def _runtime(bundle: Path, threads: int | None, store: Path | None, max_size: str | None, backend: BackendName) -> "Runtime":
@@ -104,14 +119,23 @@ def _asked(runtime: "Runtime", path: Path | None) -> "Iterator[Given]":
         yield given
 
 
+def _binary(path: Path | None) -> BinaryIO:
+    """Open a file, through gzip when it is called .gz, or stdin, which stays open."""
+    if path is None:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
 def _lines(path: Path | None) -> Iterator[str]:
     if path is None and sys.stdin is None:  # so Python tells that it was closed
         raise RecipeError("stdin is closed; name a file with one text a line")
     try:
-        # utf-8-sig drops a byte order mark; newline: a stray carriage return ends no line, so that answers stay beside their lines.
-        with open(path or sys.stdin.fileno(), encoding="utf-8-sig", newline="\n", closefd=path is not None) as file:
-            for line in file:
+        with _binary(path) as binary:
+            # utf-8-sig drops a byte order mark; newline: a stray carriage return ends no line, so that answers stay beside their lines.
+            for line in TextIOWrapper(binary, encoding="utf-8-sig", newline="\n"):
                 yield line.rstrip("\r\n")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RecipeError(f"{path}: damaged gzip ({error}); compress it again") from None
     except OSError as error:
         raise RecipeError(f"{path or 'stdin'}: {error.strerror}; name a file with one text a line") from None
     except UnicodeDecodeError as error:
