@@ -368,6 +368,28 @@ def test_predict_answers_in_json_lines_and_takes_no_tab_for_a_second_text(built:
     assert told[0] != told[1]
 
 
+def test_who_writes_a_line_and_waits_gets_its_answer(built: Path) -> None:
+    known = answers(built / BUNDLE, "a good film\na dull plot\nit was good\n")
+    with subprocess.Popen(command("predict", str(built / BUNDLE)), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        for line, expected in zip((b"a good film\n", b"a dull plot\n"), known, strict=False):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline().decode().rstrip("\n") == expected
+        process.stdin.write(b"it was good")  # no line's end
+        process.stdin.close()
+        assert process.stdout.read().decode().splitlines() == known[2:]
+
+
+def test_what_stdin_holds_is_read_with_its_letters_whole(built: Path) -> None:
+    letters = "é" * 40_000  # more than one read, of which some end within a letter
+    assert len(answers(built / BUNDLE, f"{letters}\n{letters}\n")) == 2
+    done = subprocess.run(command("predict", str(built / BUNDLE)), input=b"good\n\xff\n", capture_output=True)
+    assert done.returncode == 3
+    assert b"stdin: byte 5 of a block is not UTF-8; convert it with iconv -t utf-8" in done.stderr
+
+
 def test_predict_reads_gzip_and_names_what_is_none(built: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(b"a good film\na dull plot\n"))
     done = compress("predict", str(built / BUNDLE), "texts.txt.gz", cwd=tmp_path)

@@ -1,19 +1,18 @@
 """What a bundle answers, scores and takes: predict, eval, bench, explain."""
 
-import gzip
+import itertools
 import json
 import math
-import sys
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from compressor.errors import RecipeError
+from compressor.lines import groups_of, lines_of
 from compressor.options import (
     BackendName,
     BundlePath,
@@ -58,10 +57,10 @@ def predict(
     runtime = _runtime(bundle, threads, store, max_size, backend)
     chosen = point if latency_ms is None else runtime.within(latency_ms)
     policy = runtime.policy(chosen, policy, threshold or None)
-    given = _asked(runtime, texts)
+    groups = _asked(runtime, texts)
     if policy:
         unknown = 0
-        for routed in runtime.trace(given, policy, threshold or None):
+        for routed in chain.from_iterable(runtime.trace(group, policy, threshold or None) for group in groups):
             unknown += routed.no_confidence > 0
             how = {"member": routed.member, "confidence": routed.confidence, "no_confidence": routed.no_confidence}
             line = f"{routed.answer.line()}\t{routed.member} {routed.confidence:.4f}"
@@ -69,7 +68,7 @@ def predict(
         if unknown:
             typer.echo(f"{unknown} text{'s' * (unknown > 1)} went on because a member's confidence was no number", err=True)
         return
-    for answer in runtime.stream(given, chosen):
+    for answer in chain.from_iterable(runtime.stream(group, chosen) for group in groups):
         typer.echo(_json(asdict(answer)) if format == "json" else answer.line())
 
 
@@ -104,42 +103,24 @@ def _runtime(bundle: Path, threads: int | None, store: Path | None, max_size: st
     return Runtime(bundle, threads, store, size, backend)
 
 
-def _asked(runtime: "Runtime", path: Path | None) -> "Iterator[Given]":
-    """Yield what each line asks.
+def _asked(runtime: "Runtime", path: Path | None) -> "Iterator[Iterator[Given]]":
+    """Yield what each line asks, those together that are there at once.
 
     Raises:
         RecipeError: the bundle cannot answer one, as a question without its context; the line is named.
     """
-    for number, line in enumerate(_lines(path), 1):
-        given = runtime.given(line)
-        try:
-            runtime.example(given)
-        except RecipeError as error:
-            raise RecipeError(f"{path or 'stdin'}: line {number}: {error}") from None
-        yield given
+    number = itertools.count(1)
 
+    def asked(lines: Iterable[str]) -> "Iterator[Given]":
+        for line in lines:
+            row, given = next(number), runtime.given(line)
+            try:
+                runtime.example(given)
+            except RecipeError as error:
+                raise RecipeError(f"{path or 'stdin'}: line {row}: {error}") from None
+            yield given
 
-def _binary(path: Path | None) -> BinaryIO:
-    """Open a file, through gzip when it is called .gz, or stdin, which stays open."""
-    if path is None:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
-
-
-def _lines(path: Path | None) -> Iterator[str]:
-    if path is None and sys.stdin is None:  # so Python tells that it was closed
-        raise RecipeError("stdin is closed; name a file with one text a line")
-    try:
-        with _binary(path) as binary:
-            # utf-8-sig drops a byte order mark; newline: a stray carriage return ends no line, so that answers stay beside their lines.
-            for line in TextIOWrapper(binary, encoding="utf-8-sig", newline="\n"):
-                yield line.rstrip("\r\n")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise RecipeError(f"{path}: damaged gzip ({error}); compress it again") from None
-    except OSError as error:
-        raise RecipeError(f"{path or 'stdin'}: {error.strerror}; name a file with one text a line") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path or 'stdin'}: byte {error.start} of a block is not UTF-8; convert it with iconv -t utf-8") from None
+    yield from map(asked, groups_of(path))
 
 
 def evaluate(
@@ -198,7 +179,7 @@ def bench(
     from compressor.session import Backend
 
     backends: list[Backend] = ["onnxruntime", "openvino"] if backend == "both" else [backend] if backend else []
-    show(format, timed(models, list(_lines(texts)) if texts else None, shape, threads, point, backends, rounds))
+    show(format, timed(models, list(lines_of(texts)) if texts else None, shape, threads, point, backends, rounds))
 
 
 def explain(
