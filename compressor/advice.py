@@ -54,7 +54,7 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
     shipped = facts.student if recipe.distill else facts.teacher
     has_lengths = recipe.deployed and not recipe.export.halves and not (recipe.distill and recipe.distill.student.bilstm)
-    has_lengths &= shipped is None or shipped.family in ADAPTIVE
+    has_lengths &= shipped is None or (shipped.family in ADAPTIVE and (shipped.pooling == "cls" or recipe.task.type in WINDOWED))
     if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and has_lengths:
         yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
     if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "learned":

@@ -32,9 +32,9 @@ FIRST_ID, IDS = 5, 25
 QUESTION = 16
 """Tokens of the first text of a pair of a fixed shape; a quarter, where that is less."""
 MOST = 10**8
+"""Tokens of the largest batch of a shape."""
 ENOUGH = 100
 """Times from which one in a hundred can be told."""
-"""Tokens of the largest batch of a shape."""
 LENGTHS = (32, 128, 384)
 """Tokens of the texts that are timed where nobody says otherwise."""
 UNTOLD = 128
@@ -237,7 +237,7 @@ def _check_length(model: Model, workload: Workload) -> None:
 
 def _check(model: Model, graph: Graph, workload: Workload) -> None:
     try:
-        graph.logits(workload.batches[-1])
+        _runner(graph, workload, None, whole=model.runtime is None)(-1)
     except Exception as error:
         told = " ".join(str(error).split())[:200]
         raise RecipeError(

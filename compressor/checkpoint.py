@@ -27,7 +27,7 @@ def check_positions(model: PreTrainedModel, max_length: int) -> None:
     """
     table, usable = position_table(model), getattr(model.config, "max_position_embeddings", max_length)
     if table is not None:
-        usable = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        usable = min(usable, table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
     if max_length > usable:
         raise RecipeError(
             f"data.max_length is {max_length}, but {model.config.model_type} here has {usable} positions; set data.max_length: {usable}"

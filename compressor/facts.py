@@ -35,6 +35,8 @@ class Size:
     vocabulary: int
     family: str
     prunable: bool
+    pooling: str = "cls"
+    """What a head for texts reads: [CLS], or the mean of all tokens, which ModernBERT's may."""
 
     @property
     def weights(self) -> int:
@@ -143,7 +145,9 @@ def _size(model: str, root: Path) -> Size | None:
     layers, width, inner, vocabulary = (next((config[k] for k in keys if k in config), 0) for keys in named)
     if not (all(isinstance(number, int) for number in (layers, width, inner, vocabulary)) and layers and width):
         return None
-    return Size(layers, width, inner, vocabulary, str(config.get("model_type", "")), _is_prunable(folder))
+    return Size(
+        layers, width, inner, vocabulary, str(config.get("model_type", "")), _is_prunable(folder), config.get("classifier_pooling", "cls")
+    )
 
 
 def _is_prunable(folder: Path) -> bool:

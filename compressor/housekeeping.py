@@ -74,10 +74,14 @@ def _unused(artifacts: Path) -> list[Entry]:
 
 
 def _named_stores(artifacts: Path) -> list[Path]:
-    """Return the stores outside the cache that recipes built here have named; other builds may read them, so that none is removed."""
+    """Return the stores outside the cache that recipes built here have named; other builds may read them, so that none is removed.
+
+    Beside a student's store lie those of its earlier teachers, which nothing may read again: only who named the place can tell.
+    """
     metrics = [Artifact(f).metrics for stage in STAGES for f in artifacts.glob(f"{stage.name}-*") if _readable(f)]
-    paths = {Path(str(own[STORE])) for own in metrics if STORE in own}
-    return sorted(path for path in paths if path.is_absolute() and path.exists())
+    paths = {path for path in (Path(str(own[STORE])) for own in metrics if STORE in own) if path.is_absolute()}
+    beside = {other for path in paths if _OURS.fullmatch(path.name) for other in path.parent.glob(f"{STORE}-*")}
+    return sorted(path for path in paths | beside if path.exists())
 
 
 @contextmanager

@@ -75,4 +75,6 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _number(value: float) -> str:
     """Return a number with as many decimals as tell something."""
+    if 0 < abs(value) < 0.1:
+        return f"{value:.2g}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"

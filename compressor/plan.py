@@ -9,6 +9,9 @@ from compressor.errors import RecipeError, UnfitError
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
 
+BUILDING = ("torch", "transformers", "onnx", "accelerate", "filelock")
+"""Packages that any build imports."""
+
 
 def check_sources(recipe: Recipe) -> None:
     """Check that every local file and folder that the recipe names is there and of a usable form; Hub ids are taken on trust.
@@ -52,6 +55,17 @@ def check_task(bundle: Path, manifest: Mapping[str, Any], recipe: Recipe) -> Non
     if other:
         told = "; ".join(f"task.{key} is {theirs.get(key)} there, {ours.get(key)} here" for key in other)
         raise RecipeError(f"cascade: {bundle} answers something else ({told}); members must answer the same")
+
+
+def check_training() -> None:
+    """Check that what builds bundles is installed: what runs them is less.
+
+    Raises:
+        UnfitError: names the extra.
+    """
+    if lacking := [package for package in BUILDING if not machine.installed(package)]:
+        extra = "pip install 'encoder-compressor[train]', or in a checkout: pip install -e '.[train]'"
+        raise UnfitError(f"building a bundle needs {', '.join(lacking)} of the [train] extra: {extra}")
 
 
 def check_extras(recipe: Recipe) -> None:

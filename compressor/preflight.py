@@ -43,8 +43,10 @@ TEXTS = 200
 """Training texts, the first ones, on which two tokenizers are compared."""
 
 
-def check_encoders(recipe: Recipe) -> None:
+def check_encoders(recipe: Recipe, *, exports: bool = True) -> None:
     """Make the assistant and the student as the recipe has them, from the teacher as it starts, and look whether they fit.
+
+    `exports`: the build goes on as far as ONNX.
 
     Raises:
         RecipeError: a layer map is out of range, a fine-tuning method or objectives do not fit, a text is longer than a position table, a
@@ -58,7 +60,8 @@ def check_encoders(recipe: Recipe) -> None:
     taught_by = folder = sources.model_folder(recipe.teacher.model, recipe.root)
     model = load_model(folder, _known(task), task.head)
     check_positions(model, longest)
-    check_size(recipe, model)
+    if exports and recipe.deployed:
+        check_size(model)
     if tuned is None:
         check_answers(recipe, folder, model)
     elif tuned.method != "lora":  # which is merged
@@ -77,14 +80,14 @@ def check_encoders(recipe: Recipe) -> None:
         check_layer(recipe.early_exit.layer, shape_of(model).layers)
 
 
-def check_size(recipe: Recipe, teacher: PreTrainedModel) -> None:
+def check_size(teacher: PreTrainedModel) -> None:
     """Refuse a teacher whose float graph, the baseline of every bundle, would be larger than an ONNX file may be.
 
     Raises:
         RecipeError: it would.
     """
     size = 4 * sum(weight.numel() for weight in teacher.parameters())
-    if recipe.deployed and size >= LARGEST_GRAPH:
+    if size >= LARGEST_GRAPH:
         told = f"its weights take {size / 2**30:.1f} GB in float32, and one ONNX file holds less than 2"
         raise RecipeError(f"teacher.model: {told}; name a smaller teacher")
 

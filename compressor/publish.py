@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 from compressor.artifact import Artifact
-from compressor.errors import UnfitError
+from compressor.bundles import verify
+from compressor.errors import BundleError, UnfitError
 
 BUNDLE = "bundle"
 
@@ -18,6 +19,9 @@ def publish(artifact: Artifact, artifacts: Path, name: str) -> Path:
     """
     passed = bool(artifact.metrics["passed"])
     target = artifacts / ("dist" if passed else "rejected") / name
+    if passed and _is_there(target, artifact.path / BUNDLE):
+        shutil.rmtree(artifacts / "rejected" / name, ignore_errors=True)
+        return target
     partial = target.parent / f".{name}.partial"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -31,3 +35,13 @@ def publish(artifact: Artifact, artifacts: Path, name: str) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         raise UnfitError(f"{target}: {error.strerror or error}; free some space or mend permissions, then run again") from error
     return target
+
+
+def _is_there(target: Path, bundle: Path) -> bool:
+    """Say whether a bundle is published already, whole: a server that has it open need not see its files change."""
+    try:
+        if (target / "manifest.json").read_bytes() != (bundle / "manifest.json").read_bytes():
+            return False
+        return bool(verify(target)) and all((target / path.relative_to(bundle)).exists() for path in bundle.rglob("*"))
+    except (OSError, BundleError):
+        return False

@@ -83,7 +83,12 @@ def told(store: Store, settings: Recycle) -> str:
 
 
 def _place(settings: Recycle, recipe: Recipe, artifacts: Path) -> Path:
-    return artifacts if settings.store is None else sources.place_of(settings.store, recipe.root)
+    if settings.store is None:
+        return artifacts
+    place = sources.place_of(settings.store, recipe.root)
+    if place.exists() and not place.is_dir():
+        raise RecipeError(f"store {place}: this is a file; name a folder")
+    return place
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def used(folder: Path, corpus: Tokens, key: str, also: Iterable[int] = ()) -> In
 def asked_by(model: PreTrainedModel) -> set[int]:
     """Return the ids that a model asks for whatever its texts are: that which pads, and where positions begin behind it all before it."""
     table: Any = model.get_input_embeddings()
-    pads = {number for number in (table.padding_idx, model.config.pad_token_id) if number is not None}
+    pads = {n for n in (table.padding_idx, model.config.pad_token_id) if n is not None and 0 <= n < table.num_embeddings}
     positions = position_table(model)
     behind = positions is not None and positions.padding_idx is not None
     return pads | (set(range(max(pads))) if pads and behind else set())

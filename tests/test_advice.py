@@ -53,6 +53,11 @@ def test_what_cannot_adapt_its_length_is_not_told_to(make_recipe: Callable[..., 
         config = {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536, "vocab_size": 30522, "model_type": family}
         (tmp_path / "large/config.json").write_text(json.dumps(config))
         assert ("length_adapt and search pay" in advice(recipe, *bare)) is told
+    config |= {"model_type": "modernbert", "classifier_pooling": "mean"}
+    (tmp_path / "large/config.json").write_text(json.dumps(config))
+    assert "length_adapt and search pay" not in advice(recipe, *bare)
+    (tmp_path / "large/config.json").write_text(json.dumps(config | {"classifier_pooling": "cls"}))
+    assert "length_adapt and search pay" in advice(recipe, *bare)
 
 
 def test_a_size_gate_that_a_student_breaks_calls_for_a_smaller_one(make_recipe: Callable[..., Path], tmp_path: Path) -> None:

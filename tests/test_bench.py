@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.bench import _runner, batch_of, bench
+from compressor.bench import _check, _runner, batch_of, bench, model_of
 from compressor.errors import BundleError, RecipeError
 from compressor.runtime import Runtime
 from compressor.session import Graph
@@ -51,6 +51,8 @@ def test_models_of_one_name_are_told_apart(bundle: Path, built: Path) -> None:
 
 
 def test_a_shape_of_a_graph_that_no_bundle_serves_is_one_run(teacher: Path) -> None:
+    model = model_of(teacher, [])
+    _check(model, Graph(teacher, single=False), batch_of("32x32"))
     graph, workload, runs = Graph(teacher, single=False), batch_of("32x32"), list[int]()
     graph._run = lambda opened, tokens, lengths: runs.append(len(tokens)) or np.zeros((len(tokens), 2))  # type: ignore[method-assign,func-returns-value]
     _runner(graph, workload, None, whole=True)(0)

@@ -21,6 +21,9 @@ from typer.main import get_command
 from compressor import __version__
 from compressor.cli import app
 from compressor.commands.serving import _json
+from compressor.errors import UnfitError
+from compressor.output import _number
+from compressor.plan import check_training
 from compressor.runtime import Runtime
 from tests.conftest import RECIPE, command, compress, sentences
 
@@ -396,6 +399,17 @@ def test_predict_reads_gzip_and_names_what_is_none(built: Path, tmp_path: Path) 
     assert done.stdout.splitlines() == answers(built / BUNDLE, "a good film\na dull plot\n")
     (tmp_path / "texts.txt.gz").write_text("a good film\n")
     assert "texts.txt.gz: damaged gzip" in refusal(compress("predict", str(built / BUNDLE), "texts.txt.gz", cwd=tmp_path), 3)
+
+
+def test_a_build_without_the_packages_that_build_is_told_which_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_training()
+    monkeypatch.setattr("compressor.machine.installed", lambda package: package != "transformers")
+    with pytest.raises(UnfitError, match=r"building a bundle needs transformers of the \[train\] extra: pip install 'encoder-compressor"):
+        check_training()
+
+
+def test_small_numbers_keep_their_digits() -> None:
+    assert [_number(value) for value in (-0.0046, 0.0, 0.05, 0.5, 12.34)] == ["-0.0046", "0.00", "0.05", "0.50", "12.3"]
 
 
 def test_json_has_no_word_for_what_is_no_number() -> None:

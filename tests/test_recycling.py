@@ -429,6 +429,7 @@ def test_objectives_see_the_same_places_above_recycled_layers(tiny_model: Path, 
         (("distill.recycled_layers=3",), "distill.recycled_layers 3: this encoder can recycle 1 to 2 layers"),
         (("distill.recycled_layers=auto",), "write a number of layers from the first on, as 6, or a share of them, as 50%"),
         (("distill.recycled_layers=0.5",), "write a number of layers from the first on, as 6, or a share of them, as 50%"),
+        (("distill.recycled_layers={layer: 1, store: train.csv}",), "train.csv: this is a file; name a folder"),
         (("distill.recycled_layers={layer: 1, kept: int8}",), "distill.recycled_layers.kept"),
         (
             ("recycle.store=mine", "distill.recycled_layers={layer: 1, store: mine}"),

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor.artifact import Artifact
 from compressor.bundles import seal
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
 from compressor.evaluation import evaluate
+from compressor.publish import publish
 from compressor.runtime import CHARACTERS, Runtime
 from compressor.session import WORTH_A_RUN, Graph, batches_of
 from compressor.tokens import Tokens
@@ -269,3 +271,19 @@ def test_outcomes_of_many_examples_are_those_of_some_at_a_time(bundle: Path, mon
     np.testing.assert_array_equal(runtime.outcomes(examples, "min"), found)
     for one, other in zip(runtime.tokens(TEXTS), tokens, strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
+
+
+def test_a_bundle_that_is_published_already_is_left_alone(built: Path, tmp_path: Path) -> None:
+    made = Artifact(next(built.glob("artifacts/bundle-*")))
+    place = publish(made, tmp_path, "tiny")
+    before = (place / "model.onnx").stat().st_ino
+    runtime = Runtime(place, threads=2)
+    assert publish(made, tmp_path, "tiny") == place
+    assert (place / "model.onnx").stat().st_ino == before
+    assert len(runtime.predict(TEXTS)) == len(TEXTS)
+    (place / "report.html").unlink()
+    publish(made, tmp_path, "tiny")
+    assert (place / "report.html").exists()
+    (place / "tokenizer.json").write_text("{}", encoding="utf-8")
+    publish(made, tmp_path, "tiny")
+    assert Runtime(place).predict(TEXTS[:1])

@@ -52,8 +52,10 @@ def run(
 ) -> None:
     """Build what is out of date, measure, judge by the gates, and write the bundle."""
     from compressor import pipeline
+    from compressor.plan import check_training
     from compressor.publish import publish
 
+    check_training()
     chosen, log = _recipe(recipe, set_, profile), Progress()
     chosen._workers = workers or os.cpu_count() or 1
     _known_stages(chosen, [*force, *([until] if until else [])])
@@ -63,7 +65,9 @@ def run(
     if _trains(chosen, artifacts, until, force):
         from compressor.preflight import check_data, check_encoders
 
-        check_encoders(chosen)  # now, and not after hours of the stages before the one that makes them
+        names = [stage.name for stage in pipeline.stages_of(chosen)]
+        asked = names[: names.index(until) + 1] if until else names
+        check_encoders(chosen, exports="export" in asked)  # now, and not after hours of the stages before the one that makes them
         checks["check"] = partial(check_data, chosen)
     artifact = pipeline.run(chosen, artifacts, log, until=until, force=force, **checks)
     if artifact.manifest["stage"] not in pipeline.LAST:
