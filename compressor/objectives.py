@@ -4,7 +4,8 @@ What:     losses that move a student towards its teacher or towards the labels; 
 Papers:   minilm (arXiv:2002.10957) · minilmv2 (arXiv:2012.15828) · tinybert (arXiv:1909.10351) · hidden_cosine (DistilBERT,
           arXiv:1910.01108) · logits (biLSTM-SOFT, arXiv:1903.12136) · soft_labels (arXiv:1503.02531) · labels (cross-entropy).
 Formula:  beside each function; a loss is a mean over real tokens or over texts, so that weights compare between tasks.
-Defaults: relation_heads 12, teacher_layer -1, temperature 2; tinybert maps student layers to the last of equal blocks of teacher layers.
+Defaults: relation_heads 12 where both widths divide so, teacher_layer -1, temperature 2; tinybert maps student layers to the last of equal
+          blocks of teacher layers.
 Limits:   what looks inside needs a student that splits texts into the teacher's tokens; minilm and tinybert's attention need equal
           head counts, and scores that are q·kᵀ / √d and MPNet's bias, which those of DeBERTa and ModernBERT are not. Labels of
           unlabelled texts count nowhere; every other objective learns from them too.
@@ -99,10 +100,23 @@ def minilm(settings: MiniLM, views: Views) -> Tensor:
     return attention + relation_loss(*values, views.mask, views.shapes.student.heads)
 
 
+def relation_heads(settings: MiniLMv2, shapes: Shapes) -> int:
+    """Return the heads that a recipe asks for, else 12 as in the paper, or where 12 does not fit as many as do and the teacher has."""
+    return settings.relation_heads or (12 if _common(shapes) % 12 == 0 else _fitting(shapes))
+
+
+def _common(shapes: Shapes) -> int:
+    return math.gcd(shapes.teacher.width, shapes.student.width)
+
+
+def _fitting(shapes: Shapes) -> int:
+    return max(heads for heads in range(1, max(1, shapes.teacher.heads) + 1) if _common(shapes) % heads == 0)
+
+
 def minilmv2(settings: MiniLMv2, views: Views) -> Tensor:
     """Sum of the Q-Q, K-K and V-V relation losses (MiniLMv2, arXiv:2012.15828)."""
     pairs = [(views.student[part, -1], views.teacher[part, settings.teacher_layer]) for part in PROJECTIONS]
-    return torch.stack([relation_loss(s, t, views.mask, settings.relation_heads) for s, t in pairs]).sum()
+    return torch.stack([relation_loss(s, t, views.mask, relation_heads(settings, views.shapes)) for s, t in pairs]).sum()
 
 
 def _last_layer(settings: MiniLM | MiniLMv2, shapes: Shapes) -> Places:
@@ -164,10 +178,8 @@ def _check_minilm(settings: MiniLM, shapes: Shapes) -> str:
 
 def _check_minilmv2(settings: MiniLMv2, shapes: Shapes) -> str:
     for name, shape in (("teacher", shapes.teacher), ("student", shapes.student)):
-        if shape.width % settings.relation_heads:
-            both = math.gcd(shapes.teacher.width, shapes.student.width)
-            fitting = max(heads for heads in range(1, max(1, shapes.teacher.heads) + 1) if both % heads == 0)
-            return f"relation_heads {settings.relation_heads} does not divide the {name}'s hidden size {shape.width}; {fitting} does"
+        if shape.width % (heads := relation_heads(settings, shapes)):
+            return f"relation_heads {heads} does not divide the {name}'s hidden size {shape.width}; {_fitting(shapes)} does"
     return _no_layer(settings.teacher_layer, shapes.teacher)
 
 

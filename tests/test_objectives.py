@@ -9,7 +9,19 @@ from torch import Tensor, nn
 from compressor.errors import RecipeError
 from compressor.families import PROJECTIONS, Place, Shape
 from compressor.losses import Attention, label_loss, logit_loss, relation_loss, soft_label_loss
-from compressor.objectives import OBJECTIVES, Places, Shapes, Views, check, layer_map, learned_modules, looks_inside, places_of, total
+from compressor.objectives import (
+    OBJECTIVES,
+    Places,
+    Shapes,
+    Views,
+    check,
+    layer_map,
+    learned_modules,
+    looks_inside,
+    places_of,
+    relation_heads,
+    total,
+)
 from compressor.settings.distilling import Distill, HiddenCosine, Labels, Logits, MiniLM, MiniLMv2, Objective, SoftLabels, Student, TinyBERT
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
@@ -306,6 +318,15 @@ def test_a_batch_in_which_nothing_counts_costs_nothing() -> None:
 def test_an_objective_that_does_not_fit_is_refused(objective: Objective, student: Shape, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         check("distill", (objective,), Shapes(student, TEACHER))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "heads"),
+    [((768, 12), 384, 12), ((1024, 16), 1024, 16), ((1024, 16), 384, 16), ((24, 4), 12, 12), ((10, 5), 4, 2)],
+)
+def test_relation_heads_that_nobody_names_divide_both_widths(teacher: tuple[int, int], student: int, heads: int) -> None:
+    assert relation_heads(MiniLMv2(type="minilmv2"), Shapes(Shape(2, student, 4), Shape(4, *teacher))) == heads
+    assert relation_heads(MiniLMv2(type="minilmv2", relation_heads=3), Shapes(Shape(2, student, 4), Shape(4, *teacher))) == 3
 
 
 def test_objectives_that_fit_pass() -> None:

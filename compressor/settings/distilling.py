@@ -80,8 +80,9 @@ class MiniLM(Objective):
 class MiniLMv2(Objective):
     type: Literal["minilmv2"]
     """Self-attention relations of one teacher layer (arXiv:2012.15828)."""
-    relation_heads: Annotated[int, Field(ge=1, le=LARGEST)] = 12
-    """Heads that queries, keys and values are split into; divides both hidden sizes."""
+    relation_heads: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
+    """Heads that queries, keys and values are split into; divides both hidden sizes; absent: 12, or where that does not, as many as do and
+    the teacher has."""
     teacher_layer: int = -1
     """Layer of the teacher, counted from 0, negative from the end."""
 
