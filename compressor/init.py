@@ -22,7 +22,7 @@ RECIPE = """\
 # Build    compress run {file}        finished stages are cached; an interrupted run resumes
 version: 1                  # of this format
 name: {name}
-seed: 17                    # same seed, versions and thread count: same bundle
+seed: 17                    # same seed, versions and thread count: same weights; with search.latency: macs, same bundle
 task: {{type: {task}, metric: {metric}}}
 
 # Files ({forms}, also .gz), a Hub data set id, or package:NAME/FILE.

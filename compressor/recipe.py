@@ -24,7 +24,8 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Folder of the bundle."""
     seed: Annotated[int, Field(ge=0, le=LARGEST)] = 17
-    """Same seed, package versions and thread count: same bundle."""
+    """Same seed, package versions and thread count: same weights; and the same bundle where nothing is chosen by time, as with
+    search.latency: macs."""
     task: Task = Task()
     """What the model answers, and how its answers are scored."""
     data: Data

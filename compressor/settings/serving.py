@@ -91,7 +91,7 @@ class SpeedGate(Section):
     against: Literal["teacher", "student"] = "teacher"
     """Float model that the default operating point is held against."""
     min: Annotated[float, Field(gt=0)]
-    """Least ratio of the median latencies, both measured in one interleaved run."""
+    """Least ratio of the median latencies (of a cascade's, with cascade.default: true: mean), both measured in one interleaved run."""
     measured_on: MeasuredOn = "target"
     """Where quantize.isa is not this machine's, the gate breaks; other: judge by this machine all the same."""
 
@@ -100,7 +100,7 @@ class LatencyGate(Section):
     metric: Literal["latency"]
     """Judges the milliseconds of one request at the default operating point."""
     max: Milliseconds
-    """Largest median latency."""
+    """Largest median latency; with cascade.default: true the cascade's mean."""
     measured_on: MeasuredOn = "target"
     """Where quantize.isa is not this machine's, the gate breaks; other: judge by this machine all the same."""
 
@@ -109,7 +109,7 @@ class SizeGate(Section):
     metric: Literal["size"]
     """Judges the megabytes of the graph."""
     max: Megabytes
-    """Largest model.onnx."""
+    """Largest model.onnx; with cascade.default: true all graphs together."""
 
 
 AnyGate = Annotated[DropGate | SpeedGate | LatencyGate | SizeGate, Field(discriminator="metric")]

@@ -28,7 +28,7 @@ class Training(Section):
     """Steps between two checkpoints that an interrupted build goes on from."""
     keep: Literal["last", "best"] = "last"
     """best: end with the weights of the epoch that scored highest on the validation split; of a student, since an objective
-    reaches the logits."""
+    reaches the logits; of length_adapt by the sum of full length's and the smallest sub-model's score."""
     patience: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Stop early after so many epochs without a better score on the validation split; needs keep: best."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
@@ -93,7 +93,8 @@ class Recycle(Section):
     """Layers that stay as they are and run once per text: so many from the first on, a share of them, as 50%, or auto: short trainings on a
     part of the data tell how many may."""
     max_drop: Percent = 0.01
-    """auto: what the score on validation may lose against layers that all learn."""
+    """auto: what the score on validation may lose against layers that all learn; where even the fewest lose more, they are taken, with a
+    warning."""
     dtype: DType = "float16"
     """How their outputs are kept; int8 has a scale a token."""
     store: Folder | None = None
@@ -114,7 +115,8 @@ class RecycledLayers(Section):
     dtype: DType | None = None
     """How their outputs are kept; absent: as `recycle` says."""
     store: Folder | None = None
-    """Folder in which a folder of these layers' own keeps them; absent: the artifacts folder."""
+    """Folder in which a folder of these layers' own keeps them, and those of other teachers' stay until you remove them; absent: the
+    artifacts folder."""
     max_size: Megabytes | None = None
     """Largest store; absent: as `recycle` says."""
 

@@ -1,7 +1,7 @@
 """Bundle: everything that a deployment needs, measured on the shipped bytes, with a report and the gates' verdicts.
 
 What:     model, tokenizer and manifest; every row of the result table is measured on the test split, INT8 rows through `Runtime`.
-Formula:  speed-up = the teacher's median latency over the row's, both from one interleaved run at the target's threads and batch 1.
+Formula:  speed-up = the teacher's median latency over the row's, both from one interleaved run at the target's threads and batch.
 Defaults: 95 % bootstrap intervals; latencies on up to 64 texts that spread over the test split's lengths, of
           which each member of a cascade answers its share.
 Limits:   latencies hold for the machine that metrics.json describes.
