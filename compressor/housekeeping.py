@@ -80,8 +80,9 @@ def _named_stores(artifacts: Path) -> list[Path]:
     """
     metrics = [Artifact(f).metrics for stage in STAGES for f in artifacts.glob(f"{stage.name}-*") if _readable(f)]
     paths = {path for path in (Path(str(own[STORE])) for own in metrics if STORE in own) if path.is_absolute()}
-    beside = {other for path in paths if _OURS.fullmatch(path.name) for other in path.parent.glob(f"{STORE}-*")}
-    return sorted(path for path in paths | beside if path.exists())
+    places = {path.parent for path in paths if _OURS.fullmatch(path.name)} - {artifacts.resolve()}
+    beside = {other for place in places for other in place.glob(f"{STORE}-*") if _OURS.fullmatch(other.name)}
+    return sorted(path for path in paths | beside if path.is_dir())
 
 
 @contextmanager

@@ -56,7 +56,8 @@ def groups_of(path: Path | None) -> Iterator[Iterable[str]]:
 def _ready(pipe: int) -> bytes:
     """Return what a pipe holds now, or next; nothing at its end."""
     found = block = os.read(pipe, BLOCK)
-    while block and len(found) < AT_ONCE and _more(pipe):
+    # A terminal hands out a line a read, and its end once: who reads ahead would take it and wait for another.
+    while block and len(found) < AT_ONCE and not os.isatty(pipe) and _more(pipe):
         block = os.read(pipe, BLOCK)
         found += block
     return found

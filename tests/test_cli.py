@@ -22,6 +22,7 @@ from compressor import __version__
 from compressor.cli import app
 from compressor.commands.serving import _json
 from compressor.errors import UnfitError
+from compressor.lines import groups_of
 from compressor.output import _number
 from compressor.plan import check_training
 from compressor.runtime import Runtime
@@ -385,12 +386,27 @@ def test_who_writes_a_line_and_waits_gets_its_answer(built: Path) -> None:
         assert process.stdout.read().decode().splitlines() == known[2:]
 
 
-def test_what_stdin_holds_is_read_with_its_letters_whole(built: Path) -> None:
-    letters = "é" * 40_000  # more than one read, of which some end within a letter
-    assert len(answers(built / BUNDLE, f"{letters}\n{letters}\n")) == 2
+def test_letters_that_a_read_cuts_are_whole_in_their_line(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, "\ufeffété\r\nçà et là\n\nnaïf".encode())
+    os.close(theirs)
+    monkeypatch.setattr("compressor.lines.BLOCK", 1)
+    monkeypatch.setattr("compressor.lines.AT_ONCE", 1)
+    with open(ours, encoding="utf-8") as pipe:
+        monkeypatch.setattr("sys.stdin", pipe)
+        assert [line for group in groups_of(None) for line in group] == ["été", "çà et là", "", "naïf"]
     done = subprocess.run(command("predict", str(built / BUNDLE)), input=b"good\n\xff\n", capture_output=True)
     assert done.returncode == 3
     assert b"stdin: byte 5 of a block is not UTF-8; convert it with iconv -t utf-8" in done.stderr
+
+
+def test_what_is_typed_on_a_terminal_ends_with_its_first_end_of_file(built: Path) -> None:
+    ours, theirs = pty.openpty()
+    os.write(ours, b"a good film\n\x04")
+    done = subprocess.run(command("predict", str(built / BUNDLE)), stdin=theirs, capture_output=True, timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert done.stdout.decode().splitlines() == answers(built / BUNDLE, "a good film\n")
 
 
 def test_predict_reads_gzip_and_names_what_is_none(built: Path, tmp_path: Path) -> None:
