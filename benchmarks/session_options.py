@@ -4,6 +4,7 @@
 
 Times are medians over rounds of the ratio to the usual options in the same round; processor seconds count what waiting threads spin away.
 A stream of texts, one a run, is read by as many workers as there are cores: by one session, or one each, kept to a core or not.
+One text alone is read by one thread and by two, at several lengths: where the work is little, two wait for each other.
 """
 
 import argparse
@@ -31,6 +32,8 @@ SHAPES = ((1, 32), (1, 128), (8, 128))
 """Texts and their tokens, or as many as the bundle reads if those are fewer."""
 THREADS = (1, 2)
 ROUNDS, RUNS = 45, 12
+ALONE = (8, 16, 24, 32, 48, 64, 96, 128)
+"""Tokens of one text, as far as the bundle reads."""
 STREAM, STREAM_LONGEST = 256, 64
 """Texts of a stream, and the tokens of its longest; its shortest has 8."""
 Options = ort.SessionOptions
@@ -70,8 +73,9 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="two rounds; records nothing")
     chosen = parser.parse_args()
     manifest, rounds = verify(chosen.bundle), 2 if chosen.trial else ROUNDS
-    rows = [row for threads in THREADS for row in compare(chosen.bundle / "model.onnx", manifest, threads, rounds)]
-    found = {"rows": rows, "streams": streams(chosen.bundle / "model.onnx", manifest, rounds)}
+    graph = chosen.bundle / "model.onnx"
+    rows = [row for threads in THREADS for row in compare(graph, manifest, threads, rounds)]
+    found = {"rows": rows, "alone": alone(graph, manifest, rounds), "streams": streams(graph, manifest, rounds)}
     conclude("session_options", {"bundle": manifest["name"], "isa": machine.level(), "rounds": rounds, **found}, chosen.trial)
 
 
@@ -86,6 +90,19 @@ def compare(graph: Path, manifest: Mapping[str, Any], threads: int, rounds: int)
             row = {"threads": threads, "shape": f"{batch}x{length}", "option": name, "ms": float(np.median(own[:, 0])) * 1000}
             found.append(row | {"time_over_usual": round(float(wall), 3), "processor_over_usual": round(float(processor), 3)})
             print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def alone(graph: Path, manifest: Mapping[str, Any], rounds: int) -> list[dict[str, Any]]:
+    """Return what two threads take for one text over what one takes; the runtime goes by bytes of the file times tokens."""
+    opened = {str(threads): _opened(graph, threads, CHANGES["usual"]) for threads in THREADS}
+    found = list[dict[str, Any]]()
+    for tokens in [tokens for tokens in ALONE if tokens <= manifest["max_length"]]:
+        times = _timed(opened, _feed(opened["1"], 1, tokens), rounds)
+        ratio = float(np.median(times["2"][:, 0] / times["1"][:, 0]))
+        row = {"tokens": tokens, "byte_tokens": graph.stat().st_size * tokens, "ms": float(np.median(times["1"][:, 0])) * 1000}
+        found.append(row | {"two_threads_over_one": round(ratio, 3)})
+        print(json.dumps(found[-1]), flush=True)
     return found
 
 

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from compressor.session import Graph, Seen, Session, batches_of, run_all, session
+from compressor.session import Graph, Seen, Session, batches_of, run_all, session, several
 from compressor.tokens import Floats, Ints, Tokens, content_of, in_order, length_batches
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class BackGraph:
         self.inputs = [i.name for i in self.session.get_inputs()]  # a head alone asks for no mask
 
     @cached_property
-    def beside(self) -> Session:
-        """What runs several batches beside each other, one thread each."""
-        if self.threads == 1:
-            return self.session
+    def beside(self) -> Sequence[Session]:
+        """What each worker runs its batches with, one thread each."""
+        if self.workers == 1:
+            return [self.session]
         self._seen.check()
-        return session(self.path, 1)
+        return several(self.path, self.workers)
 
     def logits(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
         """Return the logits of texts, as a whole graph does, from the states (tokens, width) of each."""

@@ -6,8 +6,11 @@ An answer never depends on what else is in its batch: float graphs mask padding,
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -28,6 +31,12 @@ SMALLEST_VOCABULARY, MADE_UP = 25, 12
 TOKENS_PER_RUN: Mapping[Backend, int] = {"onnxruntime": 512, "openvino": 8192}
 """Padded tokens of a run of several texts at most: bounds memory whatever is asked. What more of them compute does not stay in a core's
 cache, so that onnxruntime reads long texts faster one by one (benchmarks/batches.py)."""
+SMALL = 2**30
+"""Bytes of a graph times tokens of a run up to which one thread is sooner done than several, which wait for each other longer than the work
+takes: 64 tokens of a MiniLM in 8 bits (benchmarks/session_options.py)."""
+BESIDE_BYTES = 256 * 2**20
+"""Size that a graph's copies may have: two workers with a session each read a stream in 0.9 of the time that they take with one
+(benchmarks/session_options.py), but each session packs all weights anew."""
 WORTH_A_RUN = 8
 """Texts of one length that make a batch of their own: nothing in it is padded."""
 
@@ -71,8 +80,8 @@ class Graph:
     ) -> None:
         """Open the file; `single`: its answers depend on the batch, so feed one text a run.
 
-        One run has all threads; of several, `workers` run beside each other, one thread each (default: as many as there are threads),
-        which reads more texts than all threads on each run.
+        One run has all threads, unless it is so small that one is sooner done; of several, `workers` run beside each other, one thread each
+        (default: as many as there are threads), which reads more texts than all threads on each run.
 
         Raises:
             UnfitError: there is no such backend, it is not installed, or it cannot read the graph.
@@ -81,26 +90,39 @@ class Graph:
             raise UnfitError(f"no backend {backend!r}; choose {' or '.join(get_args(Backend))}")
         self.path, self.single, self.pad_id, self._seen = path, single, pad_id, Seen(Path(path))
         self.workers, self.backend = workers or threads, backend
-        self.threads, self.session = threads, self._opened(threads)
+        self.session: Session = OpenVINOSession(path, threads) if backend == "openvino" else session(path, threads)
+        self.threads, self._bytes = threads, Path(path).stat().st_size
         shapes = {i.name: i.shape for i in (*self.session.get_inputs(), *self.session.get_overridable_initializers())}
         self.inputs, self.layers = set(shapes), shapes["lengths"][0] if "lengths" in shapes else 0
         outputs = [o.name for o in self.session.get_outputs()]
         self.output = "logits" if "logits" in outputs else outputs[0]
 
-    def _opened(self, threads: int, beside: int = 1) -> Session:
-        return OpenVINOSession(self.path, threads, beside) if self.backend == "openvino" else session(self.path, threads)
-
     @cached_property
-    def beside(self) -> Session:
-        """What runs several batches beside each other, one thread each."""
-        if self.threads == 1 and self.backend == "onnxruntime":
-            return self.session
+    def beside(self) -> Sequence[Session]:
+        """What each worker runs its batches with, one thread each."""
+        if self.workers == 1:
+            return [self.session]
         self._seen.check()
-        return self._opened(1, self.workers)
+        if self.backend == "openvino":
+            return [OpenVINOSession(self.path, 1, self.workers)] * self.workers
+        return several(Path(self.path), self.workers)
 
     def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of one padded batch, or the first output of a graph that has none."""
-        return self._run(self.session, *self._read(tokens, lengths))
+        tokens, lengths = self._read(tokens, lengths)
+        return self._run(self._alone(tokens), tokens, lengths)
+
+    def _alone(self, tokens: Tokens) -> Session:
+        """Return what is soonest done with one batch: all threads, but one where there is little to do."""
+        small = self.backend == "onnxruntime" and self._bytes * len(tokens.ids) <= SMALL
+        return self._lone if small and self.threads > 1 else self.session
+
+    @cached_property
+    def _lone(self) -> Session:
+        """What runs with one thread; where the file is another by now, what is open goes on."""
+        with suppress(BundleError):
+            return self.beside[0]
+        return self.session
 
     def _read(self, tokens: Tokens, lengths: Sequence[int] | None) -> tuple[Tokens, Sequence[int] | None]:
         """Return what is read of the texts, and a length for each layer: of one number more, the first is how many tokens are read."""
@@ -139,17 +161,27 @@ class Opened(Protocol):
         """What runs a batch that is alone."""
 
     @property
-    def beside(self) -> Session:
-        """What runs several at once, one thread each."""
+    def beside(self) -> Sequence[Session]:
+        """What each worker runs its batches with, one thread each."""
 
 
 def run_all(batches: Sequence[T], run: Callable[[Session, T], Floats], graph: Opened) -> list[Floats]:
     """Return what running each batch gives: of several, as many at once as the graph has workers."""
     if graph.workers == 1 or len(batches) == 1:
         return [run(graph.session, batch) for batch in batches]
-    beside = graph.beside
+    free = SimpleQueue[Session]()
+    for opened in graph.beside:
+        free.put(opened)
+
+    def answer(batch: T) -> Floats:
+        opened = free.get()
+        try:
+            return run(opened, batch)
+        finally:
+            free.put(opened)
+
     with ThreadPoolExecutor(graph.workers) as pool:
-        return list(pool.map(lambda batch: run(beside, batch), batches))
+        return list(pool.map(answer, batches))
 
 
 def check_agreement(graph: Graph, longest: int) -> None:
@@ -199,6 +231,14 @@ def session(graph: Path | str | bytes, threads: int, profile: Path | None = None
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = graph if isinstance(graph, bytes) else str(graph)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **DISABLED)
+
+
+def several(graph: Path, workers: int) -> list[ort.InferenceSession]:
+    """Return what each of the workers runs a graph with, one thread each; of a large one, some share a session."""
+    own = max(1, min(workers, BESIDE_BYTES // graph.stat().st_size))
+    with ThreadPoolExecutor(own) as pool:
+        opened = list(pool.map(lambda _: session(graph, 1), range(own)))
+    return list(islice(cycle(opened), workers))
 
 
 def truncated(tokens: Tokens, most: int) -> Tokens:
