@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from compressor import interrupts
+
 MANIFEST = "manifest.json"
 STATE = ".state"
 """Folder inside an unfinished artifact that an interrupted stage goes on from."""
@@ -41,6 +43,11 @@ def files_of(folder: Path) -> dict[str, str]:
 def _files(folder: Path) -> dict[str, Path]:
     files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST and STATE not in f.relative_to(folder).parts)
     return {f.relative_to(folder).as_posix(): f for f in files}
+
+
+def drop_state(folder: Path) -> None:
+    """Remove what an interrupted stage would go on from."""
+    shutil.rmtree(folder / STATE, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,12 @@ class Artifact:
 
 def commit(scratch: Path, folder: Path, manifest: Mapping[str, Any], measured: frozenset[str] = frozenset()) -> Artifact:
     """Write the manifest and rename the scratch folder into place; `measured` files do not count in the digest."""
-    shutil.rmtree(scratch / STATE, ignore_errors=True)
     files = files_of(scratch)
     stable = {name: sha for name, sha in files.items() if name not in measured}
     write_json(scratch / MANIFEST, {**manifest, "files": files, "digest": digest_of(stable)})
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(scratch, folder)
+    with interrupts.held_back():
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(scratch, folder)
+        drop_state(folder)  # last: until then a stage that is killed goes on from it
     return Artifact(folder)

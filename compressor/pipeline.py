@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from compressor import __version__, machine
-from compressor.artifact import STATE, Artifact, commit, digest_of
+from compressor.artifact import STATE, Artifact, commit, digest_of, drop_state
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import CompressorError, StageError, UnfitError
 from compressor.imports import source_hashes
@@ -202,31 +202,33 @@ def run(
 ) -> Artifact:
     """Run what is out of date and return the last artifact; `check` is given the data as soon as it is there.
 
+    Who publishes what comes of it holds `only_build` from before until after.
+
     Raises:
         CompressorError: a stage failed (StageError), or the machine did not let it work (UnfitError). Finished stages stay.
     """
     flow, stages = Flow(), stages_of(recipe)
-    with _only_build(recipe.name, artifacts):
-        for number, stage in enumerate(stages, 1):
-            position, inputs = f"{number}/{len(stages)}", flow.inputs(stage)
-            folder = _folder(stage, recipe, inputs, artifacts)
-            reason = "forced" if stage.name in force else _why_not_cached(stage, folder)
-            if reason:
-                with _only_writer(folder, log):
-                    if reason != "forced":
-                        reason = _why_not_cached(stage, folder)  # another recipe's build may have made it while this one waited
-                    if folder.exists() and reason not in ("", "forced"):
-                        log.warn(f"{folder}: {reason}; building it again")
-                    if reason:
-                        with log.stage(stage.name, position):
-                            _build(stage, recipe, inputs, folder, log)
-            if not reason:
-                log.cached(stage.name, position, str(folder))
-            flow.add(stage, Artifact(folder))
-            if stage.name == "data":
-                check(Artifact(folder))
-            if stage.name == until:
-                break
+    for number, stage in enumerate(stages, 1):
+        position, inputs = f"{number}/{len(stages)}", flow.inputs(stage)
+        folder = _folder(stage, recipe, inputs, artifacts)
+        reason = "forced" if stage.name in force else _why_not_cached(stage, folder)
+        if reason:
+            with _only_writer(folder, log):
+                if reason != "forced":
+                    reason = _why_not_cached(stage, folder)  # another recipe's build may have made it while this one waited
+                if folder.exists() and reason not in ("", "forced"):
+                    log.warn(f"{folder}: {reason}; building it again")
+                if reason:
+                    with log.stage(stage.name, position):
+                        _build(stage, recipe, inputs, folder, log)
+        if not reason:
+            drop_state(folder)  # of a build that was killed as it ended
+            log.cached(stage.name, position, str(folder))
+        flow.add(stage, Artifact(folder))
+        if stage.name == "data":
+            check(Artifact(folder))
+        if stage.name == until:
+            break
     return Artifact(folder)
 
 
@@ -234,9 +236,11 @@ def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Prog
     """Run the stage in a scratch folder and commit it; a failure leaves only the state that the next run goes on from."""
     scratch = folder.parent / f".{folder.name}"
     _sweep(scratch)
-    scratch.mkdir(parents=True, exist_ok=True)
+    clock, spent = scratch / STATE / CLOCK, _spent(scratch / STATE)
+    clock.parent.mkdir(parents=True, exist_ok=True)
+    clock.write_text(str(spent), encoding="utf-8")
     work: Run = import_module(f"compressor.stages.{stage.name}").run
-    started = time.perf_counter()
+    started = time.perf_counter() - spent
     try:
         with _translated(stage, folder.parent):  # before the sweep, which frees the space that was lacking
             metrics = work(recipe, inputs, scratch, log)
@@ -254,9 +258,18 @@ def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Prog
         raise
 
 
+def _spent(state: Path) -> float:
+    """Return the seconds that processes before this one spent on a stage, the last one until it last wrote where it was."""
+    clock = state / CLOCK
+    try:
+        return float(clock.read_text(encoding="utf-8")) + max(p.stat().st_mtime for p in state.rglob("*")) - clock.stat().st_mtime
+    except (OSError, ValueError):
+        return 0.0
+
+
 def _sweep(scratch: Path) -> None:
     """Remove everything but the state; remove the folder too when there is none."""
-    if not (scratch / STATE).exists():
+    if not any(path.name != CLOCK for path in (scratch / STATE).glob("*")):
         shutil.rmtree(scratch, ignore_errors=True)
         return
     for entry in scratch.iterdir():
@@ -282,7 +295,7 @@ def _last_seconds(stage: Stage, artifacts: Path) -> float | None:
 
 
 @contextmanager
-def _only_build(name: str, artifacts: Path) -> Iterator[None]:
+def only_build(name: str, artifacts: Path) -> Iterator[None]:
     """Hold the recipe's lock; a second build of it at the same time is refused, not queued."""
 
     def refuse() -> None:
@@ -336,6 +349,8 @@ def _translated(stage: Stage, artifacts: Path) -> Iterator[None]:
 
 
 _OUT_OF_MEMORY = ("not enough memory", "out of memory", "allocate memory", "bad_alloc")
+CLOCK = "seconds"
+"""File of a stage's state: what processes before this one spent on it; written when one begins."""
 FULL = 2**20
 """Free bytes under which a disk counts as full: a library that could not write may fail later, on what it finds cut short."""
 

@@ -4,9 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from compressor.artifact import Artifact
-from compressor.bundles import verify
-from compressor.errors import BundleError, UnfitError
+from compressor import interrupts
+from compressor.artifact import Artifact, sha256
+from compressor.errors import UnfitError
 
 BUNDLE = "bundle"
 
@@ -22,26 +22,31 @@ def publish(artifact: Artifact, artifacts: Path, name: str) -> Path:
     if passed and _is_there(target, artifact.path / BUNDLE):
         shutil.rmtree(artifacts / "rejected" / name, ignore_errors=True)
         return target
-    partial = target.parent / f".{name}.partial"
+    partial, last = (target.parent / f".{name}.{part}" for part in ("partial", "last"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, last):
+            shutil.rmtree(left, ignore_errors=True)
         shutil.copytree(artifact.path / BUNDLE, partial)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        with interrupts.held_back():
+            if target.exists():
+                os.replace(target, last)
+            os.replace(partial, target)
+        shutil.rmtree(last, ignore_errors=True)
         if passed:
             shutil.rmtree(artifacts / "rejected" / name, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if last.exists() and not target.exists():
+            os.replace(last, target)
         raise UnfitError(f"{target}: {error.strerror or error}; free some space or mend permissions, then run again") from error
     return target
 
 
 def _is_there(target: Path, bundle: Path) -> bool:
-    """Say whether a bundle is published already, whole: a server that has it open need not see its files change."""
+    """Say whether this is published already, every byte of it: who has it open need not see its files change."""
+    names = [path.relative_to(bundle) for path in bundle.rglob("*") if path.is_file()]
     try:
-        if (target / "manifest.json").read_bytes() != (bundle / "manifest.json").read_bytes():
-            return False
-        return bool(verify(target)) and all((target / path.relative_to(bundle)).exists() for path in bundle.rglob("*"))
-    except (OSError, BundleError):
+        return all(sha256(target / name) == sha256(bundle / name) for name in names)
+    except OSError:
         return False

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -375,6 +376,31 @@ def test_commit_leaves_measured_files_out_of_the_digest(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
+def test_the_time_of_a_stage_is_that_of_all_processes_that_worked_on_it(tmp_path: Path) -> None:
+    assert pipeline._spent(tmp_path / ".state") == 0
+    for name, content, at in (("seconds", "5.5", 100), ("seed-18/fit.pt", "", 110), ("seed-17/fit.pt", "", 130)):
+        path = tmp_path / ".state" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        os.utime(path, (at, at))
+    for folder in (tmp_path / ".state").glob("seed-*"):
+        os.utime(folder, (105, 105))
+    assert pipeline._spent(tmp_path / ".state") == 35.5
+
+
+def test_a_stage_that_is_stopped_while_it_is_committed_goes_on_from_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch/.state").mkdir(parents=True)
+    (tmp_path / "scratch/model").write_text("weights")
+    for step in ("files_of", "write_json", "os.replace"):
+        with monkeypatch.context() as stopped:
+            stopped.setattr(f"compressor.artifact.{step}", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                commit(tmp_path / "scratch", tmp_path / "made", {})
+        assert (tmp_path / "scratch/.state").exists()
+    made = commit(tmp_path / "scratch", tmp_path / "made", {})
+    assert sorted(path.name for path in made.path.iterdir()) == ["manifest.json", "model"]
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "nncf"])
 def test_latencies_are_those_of_the_target_s_requests(project: Path, backend: str) -> None:
     changes = ("target.batch=4", "target.threads=2", f"quantize.backend={backend}", "quantize.calibration=24", "search.latency=measured")
@@ -664,6 +690,7 @@ LAYERS = "layers: [0, 2]"
             {"epochs: 8": "method: adapters, epochs: 1", LAYERS: "layers: [0], hidden_size: 16"},
             "distill.student.hidden_size: layers with adapters cannot be narrowed",
         ),
+        ({LAYERS: "layers: [2]"}, "length_adapt: the only layer of this student computes [CLS] alone, so that there is no length to adapt"),
         ({"  objectives:": "  recycled_layers: 3\n  objectives:"}, "distill.recycled_layers 3: this encoder can recycle 1 to 2 layers"),
     ],
 )

@@ -1,7 +1,6 @@
 """From a recipe to a bundle: run, validate, plan, init, schema."""
 
 import json
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -51,13 +50,13 @@ def run(
     format: OutputFormat = "text",
 ) -> None:
     """Build what is out of date, measure, judge by the gates, and write the bundle."""
-    from compressor import pipeline
+    from compressor import machine, pipeline
     from compressor.plan import check_training
     from compressor.publish import publish
 
-    check_training()
     chosen, log = _recipe(recipe, set_, profile), Progress()
-    chosen._workers = workers or os.cpu_count() or 1
+    check_training(chosen)
+    chosen._workers = workers or machine.usable_cores()
     _known_stages(chosen, [*force, *([until] if until else [])])
     if profile == "smoke":
         log.warn("smoke profile: a sliver of data, and no gate is judged; its figures mean nothing")
@@ -69,11 +68,13 @@ def run(
         asked = names[: names.index(until) + 1] if until else names
         check_encoders(chosen, exports="export" in asked)  # now, and not after hours of the stages before the one that makes them
         checks["check"] = partial(check_data, chosen)
-    artifact = pipeline.run(chosen, artifacts, log, until=until, force=force, **checks)
-    if artifact.manifest["stage"] not in pipeline.LAST:
-        show(format, {"artifact": str(artifact.path), "metrics": dict(artifact.metrics)})
+    with pipeline.only_build(chosen.name, artifacts):
+        artifact = pipeline.run(chosen, artifacts, log, until=until, force=force, **checks)
+        whole = artifact.manifest["stage"] in pipeline.LAST
+        place = publish(artifact, artifacts, chosen.name) if whole else artifact.path
+    if not whole:
+        show(format, {"artifact": str(place), "metrics": dict(artifact.metrics)})
         return
-    place = publish(artifact, artifacts, chosen.name)
     if artifact.manifest["stage"] == "encoder":
         show(format, {"encoder": str(place), "metrics": dict(artifact.metrics)})
         return
