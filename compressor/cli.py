@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from compressor import __version__, interrupts
+from compressor import __version__, interrupts, machine
 from compressor.commands import building, serving, upkeep
 from compressor.exit_codes import USAGE, exits
 
@@ -54,6 +54,8 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     interrupts.install()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for large pages: a tenth of the page faults
+    if (cores := machine.usable_cores()) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # torch sees no container's quota
     with exits(debug):
         if meant:
             raise USAGE(f"there is no command {arguments[1]!r}, but {meant[0]!r}; a recipe is a .yaml file")

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from compressor import interrupts
 from compressor.errors import CompressorError, UnfitError
+from compressor.progress import Stderr
 
 BROKEN_PIPE = 128 + 13
 """Exit code of what SIGPIPE ends, as shells tell it; not 0, because gates may not have been judged yet."""
@@ -21,7 +21,7 @@ USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ =
 def exits(debug: bool) -> Iterator[None]:
     """Turn what can end a command into one line and the documented exit code."""
     stdout = sys.stdout
-    err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)  # emoji: recipe.yaml:100:1 holds :100:
+    err = Stderr(highlight=False, markup=False, emoji=False, soft_wrap=True)  # emoji: recipe.yaml:100:1 holds :100:
     try:
         yield
     except CompressorError as error:

@@ -21,6 +21,8 @@ from compressor.settings.base import SPLITS
 SHORT = {**dict.fromkeys((*SPLITS, "unlabelled", "calibration"), "path"), "recycled_layers": "layer"}
 """Sections that may be written as one value, and the key that it stands for."""
 
+PATHS = frozenset({"model", "path", "embeddings", "bundle", "unlabelled", "calibration", *SPLITS})
+"""Keys whose texts may name a file or a folder."""
 Location = Sequence[str | int]
 LONGEST_SHOWN = 80
 """Characters of a user's own value that an error repeats."""
@@ -116,10 +118,19 @@ def _apply(document: Any, change: str) -> None:
         value = _plain(_yaml().load(text))
     except Exception:  # what is no YAML is a text: a path may begin with @
         value = text
-    names_files = last in ("model", "path", "embeddings") or (parents == ["data"] and last in (*SPLITS, "unlabelled"))
-    there = (names_files or key == "cascade.calibration") and isinstance(value, str) and os.path.exists(value)
-    made = last == "store" and isinstance(value, str) and not value.startswith("~")  # a folder that may not be there yet
-    node[last] = os.path.abspath(value) if there or made else value
+    node[last] = _from_here(last, value)
+
+
+def _from_here(key: str, value: Any) -> Any:
+    """Return a value of `--set` with the paths in it made absolute: files that are there, and a store, which may not be there yet."""
+    if isinstance(value, dict):
+        return {name: _from_here(name, inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_from_here(key, inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    made = key == "store" and not value.startswith("~")
+    return os.path.abspath(value) if made or (key in PATHS and os.path.exists(value)) else value
 
 
 def _first_error(path: Path, document: Any, error: ValidationError) -> str:

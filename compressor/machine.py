@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
     flags = set(cpuinfo.get("flags", "").split())
     return {
         "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "threads_per_core": _threads_per_core(cpuinfo),
         "isa": [name for name in ISA if name in flags],
         "memory_gb": round(_memory_bytes() / GIGABYTE, 1),
@@ -96,7 +96,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Return how many cores this process may use at once: what the scheduler lets it, or a container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # A container's quota (docker --cpus) does not show in the affinity: "200000 100000" is two cores, "max 100000" no limit.
     quotas = [_read(folder / "cpu.max").split() for folder in _cgroups("")]

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 Format = Literal["text", "json"]
+WIDEST = 10_000
+"""Columns of a line where no terminal tells: a file or a pipe takes whole tables."""
 
 
 class _Output(Console):
@@ -24,6 +26,8 @@ def show(format: Format, result: Mapping[str, Any]) -> None:
     # rich keeps bold under NO_COLOR; without a colour system it writes no escape codes at all.
     colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
     console = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=colors)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDEST
     for key, value in result.items():
         if key == "variants":
             console.print(variants_table(value))
@@ -67,7 +71,7 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return any list of equal mappings as a table."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in rows[0]:
-        table.add_column(name.replace("_", " "))
+        table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*("–" if v is None or v == "" else _number(v) if isinstance(v, float) else str(v) for v in row.values()))
     return table

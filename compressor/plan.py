@@ -1,5 +1,6 @@
 """What can be said of a recipe before anything runs."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from compressor.errors import RecipeError, UnfitError
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
 
-BUILDING = ("torch", "transformers", "onnx", "accelerate", "filelock")
+BUILDING = ("torch", "transformers", "onnx", "accelerate", "filelock", "huggingface_hub", "jinja2", "lmdb", "safetensors", "scipy")
 """Packages that any build imports."""
+OLDEST = 5
+"""First version of transformers whose models this package knows."""
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -57,15 +60,21 @@ def check_task(bundle: Path, manifest: Mapping[str, Any], recipe: Recipe) -> Non
         raise RecipeError(f"cascade: {bundle} answers something else ({told}); members must answer the same")
 
 
-def check_training() -> None:
-    """Check that what builds bundles is installed: what runs them is less.
+def check_training(recipe: Recipe) -> None:
+    """Check that what builds this bundle is installed, and not when the stage that imports it begins: what runs bundles is less.
 
     Raises:
         UnfitError: names the extra.
     """
-    if lacking := [package for package in BUILDING if not machine.installed(package)]:
-        extra = "pip install 'encoder-compressor[train]', or in a checkout: pip install -e '.[train]'"
-        raise UnfitError(f"building a bundle needs {', '.join(lacking)} of the [train] extra: {extra}")
+    extra = "pip install 'encoder-compressor[train]', or in a checkout: pip install -e '.[train]'"
+    tuned = recipe.teacher.finetune
+    own = {"deap": recipe.search, "peft": tuned and tuned.method == "lora", "onnxscript": recipe.export.exporter == "dynamo"}
+    needed = [*BUILDING, *(package for package, wanted in own.items() if wanted)]
+    if lacking := [package for package in needed if not machine.installed(package)]:
+        raise UnfitError(f"building this bundle needs {', '.join(lacking)} of the [train] extra: {extra}")
+    there = machine.versions("transformers").get("transformers", "")
+    if int(re.match(r"\d*", there)[0] or OLDEST) < OLDEST:  # type: ignore[index]
+        raise UnfitError(f"building a bundle needs transformers {OLDEST} or newer, here is {there}: {extra} --upgrade")
 
 
 def check_extras(recipe: Recipe) -> None:

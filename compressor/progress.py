@@ -1,9 +1,10 @@
 """What a person sees while a build runs; all of it goes to stderr, because stdout carries results."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 
 from rich import progress as bars
 from rich.console import Console
@@ -15,6 +16,26 @@ Facts = Mapping[str, float | str]
 Clock = Callable[[], float]
 
 
+class Stderr(Console):
+    """What goes to stderr: where nobody reads it any more, or its disk is full, a command goes on unseen and keeps its exit code."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(stderr=True, **settings)
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """Be silent from now on, and let all else that writes there be so too; rich would end the process."""
+        self.quiet = True
+        del self._buffer[:]
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())  # what is left in its buffer would fail again when Python ends
+
+
 class Progress:
     """Show stages, their steps and what was cached: a live bar in a terminal, sparse plain lines elsewhere.
 
@@ -22,7 +43,7 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None, quiet: bool = False, clock: Clock = time.monotonic) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Stderr()
         self._quiet = quiet
         self._clock = clock
         self._display: _Display = _Silence()

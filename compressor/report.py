@@ -49,7 +49,6 @@ EMPTY: Mapping[str, Any] = {
     "points": {},
     "stages": (),
     "stage_gains": (),
-    "license": None,
 }
 
 
@@ -259,7 +258,6 @@ def _front_matter(metrics: Mapping[str, Any]) -> str:
     data = {"name": f"{metrics['name']} (test split)", "type": "custom", "split": "test"}
     result = {"task": {"type": metrics["task"]}, "dataset": data, "metrics": results}
     card = {
-        **({"license": metrics["license"]} if metrics["license"] else {}),
         "pipeline_tag": PIPELINES.get(metrics["task"], metrics["task"]),
         "tags": ["compressed", *(["int8"] if _is_int8(metrics) else []), "onnx", *(["length-adaptive"] if _has_lengths(metrics) else [])],
         **({"model-index": [{"name": metrics["name"], "results": [result]}]} if results else {}),

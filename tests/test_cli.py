@@ -10,9 +10,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from filelock import FileLock
@@ -23,7 +23,8 @@ from compressor.cli import app
 from compressor.commands.serving import _json
 from compressor.errors import UnfitError
 from compressor.lines import groups_of
-from compressor.output import _number
+from compressor.loader import load_recipe
+from compressor.output import _number, show
 from compressor.plan import check_training
 from compressor.runtime import Runtime
 from tests.conftest import RECIPE, command, compress, sentences
@@ -301,6 +302,26 @@ def test_an_output_that_cannot_be_written_exits_6(built: Path) -> None:
     assert refusal(done, 6) == "output: No space left on device; mend the disk or its permissions and run again"
 
 
+def _unread(place: str) -> IO[bytes]:
+    """Return what cannot be written to: a full disk, or a pipe whose reader has gone."""
+    if place != "a pipe":
+        return Path(place).open("wb")
+    ours, theirs = os.pipe()
+    os.close(ours)
+    return open(theirs, "wb")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize("place", ["a pipe", "/dev/full"])
+@pytest.mark.parametrize(("arguments", "exit_code"), [(("validate", "none.yaml"), 3), (SLIVER, 0)], ids=["an error", "progress"])
+def test_a_command_keeps_its_exit_code_where_nobody_reads_what_it_tells(
+    project: Path, place: str, arguments: tuple[str, ...], exit_code: int
+) -> None:
+    with _unread(place) as unread:
+        done = subprocess.run(command(*arguments), stdout=subprocess.PIPE, stderr=unread, text=True, cwd=project)
+    assert (done.returncode, bool(done.stdout)) == (exit_code, not exit_code)
+
+
 def test_debug_shows_the_traceback_before_the_one_line(tmp_path: Path) -> None:
     done = compress("validate", "none.yaml", "--debug", cwd=tmp_path)
     assert done.returncode == 3
@@ -417,11 +438,49 @@ def test_predict_reads_gzip_and_names_what_is_none(built: Path, tmp_path: Path) 
     assert "texts.txt.gz: damaged gzip" in refusal(compress("predict", str(built / BUNDLE), "texts.txt.gz", cwd=tmp_path), 3)
 
 
-def test_a_build_without_the_packages_that_build_is_told_which_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_training()
-    monkeypatch.setattr("compressor.machine.installed", lambda package: package != "transformers")
-    with pytest.raises(UnfitError, match=r"building a bundle needs transformers of the \[train\] extra: pip install 'encoder-compressor"):
-        check_training()
+@pytest.mark.parametrize(
+    ("package", "change"),
+    [
+        ("transformers", None),
+        ("scipy", None),
+        ("deap", None),
+        ("peft", "teacher.finetune.method=lora"),
+        ("onnxscript", "export.exporter=dynamo"),
+    ],
+)
+def test_a_build_without_a_package_that_it_imports_is_told_which_extra(
+    built: Path, monkeypatch: pytest.MonkeyPatch, package: str, change: str | None
+) -> None:
+    usual, recipe = (load_recipe(built / "tiny.yaml", changes) for changes in ([], [change] if change else []))
+    check_training(recipe)
+    monkeypatch.setattr("compressor.machine.installed", lambda name: name != package)
+    with pytest.raises(UnfitError, match=rf"needs {package} of the \[train\] extra: pip install 'encoder-compressor"):
+        check_training(recipe)
+    if change:
+        check_training(usual)
+
+
+def test_a_build_with_a_transformers_that_is_too_old_is_told(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(built / "tiny.yaml")
+    for version, old in {"4.57.1": True, "5.0.0rc1": False, "unknown": False}.items():
+        monkeypatch.setattr("compressor.machine.versions", lambda *_, version=version: {"transformers": version})
+        with pytest.raises(UnfitError, match="needs transformers 5 or newer, here is 4.57.1") if old else nullcontext():
+            check_training(recipe)
+
+
+def test_a_table_is_whole_where_no_terminal_tells_how_wide_it_may_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"path": f"/srv/{'long/' * 30}store-{number}", "what": "named by a recipe " * 5} for number in range(2)]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show("text", {"stores": rows})
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert all(row["path"] in line and row["what"] in line for row, line in zip(rows, lines, strict=True))
+    monkeypatch.setenv("COLUMNS", "60")
+    show("text", {"stores": rows})
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 60
+    assert "…" not in told
 
 
 def test_small_numbers_keep_their_digits() -> None:

@@ -483,6 +483,29 @@ def test_set_takes_a_path_from_where_the_user_stands(path: Path, tmp_path: Path,
     assert getattr(node, "path", node) == str(here / "mine")
 
 
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("data.train={path: mine, limit: 3}", "data.train.path"),
+        ("data={train: mine, text: review, label: stars}", "data.train.path"),
+        ("teacher={model: mine}", "teacher.model"),
+        ("cascade={members: [{point: full}, {bundle: mine}], max_drop: 1%}", "cascade.members.1.bundle"),
+        ("recycle={layer: 1, store: not-yet/there}", "recycle.store"),
+    ],
+)
+def test_set_takes_paths_inside_what_it_sets_from_where_the_user_stands(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, key: str
+) -> None:
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    (here / "mine").touch()
+    monkeypatch.chdir(here)
+    node: Any = loaded(path, WHOLE, change)
+    for part in key.split("."):
+        node = node[int(part)] if part.isdigit() else getattr(node, part)
+    assert node == str(here / ("not-yet/there" if "store" in change else "mine"))
+
+
 def test_set_takes_a_store_that_is_not_there_yet_from_where_the_user_stands(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
