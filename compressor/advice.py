@@ -17,6 +17,8 @@ SKEWED = 10
 """How many times as often as the rarest label the commonest one comes where labels are skewed."""
 STEPS = 1e-4
 """Learning rate below which what lies above recycled layers hardly learns entities (benchmarks/results/recycling_bc5cdr_*.json)."""
+LARGE_STEPS = 1e-3
+"""Learning rate for methods that leave most weights as they are (compressor/tuning.py)."""
 INT8 = 5
 """How many times as fast as float 8 bits are at most, on processors that multiply them best."""
 
@@ -34,7 +36,8 @@ def advise(recipe: Recipe) -> list[str]:
 def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     tuned = recipe.teacher.finetune
     if facts.examples is not None and facts.examples < FEW and tuned and tuned.method == "full" and recipe.deployed:
-        yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method bitfit, adapters or lora overfits less"
+        methods, rate = _either(_few_weights(recipe, facts.teacher)), f" with learning_rate {LARGE_STEPS:g}" * (tuned.learning_rate < STEPS)
+        yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method {methods}{rate} overfits less"
     if facts.skew > SKEWED and tuned and tuned.class_weights == "none" and recipe.task.metric == "macro_f1":
         yield f"the commonest label comes {facts.skew:.0f} times as often as the rarest: teacher.finetune.class_weights balanced may help"
     if facts.sharing and tuned and tuned.method != "freeze" and recipe.recycle is None and recipe.deployed:
@@ -51,23 +54,23 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         half = f"{facts.teacher.layers // 2} of the {facts.teacher.layers}"
         yield f"no distill section: a student of {half} layers halves the time, before all else"
     if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
-        yield f"texts are short (median {facts.words:.0f} words): length_adapt gains little on them; fewer layers and INT8 gain more"
+        yield f"texts are short (median {facts.words:.0f} words read): length_adapt gains little on them; fewer layers and INT8 gain more"
     shipped = facts.student if recipe.distill else facts.teacher
     has_lengths = recipe.deployed and not recipe.export.halves and not (recipe.distill and recipe.distill.student.bilstm)
     has_lengths &= shipped is None or (shipped.family in ADAPTIVE and (shipped.pooling == "cls" or recipe.task.type in WINDOWED))
     if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and has_lengths:
-        yield f"texts are long (median {facts.words:.0f} words): length_adapt and search pay on them"
+        yield f"texts are long (median {facts.words:.0f} words read): length_adapt and search pay on them"
     if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "learned":
         told = "where tokenizers mark a second text, length_adapt with significance learned, protect question and neighbours 8"
         yield f"{told} loses far fewer answers"
     elif facts.words is not None and facts.words > MANY_WORDS and recipe.length_adapt and recipe.length_adapt.significance != "learned":
-        long = f"texts are so long (median {facts.words:.0f} words) that length_adapt.significance"
+        long = f"texts are so long (median {facts.words:.0f} words read) that length_adapt.significance"
         if recipe.task.type == "text-classification":
             yield f"{long} learned loses less at equal lengths, and is faster"
         elif recipe.length_adapt.significance == "attention":
             yield f"{long} sampled is faster"
     if facts.words is not None and facts.words > MANY_WORDS and recipe.search and not recipe.search.truncate and recipe.reads_single_texts:
-        yield f"texts are so long (median {facts.words:.0f} words) that search.truncate may find points that read only their beginning"
+        yield f"texts are so long (median {facts.words:.0f} words read) that search.truncate may find points that read only their beginning"
     if facts.teacher and facts.student and recipe.assistant is None:
         large, small = facts.teacher, facts.student
         if 2 * small.layers <= large.layers and 2 * small.width <= large.width:
@@ -79,6 +82,13 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield _of_words(facts.by_words, recipe)
     if recipe.quantize is None and recipe.deployed:
         yield "no quantize section: INT8 is the cheapest gain on a processor with VNNI or AMX"
+
+
+def _few_weights(recipe: Recipe, teacher: Size | None) -> list[str]:
+    """Return the fine-tuning methods that change few weights and that no other part of the recipe refuses."""
+    biased = teacher is None or teacher.family != "modernbert"
+    narrowed = any(section.student.hidden_size for section in (recipe.assistant, recipe.distill) if section)
+    return ["bitfit"] * biased + ["adapters"] * (not narrowed) + ["lora"]
 
 
 def _of_size(shipped: Size | None, recipe: Recipe) -> Iterator[str]:

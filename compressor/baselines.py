@@ -59,8 +59,11 @@ def _distinct(many: Iterable[Iterable[float]], max_length: int, fixed: int) -> l
     return list(dict.fromkeys(repaired(lengths, max_length, fixed) for lengths in many))
 
 
-def told(known: Sequence[Candidate], baselines: Mapping[str, Sequence[Candidate]]) -> list[str]:
-    """Return a sentence for each baseline: how far ahead of it evolution is at equal cost and, where that is time, at equal MACs."""
+def told(known: Sequence[Candidate], baselines: Mapping[str, Sequence[Candidate]], passes: float = 0) -> list[str]:
+    """Return a sentence for each baseline: how far ahead of it evolution is at equal cost and, where that is time, at equal MACs.
+
+    `passes` over the split are what evolution's looks at parts of it came to, which the baselines did without.
+    """
     sentences = []
     for name, candidates in baselines.items():
         gaps = ahead(known, pareto_front(candidates))
@@ -68,7 +71,9 @@ def told(known: Sequence[Candidate], baselines: Mapping[str, Sequence[Candidate]
             at_macs = ahead(_by_macs(known), pareto_front(_by_macs(candidates))) if any(c.cost != c.macs for c in candidates) else []
             same = f", {_points(at_macs)} at equal MACs" if at_macs else ""
             lead = f"Against {name} evolution's front has {_points(gaps)} at equal cost{same}"
-            sentences.append(f"{lead} (search split, {len(candidates)} configurations).")
+            looked = f"; evolution, of {len(known)}, looked at others on parts of it too, {passes:.0f} passes in all"
+            beside = looked if passes >= 0.5 else ""
+            sentences.append(f"{lead} (search split, {len(candidates)} configurations{beside}).")
     return sentences
 
 

@@ -98,8 +98,9 @@ class Bench:
         opened = partial(Graph, graph, single=single, pad_id=self.data.pad_id, backend=recipe.target.settled)
         self.scorer, self.timed = opened(1, workers=recipe.workers), opened(recipe.target.threads)
         check_agreement(self.timed, self.max_length)
-        asked = requests(self.data.tokens.lengths.tolist(), self.settings.texts, recipe.target.batch)
-        self.requests = [self.data.tokens.rows(rows) for rows in asked]
+        windows = self.data.windows.of_examples(len(self.data.examples))
+        asked = requests(self.data.lengths.tolist(), self.settings.texts, recipe.target.batch)
+        self.requests = [self.data.tokens.rows([window for row in rows for window in windows[row]]) for rows in asked]
         self.lengths, self.texts = np.unique(self.data.tokens.lengths, return_counts=True)
         self.results = Results(out / STATE / "evaluated.jsonl")
 
@@ -107,9 +108,10 @@ class Bench:
         """Return a configuration's score on the whole split and its measured cost."""
 
         def find() -> Candidate:
-            latency = self._latency(genome) if self.settings.latency == "measured" else self.macs(genome)
+            macs = self.macs(genome)
+            latency, median = self._latency(genome) if self.settings.latency == "measured" else (macs, None)
             score = self.data.score(self.scorer.logits(self.data.tokens, genome), self.metric)
-            return Candidate(genome, score, latency, self.macs(genome), latency)
+            return Candidate(genome, score, latency, macs, latency, median)
 
         return self.results.of(genome, 1.0, find)
 
@@ -123,7 +125,7 @@ class Bench:
 
         def find(genome: Genome) -> Candidate:
             cost = self.macs(genome) if fit is None else predicted(fit, self._asked(genome))
-            return Candidate(genome, -self._divergence(genome, share), cost, self.macs(genome), cost, share)
+            return Candidate(genome, -self._divergence(genome, share), cost, self.macs(genome), cost, share=share)
 
         return [self.results.of(genome, share, lambda g=genome: find(g)) for genome in genomes]  # type: ignore[misc]
 
@@ -157,8 +159,11 @@ class Bench:
         ours, full = (self._mean(g, lambda config, tokens: config.macs(*self.sizes, tokens)) for g in (genome, self.full))
         return float(ours / full)
 
-    def _latency(self, genome: Genome) -> float:
-        """Return milliseconds: full length's median, times what all requests take over what they take at full length in the same run."""
+    def _latency(self, genome: Genome) -> tuple[float, float]:
+        """Return milliseconds: full length's median, times what all requests take over what they take at full length in the same run.
+
+        And the median likewise: times this one's over full length's.
+        """
 
         def at(lengths: Genome) -> Run:
             return lambda number: self.timed.logits(self.requests[number], lengths)
@@ -166,4 +171,5 @@ class Bench:
         found = interleaved({"full": at(self.full), "this": at(genome)}, range(len(self.requests)), rounds=2)
         first = self.results.known.get((self.full, 1.0))
         reference = first.latency_ms if first else found["full"].p50_ms
-        return reference * found["this"].mean_ms / found["full"].mean_ms
+        this, full = found["this"], found["full"]
+        return reference * this.mean_ms / full.mean_ms, reference * this.p50_ms / full.p50_ms

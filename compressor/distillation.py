@@ -47,7 +47,7 @@ from compressor.students import student_of
 from compressor.tasks import Task
 from compressor.teaching import TeacherOutputs
 from compressor.tokens import Tokens
-from compressor.training import Losses, Step, fit
+from compressor.training import Losses, Step, count_steps, fit
 from compressor.vocabulary import asked_by, covered, prune_model, prune_tokenizer, used
 
 ENOUGH = 0.95
@@ -86,7 +86,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     shapes = Shapes(shape_of(model), shape_of(teacher.model))
     same_tokens = aligned(train.tokens, teacher_train.tokens, folder, guide)
     check_objectives(section, settings, task, model, teacher.model, shapes, same_tokens=same_tokens)
-    room = settings.teacher_store * 1e6 if _epochs_inside(settings) > 1 else 0.0
+    room = settings.teacher_store * 1e6 if _epochs_inside(settings, len(train)) > 1 else 0.0
     if task.head == "masked-lm":
         check_vocabulary(section, settings, (model, folder), (teacher.model, guide))
     outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", room, log)
@@ -211,10 +211,11 @@ def check_above(section: str, settings: Distill, shapes: Shapes, below: int) -> 
         raise RecipeError(f"{section}.objectives: {told}; choose another objective, or recycle fewer than {below} layers")
 
 
-def _epochs_inside(settings: Distill) -> float:
-    """Return over how many epochs, of all seeds, objectives look inside the models."""
+def _epochs_inside(settings: Distill, texts: int) -> float:
+    """Return over how many epochs of so many texts, of all seeds, objectives look inside the models."""
     spans = [(o.start, o.end) for o in settings.objectives if looks_inside([o])]
-    return settings.epochs * settings.seeds * (max(end for _, end in spans) - min(start for start, _ in spans)) if spans else 0.0
+    epochs = count_steps(texts, settings) * settings.batch_size / max(1, texts)
+    return epochs * settings.seeds * (max(end for _, end in spans) - min(start for start, _ in spans)) if spans else 0.0
 
 
 def losses_of(

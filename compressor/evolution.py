@@ -35,6 +35,8 @@ class Candidate:
     latency_ms: float
     macs: float
     cost: float
+    median_ms: float | None = None
+    """Median latency, where it was timed; the cost is of means, which tell what long texts gain too."""
     share: float = 1.0
     """Part of the search split; below 1 the score is how near answers stay to full length's, and the cost is an estimate."""
 

@@ -55,6 +55,7 @@ class Facts:
 
     examples: int | None
     words: float | None
+    """Median of the words of a text, of which no more are read than a text may have tokens."""
     teacher: Size | None
     student: Size | None
     """What ships where there is no distill section is the teacher."""
@@ -74,14 +75,16 @@ def facts_of(recipe: Recipe) -> Facts:
         examples = None if path is None else _count(path, recipe.data.train.limit) if len(some) == SEEN else len(some)
     except CompressorError:  # the data stage tells what is wrong with it
         examples, some = None, []
-    words = median(len(_text(e).split()) for e in some[:LOOK]) if some else None
+    read = recipe.data.max_length  # a word is a token or more
+    words = median(min(len(_text(e).split()), read) for e in some[:LOOK]) if some else None
     labels = [e.label for e in some] if recipe.task.type == "text-classification" else []
     together = ["|".join(sorted(e.label)) for e in some] if recipe.task.type == "multi-label-classification" else labels
     by_words = told_by_words([_text(e) for e in some], together) if together else None
     counts = Counter(labels).values()
     skew = max(counts) / min(counts) if counts else 1.0
     teacher = _size(recipe.teacher.model, recipe.root)
-    student = _student_size(recipe.distill.student, teacher, recipe.root) if recipe.distill else None
+    guide = _student_size(recipe.assistant.student, teacher, recipe.root) if recipe.assistant else teacher
+    student = _student_size(recipe.distill.student, guide, recipe.root) if recipe.distill else None
     return Facts(examples, words, teacher, student, by_words, skew, _sharing(recipe))
 
 
@@ -126,6 +129,7 @@ def _text(example: Example) -> str:
 
 
 def _student_size(student: Student, teacher: Size | None, root: Path) -> Size | None:
+    """Return what a student will be, of whose teacher, which may be the assistant, this is the size."""
     if student.model is not None:
         return _size(student.model, root)
     if student.layers is None or teacher is None:

@@ -101,7 +101,7 @@ def minilm(settings: MiniLM, views: Views) -> Tensor:
 
 
 def relation_heads(settings: MiniLMv2, shapes: Shapes) -> int:
-    """Return the heads that a recipe asks for, else 12 as in the paper, or where 12 does not fit as many as do and the teacher has."""
+    """Return the heads that a recipe asks for, else 12, or where 12 does not fit as many as do and the teacher has."""
     return settings.relation_heads or (12 if _common(shapes) % 12 == 0 else _fitting(shapes))
 
 

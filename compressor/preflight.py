@@ -50,10 +50,10 @@ def check_encoders(recipe: Recipe, *, exports: bool = True) -> None:
 
     Raises:
         RecipeError: a layer map is out of range, a fine-tuning method or objectives do not fit, a text is longer than a position table, a
-            teacher is too large for an ONNX file, a family has no adaptive length or does not run layer by layer, the smallest sub-model
-            has next to no tokens, a question cannot be told from its context, the teacher's answers for tokens are none for the student's,
-            a vocabulary cannot be pruned, layers to recycle or to exit from are not there, or two models' layers would be kept in one
-            store.
+            teacher is too large for an ONNX file, a family has no adaptive length or does not run layer by layer, a student of one layer
+            is to adapt its length, the smallest sub-model has next to no tokens, a question cannot be told from its context, the teacher's
+            answers for tokens are none for the student's, a vocabulary cannot be pruned, layers to recycle or to exit from are not there,
+            or two models' layers would be kept in one store.
     """
     task, longest, tuned = task_of(recipe), recipe.data.max_length, recipe.teacher.finetune
     check_stores(recipe)
@@ -70,6 +70,9 @@ def check_encoders(recipe: Recipe, *, exports: bool = True) -> None:
         if settings is not None:
             model, folder = _student(recipe, section, settings, model, folder)
     if recipe.length_adapt:
+        if shape_of(model).layers == 1 and not task.per_token:
+            told = "the only layer of this student computes [CLS] alone, so that there is no length to adapt"
+            raise RecipeError(f"length_adapt: {told}; leave length_adapt and search out, or keep more layers")
         smallest_of(recipe.length_adapt, LengthAdaptiveModel(model, longest).layers, longest)
         check_question(recipe.length_adapt, folder)
         check_tokens(recipe.length_adapt, task, lambda: folder == taught_by or alike(_texts(recipe), folder, taught_by))

@@ -42,6 +42,8 @@ def summarize(
     for owner, beside in (("cascade", ("members", "early_exit")), ("distill", ("assistant",))):  # which serve nothing else
         if owner in seconds:
             seconds[owner] += sum(seconds.get(name, 0.0) for name in beside)
+    if "search" in seconds:
+        seconds["search"] -= next(s["metrics"].get("seconds_of_baselines", 0.0) for s in stages if s["name"] == "search")
     return {
         "name": recipe.name,
         "task": recipe.task.type,
@@ -214,13 +216,14 @@ def told(metrics: Mapping[str, Any]) -> str:
 
 
 def _data_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """Return each split's examples, and the token lengths of its first 2,000 texts."""
+    """Return each split's examples, and how many tokens are read of its first 2,000, in all their windows."""
     splits, folder = Splits.of(inputs["data"]), inputs["checkpoint"].path / MODEL
     tokenizer, task, counts = tokenizer_of(folder), task_of(recipe), inputs["data"].metrics["examples"]
     facts = {}
     for name in SPLITS:
         looked_at = list(islice(splits.examples(name), 2000))
-        lengths = task.windows(tokenizer, looked_at, splits.max_length, splits.stride).tokens.lengths
+        windows = task.windows(tokenizer, looked_at, splits.max_length, splits.stride)
+        lengths = np.bincount(windows.owners, windows.tokens.lengths, len(looked_at))
         median, p90 = np.percentile(lengths, [50, 90], method="nearest")
         facts[name] = {"examples": counts[name], "median_tokens": int(median), "p90_tokens": int(p90)}
     return facts

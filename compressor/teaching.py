@@ -144,7 +144,8 @@ def _frozen(teacher: PlainModel, device: torch.device) -> PlainModel:
     """
     copied = copy.deepcopy(teacher).to(device)
     if torch.is_autocast_enabled(device.type):
+        tables = {id(module.weight) for module in copied.modules() if isinstance(module, nn.Embedding)}
         for module in copied.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and id(module.weight) not in tables:  # a decoder that is the embeddings' too looks them up
                 module.to(torch.get_autocast_dtype(device.type))
     return copied

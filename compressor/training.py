@@ -208,7 +208,7 @@ class _State:
         self.folder, self.model, self.optimizer, self.scheduler = folder, model, optimizer, scheduler
         self.done, self.loss, self.best, self.best_step = 0, 0.0, -math.inf, 0
         if (folder / "fit.pt").exists():
-            saved = torch.load(folder / "fit.pt", weights_only=True)
+            saved = torch.load(folder / "fit.pt", map_location="cpu", weights_only=True)  # a GPU that began it may be gone
             for name, part in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler)):
                 if name in saved:
                     part.load_state_dict(saved[name])
@@ -234,7 +234,7 @@ class _State:
     def restore_best(self) -> None:
         """Go back to the best weights, if any were rated."""
         if self.best_step and self.best_step != self.done:
-            self.model.load_state_dict(torch.load(self.folder / "best.pt", weights_only=True))
+            self.model.load_state_dict(torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True))
 
     def save(self, *, finished: bool = False) -> None:
         """Commit everything by rename; of a finished training only the weights."""

@@ -15,7 +15,7 @@ LONG = " ".join(["word"] * 120)
 
 
 def advice(recipe: Path, *changes: str) -> str:
-    return "\n".join(advise(load_recipe(recipe, changes)))
+    return "\n".join(advise(load_recipe(recipe, ("data.max_length=200", *changes))))
 
 
 def write(recipe: Path, count: int, text: str) -> None:
@@ -24,8 +24,16 @@ def write(recipe: Path, count: int, text: str) -> None:
 
 def test_few_labels_call_for_efficient_finetuning(make_recipe: Callable[..., Path]) -> None:
     recipe = make_recipe()
-    assert "400 labelled texts are few" in advice(recipe)
+    few = "400 labelled texts are few: teacher.finetune.method"
+    small = "teacher.finetune.learning_rate=5e-5"
+    assert f"{few} bitfit, adapters or lora overfits less" in advice(recipe)
+    assert f"{few} bitfit, adapters or lora with learning_rate 0.001 overfits less" in advice(recipe, small)
+    narrow = "distill={student: {layers: last 1, hidden_size: 16}, objectives: [{type: logits}]}"
+    assert f"{few} bitfit or lora overfits" in advice(recipe, narrow)
     assert "are few" not in advice(recipe, "teacher.finetune.method=bitfit")
+    (recipe.parent / "modern").mkdir()
+    (recipe.parent / "modern/config.json").write_text('{"num_hidden_layers": 2, "hidden_size": 32, "model_type": "modernbert"}')
+    assert f"{few} adapters or lora overfits" in advice(recipe, "teacher.model=./modern")
     write(recipe, 2500, "short")
     assert "are few" not in advice(recipe)
 
@@ -39,7 +47,10 @@ def test_length_adaptation_is_for_long_texts(make_recipe: Callable[..., Path]) -
     text = recipe.read_text()
     bare = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(("length_adapt", "search", "default_point")))
     recipe.write_text(bare)
-    assert "texts are long (median 121 words): length_adapt and search pay" in advice(recipe)
+    assert "texts are long (median 121 words read): length_adapt and search pay" in advice(recipe)
+    assert "texts are long" not in advice(recipe, "data.max_length=32")
+    recipe.write_text(text)
+    assert "texts are short (median 32 words read)" in advice(recipe, "data.max_length=32")
 
 
 def test_what_cannot_adapt_its_length_is_not_told_to(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -81,6 +92,19 @@ def test_a_speed_gate_beyond_what_a_student_can_calls_for_a_smaller_one(make_rec
     assert f"{told} 5 add a quantize section" in advice(recipe, *bare, "gates=[{metric: speedup, min: 5}]", "quantize=null")
     assert "multiplies" not in advice(recipe, *bare, "gates=[{metric: speedup, against: student, min: 20}]")
     assert "multiplies" not in advice(recipe, "gates=[{metric: speedup, min: 20}]")  # nobody knows yet what lengths will give
+
+
+def test_a_student_of_layers_has_those_of_the_assistant(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = make_recipe()
+    for name, layers, width in (("large", 12, 768), ("middle", 6, 384)):
+        (tmp_path / name).mkdir()
+        config = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width, "model_type": "bert"}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    changes = ("teacher.model=./large", "distill={student: {layers: every second}, objectives: [{type: logits}]}")
+    for more, shape in (((), (6, 768)), (("assistant={student: {model: ./middle}}",), (3, 384))):
+        student = facts_of(load_recipe(recipe, (*changes, *more))).student
+        assert student is not None
+        assert (student.layers, student.width) == shape
 
 
 def test_what_a_recipe_would_be_refused_for_is_not_advised(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -141,7 +165,7 @@ def test_few_sentences_of_any_format_are_told(tmp_path: Path, tiny_model: Path) 
 
 def test_of_long_texts_layers_learn_what_counts(make_recipe: Callable[..., Path]) -> None:
     recipe = make_recipe()
-    told = "texts are so long (median 121 words) that length_adapt.significance learned loses less"
+    told = "texts are so long (median 121 words read) that length_adapt.significance learned loses less"
     assert "learned" not in advice(recipe)
     write(recipe, 50, LONG)
     assert told in advice(recipe)
@@ -155,7 +179,7 @@ def test_of_long_texts_with_entities_a_sample_of_the_tokens_ranks(make_recipe: C
     head = "version: 1\nname: tags\ntask: {type: token-classification, metric: entity_f1}\ndata: {train: train.conll}\n"
     rest = f"teacher: {{model: {tiny_model}, finetune: {{epochs: 1}}}}\nlength_adapt: {{epochs: 1}}\n"
     recipe.write_text(head + rest, encoding="utf-8")
-    told = "words) that length_adapt.significance sampled is faster"
+    told = "words read) that length_adapt.significance sampled is faster"
     assert told in advice(recipe)
     assert told not in advice(recipe, "length_adapt.significance=sampled")
 
@@ -175,7 +199,7 @@ def test_long_texts_may_be_read_in_part(make_recipe: Callable[..., Path]) -> Non
     recipe = make_recipe()
     assert "search.truncate" not in advice(recipe)
     write(recipe, 50, LONG)
-    assert "texts are so long (median 121 words) that search.truncate may find points that read only their beginning" in advice(recipe)
+    assert "texts are so long (median 121 words read) that search.truncate may find points that read only their beginning" in advice(recipe)
     assert "search.truncate" not in advice(recipe, "search.truncate=true")
 
 

@@ -12,7 +12,7 @@ from tests.test_families import CONFIGS
 
 
 def candidate(length: int, share: float = 1.0) -> Candidate:
-    return Candidate((length, 1), 0.5, 2.0, 0.5, 2.0, share)
+    return Candidate((length, 1), 0.5, 2.0, 0.5, 2.0, share=share)
 
 
 def test_a_result_is_found_once_and_read_back(tmp_path: Path) -> None:

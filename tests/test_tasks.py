@@ -12,6 +12,10 @@ import pytest
 
 from benchmarks.interop import answers, compared
 from benchmarks.peers.models import OPTIMUM
+from compressor.errors import RecipeError
+from compressor.loader import load_recipe
+from compressor.progress import Progress
+from compressor.stages import data
 from tests.conftest import BAD, GOOD, WORDS, compress
 
 RECIPE = """\
@@ -127,6 +131,33 @@ def test_a_recipe_of_any_task_ends_in_a_bundle(project: tuple[str, Path]) -> Non
     assert set(rows) == {"teacher fp32", "student fp32", *(f"INT8 {point}" for point in points)}
     assert all(-1 <= row["score_interval"][0] <= row["score"] <= row["score_interval"][1] <= 1 for row in rows.values())
     assert rows["teacher fp32"]["score"] > 0.5  # these tasks can be learned from single words
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden", "why"),
+    [
+        ("multi-label-classification", {"labels": []}, "no text has a label"),
+        ("text-regression", {"score": -1}, "all numbers are -1"),
+        ("token-classification", {"tags": None}, "no word belongs to an entity"),
+    ],
+)
+def test_a_split_on_which_every_model_scores_alike_is_refused(
+    kind: str, hidden: dict[str, Any], why: str, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As tests are published whose labels are not: gates would pass on them, whatever the model answers."""
+    make, metric, *_ = KINDS[kind]
+    for name, seed in (("train", 1), ("search", 2), ("test", 3)):
+        write(tmp_path / f"{name}.jsonl", make, 30, seed)
+    rows = [json.loads(line) | hidden for line in (tmp_path / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row | {"tags": ["O"] * len(row["tokens"])} if kind == "token-classification" else row for row in rows]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    text = RECIPE.format(task=f"type: {kind}", metric=metric, model=tiny_model, data="", cascade="")
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    told = f"data.test (test.jsonl): {why}, so that every model scores alike there"
+    with pytest.raises(RecipeError, match=rf"^{re.escape(told)}; name texts whose labels are known$"):
+        data.run(load_recipe(tmp_path / "tiny.yaml"), {}, tmp_path, Progress())
+    data.run(load_recipe(tmp_path / "tiny.yaml", ["data.test.limit=8"]), {}, tmp_path, Progress())
+    assert f"warning: {told}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_eval_gives_the_score_that_the_build_gave(project: tuple[str, Path]) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import BertForMaskedLM
 
 from compressor.classification import TextClassification
 from compressor.distillation import losses_of
@@ -155,3 +156,15 @@ def test_under_autocast_the_teacher_answers_the_same_and_is_left_as_it_was(tmp_p
     torch.testing.assert_close(logits, expected, rtol=0, atol=0)
     assert {p.dtype for p in teacher.parameters()} == {torch.float32}
     assert torch.bfloat16 in {p.dtype for p in store.teacher.parameters()}
+
+
+def test_under_autocast_a_table_that_also_decodes_stays_as_it_is(tmp_path: Path) -> None:
+    teacher = PlainModel(BertForMaskedLM(model_of("bert").config).eval())
+    store = TeacherOutputs(teacher, encoded(), True, tmp_path, 1e9, Progress(quiet=True))
+    batch = {name: torch.from_numpy(array) for name, array in encoded().batch(np.array([0, 2])).items()}
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        with captured(teacher.model, PLACES) as seen:
+            teacher(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        _, insides = store._forward(np.array([0, 2]), PLACES, torch.device("cpu"), 0)
+    for place in PLACES:
+        torch.testing.assert_close(insides[place], seen[place], rtol=0, atol=0)

@@ -158,6 +158,17 @@ def test_a_training_that_goes_on_keeps_the_best_of_all_epochs(tmp_path: Path) ->
     assert torch.equal(weights(again), weights(whole))
 
 
+def test_a_training_that_a_gpu_began_goes_on_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, again = model(), model()
+    train(whole, tmp_path / "whole", [0.9, 0.1, 0.2, 0.3], keep="best", checkpoint_every=5)
+    with monkeypatch.context() as gpu:
+        gpu.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        with pytest.raises(StageError):
+            train(model(), tmp_path / "parts", [0.9, 0.1], fail_at=7, keep="best", checkpoint_every=5)
+    train(again, tmp_path / "parts", [0.1, 0.2, 0.3], keep="best", checkpoint_every=5)
+    assert torch.equal(weights(again), weights(whole))
+
+
 def test_steps_follow_from_epochs_and_the_limit() -> None:
     assert count_steps(10, Training(epochs=2, batch_size=4)) == 6
     assert count_steps(10, Training(epochs=0.5, batch_size=4)) == 2

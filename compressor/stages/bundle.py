@@ -116,8 +116,8 @@ def _front(recipe: Recipe, inputs: Inputs, full_ms: float) -> list[dict[str, Any
         return []
     found = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8"))
     distinct = {tuple(one["lengths"]): one for one in (*found["points"].values(), *found["front"])}
-    over = full_ms / found["points"]["full"]["latency_ms"]
-    told = [{"lengths": one["lengths"], "score": one["score"], "latency_ms": one["latency_ms"] * over} for one in distinct.values()]
+    over = full_ms / found["points"]["full"]["median_ms"]
+    told = [{"lengths": one["lengths"], "score": one["score"], "latency_ms": one["median_ms"] * over} for one in distinct.values()]
     return sorted(told, key=lambda one: one["latency_ms"])
 
 

@@ -30,7 +30,7 @@ MOST_SHARED = 0.05
 
 @dataclass
 class Written:
-    """A split's file, and what later checks ask of it: examples so far, the first of each label, and, if wanted, each text's hash."""
+    """A split's file, and what later checks ask of it: examples so far, the first of each label, two numbers, and hashes if wanted."""
 
     file: IO[str]
     task: Task
@@ -38,12 +38,16 @@ class Written:
     examples: int = 0
     hashes: list[int] = field(default_factory=list)
     first: dict[str, int] = field(default_factory=dict)
+    numbers: set[float] = field(default_factory=set)
+    """Different ones, two at most."""
 
     def add(self, example: Example) -> None:
         """Write one example."""
         self.examples += 1
         for name in self.task.names(example):
             self.first.setdefault(name, self.examples)
+        if self.task.choice == "number" and len(self.numbers) < 2:
+            self.numbers.add(example.label)
         if self.hashed:
             self.hashes.append(seen_hash(example, self.task.choice))
         self.file.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False) + "\n")
@@ -53,6 +57,15 @@ class Written:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         path.write_text("".join(f"{line}\n" for line in compress(lines, kept)), encoding="utf-8")
         self.hashes, self.examples = list(compress(self.hashes, kept)), sum(kept)
+
+    def unscored(self) -> str | None:
+        """Say why every model would score alike on these examples, if so: those of hidden labels often hold one made-up value."""
+        if len(self.numbers) == 1 and self.examples > 1:
+            return f"all numbers are {next(iter(self.numbers)):g}"
+        if self.task.choice == "each" and not self.first:
+            return "no text has a label"
+        tagged = self.task.choice == "labels" and self.task.per_token and self.task.labelled
+        return "no word belongs to an entity" if tagged and self.first.keys() <= {"O"} else None
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
@@ -70,6 +83,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         _clear_search(recipe, splits, in_train, out / "search.jsonl", log)
     shared = {name: sum(h in in_train for h in splits[name].hashes) for name in recipe.splits if name != "train"}
     labels = _labels(recipe, task, splits)
+    _check_scored(recipe, splits, log)
     write_json(out / "meta.json", {"labels": labels, "max_length": recipe.data.max_length, "stride": recipe.stride})
     for name, count in shared.items():
         if count:
@@ -169,6 +183,21 @@ def _check_cuts(recipe: Recipe, splits: Mapping[str, Written], log: Progress) ->
             raise RecipeError(
                 f"data.{name}: cutting {recipe.data.holdout:.0%} from train leaves an empty split; name a file, or give train more examples"
             )
+
+
+def _check_scored(recipe: Recipe, splits: Mapping[str, Written], log: Progress) -> None:
+    """Refuse a split by whose score nothing can be chosen or judged; of a few first rows that may be chance.
+
+    Raises:
+        RecipeError: names it.
+    """
+    for name, split in splits.items():
+        if name != "train" and (why := split.unscored()):
+            source = getattr(recipe.data, name)
+            told = f"data.{name}{f' ({source.path})' if source else ''}: {why}, so that every model scores alike there"
+            if source is None or not source.limit:
+                raise RecipeError(f"{told}; name texts whose labels are known")
+            log.warn(told)
 
 
 def _labels(recipe: Recipe, task: Task, splits: Mapping[str, Written]) -> Sequence[str]:

@@ -62,17 +62,18 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
 
     def once(seed: int, state: Path) -> Trained:
         plain = checkpoint.load_plain(inputs["checkpoint"], splits.labels, task.head)
+        dropping = LengthAdaptiveModel(plain, **made_for | untaught(settings))
         model = LengthAdaptiveModel(plain, **made_for)
         config = smallest_of(settings, model.layers, model.max_length)
         if model.absolute:  # as it is trained: of short texts absolute counts would drop nothing
             config = LengthConfig.smallest(model.layers, int(validation.tokens.lengths.max()), settings.lost_at_most(model.layers))
         smallest = torch.tensor(config.lengths)
 
-        def scores() -> dict[str, float]:
+        def scores(model: LengthAdaptiveModel = model) -> dict[str, float]:
             named = {"full": None, "smallest": smallest}
             return {name: score_of(model, validation, recipe.task.metric, lengths) for name, lengths in named.items()}
 
-        before, losses = scores(), _losses(settings, model, outputs, task.choice, seed)
+        before, losses = scores(dropping), _losses(settings, model, outputs, task.choice, seed)
         fitted = fit(model, losses, train, settings, seed, state, log, lambda: sum(scores().values()))
         after = scores()
         facts = {"validation_score": after["full"], "before": before, "after": after, "smallest": smallest.tolist()}
@@ -81,6 +82,13 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
     checkpoint.save(trained.model, source, out, made_for)
     return trained.metrics
+
+
+def untaught(settings: LengthAdapt) -> dict[str, str]:
+    """Return the setting by which tokens are dropped before anything was learned: what training is held against is not a random ranking."""
+    if settings.significance != "learned":
+        return {}
+    return {"significance": "question" if settings.protect == "question" else "attention"}
 
 
 def check_question(settings: LengthAdapt, folder: Path) -> None:

@@ -67,10 +67,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     log.note(f"{len(front)} of {len(every)} configurations are on the front; fast is {gain:.2f}x full length")
     worst = dataclasses.replace(full, score=min(c.score for some in (known, *baselines.values()) for c in some))
     volumes = {name: hypervolume(some, worst) for name, some in {"evolution": known, **baselines}.items()}
-    looks = len(bench.results.known) - len(bench.results.measured())
-    facts = {"evaluations": len(known), "looks": looks, "front": len(front), "fast_over_full": gain}
+    looks = [share for _, share in bench.results.known if share < 1]
+    facts = {"evaluations": len(known), "looks": len(looks), "front": len(front), "fast_over_full": gain}
     facts |= {"seconds_of_baselines": apart} if baselines else {}
-    return {**facts, "hypervolumes": volumes, "against_baselines": told(known, baselines)}
+    return {**facts, "hypervolumes": volumes, "against_baselines": told(known, baselines, sum(looks))}
 
 
 def _measurer(bench: Bench, total: int, log: Progress) -> Measure:
