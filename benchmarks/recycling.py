@@ -19,6 +19,7 @@ from benchmarks.child import COMPRESS, run
 from benchmarks.record import conclude
 
 ARTIFACTS = Path("artifacts/benchmarks")
+BATCH = 32
 SHARES = ("25%", "50%", "75%", "100%")
 DTYPES = ("float32", "float16", "int8")
 
@@ -98,9 +99,10 @@ def _row(
     texts = _build(recipe, "data")["examples"]["train"]
     filled = _build(recipe, "recycle") if recycle else None
     tuned = _build(recipe, "finetune")
+    read = tuned["steps"] * BATCH / chosen.epochs  # windows, of which a text may have several
     seeds = tuned.get("seeds", {"mean": tuned["validation_score"], "standard_deviation": None})
     row = {"name": name, "score": seeds["mean"], "spread": seeds["standard_deviation"], "learning": tuned["learning_parameters"]}
-    row |= {"texts": texts, "texts_per_second": tuned["texts_per_second"], "seconds_per_epoch": texts / tuned["texts_per_second"]}
+    row |= {"texts": texts, "texts_per_second": tuned["texts_per_second"], "seconds_per_epoch": read / tuned["texts_per_second"]}
     row["store"] = filled and {key: filled[key] for key in ("entries", "megabytes", "train", "validation")}
     print(json.dumps(row), flush=True)
     return row
@@ -109,7 +111,7 @@ def _row(
 def _recipe(form: Form, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None) -> dict[str, Any]:
     train, dev = ({"path": str((chosen.data / file).resolve()), "limit": chosen.limit} for file in (form.train, form.dev))
     dev |= {"limit": 96} if chosen.trial else {}  # train stays whole: the first of its texts may lack a label
-    budget = {"epochs": chosen.epochs, "batch_size": 32, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
+    budget = {"epochs": chosen.epochs, "batch_size": BATCH, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
     budget |= {"max_steps": 3} if chosen.trial else {}
     splits: dict[str, Any] = {"train": train, "validation": dev}  # a search split, which nothing reads here, is cut from train
     splits |= {"test": str((chosen.data / form.test).resolve())} if form.test else {}

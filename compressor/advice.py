@@ -57,7 +57,8 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"texts are short (median {facts.words:.0f} words read): length_adapt gains little on them; fewer layers and INT8 gain more"
     shipped = facts.student if recipe.distill else facts.teacher
     has_lengths = recipe.deployed and not recipe.export.halves and not (recipe.distill and recipe.distill.student.bilstm)
-    has_lengths &= shipped is None or (shipped.family in ADAPTIVE and (shipped.pooling == "cls" or recipe.task.type in WINDOWED))
+    windowed = recipe.task.type in WINDOWED  # elsewhere the last layer computes [CLS] alone
+    has_lengths &= shipped is None or (shipped.family in ADAPTIVE and (windowed or (shipped.pooling == "cls" and shipped.layers > 1)))
     if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and has_lengths:
         yield f"texts are long (median {facts.words:.0f} words read): length_adapt and search pay on them"
     if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "learned":
@@ -138,7 +139,8 @@ def _smaller(shipped: Size, recipe: Recipe) -> list[str]:
     if recipe.distill is not None and recipe.distill.student.model is not None:
         return ["a smaller student.model"]
     adapted = recipe.teacher.finetune is not None and recipe.teacher.finetune.method == "adapters"
-    return ["fewer layers"] + ["a narrower hidden_size"] * (shipped.family != "modernbert" and not adapted)
+    least = 2 if recipe.length_adapt and recipe.task.type not in WINDOWED else 1
+    return ["fewer layers"] * (shipped.layers > least) + ["a narrower hidden_size"] * (shipped.family != "modernbert" and not adapted)
 
 
 def _either(ways: list[str]) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from compressor import machine
+from compressor.encoded import Encoded
 from compressor.errors import UnfitError
-from compressor.latency import interleaved, requests
+from compressor.latency import interleaved, requests, tokens_of
 from compressor.pipeline import Inputs, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -18,10 +19,15 @@ from compressor.splits import MODEL, Splits, task_of
 from compressor.tokens import Tokens
 
 REQUESTS = 32
+NOISE = 0.003
+"""Score that a faster backend may lose on validation."""
+Lengths = Sequence[int] | None
 
 
-def choose(recipe: Recipe, inputs: Inputs, file: Path, log: Progress) -> dict[str, Any]:
+def choose(recipe: Recipe, inputs: Inputs, file: Path, lengths: Lengths, log: Progress) -> dict[str, Any]:
     """Return the backend of a graph on the recipe's target and, where there was a choice, each one's median time, or why it is left out.
+
+    All read at the lengths of the point that clients get who name none.
 
     Raises:
         UnfitError: the backend that the recipe names is not installed, or answers otherwise than onnxruntime.
@@ -41,9 +47,12 @@ def choose(recipe: Recipe, inputs: Inputs, file: Path, log: Progress) -> dict[st
             if target.backend == name:
                 raise
             found[name] = {"refused": str(error).removeprefix(f"{file}: ")}
+    if target.backend == "auto":
+        found |= _worse(graphs, data, lengths, recipe.task.metric)
+        graphs = {name: graph for name, graph in graphs.items() if name not in found}
     log.note(f"latencies in {' and '.join(graphs)}, interleaved")
-    asked = requests(data.tokens.lengths.tolist(), REQUESTS, target.batch)
-    found |= _milliseconds(graphs, [data.tokens.rows(rows) for rows in asked])
+    asked = requests(data.lengths.tolist(), REQUESTS, target.batch)
+    found |= _milliseconds(graphs, tokens_of(data, asked), lengths)
     fastest = min(graphs, key=lambda name: found[name]["p50_ms"])
     return {"backend": fastest if target.backend == "auto" else target.backend, "backends": found}
 
@@ -58,6 +67,16 @@ def _candidates(recipe: Recipe, log: Progress) -> Sequence[Backend]:
     return get_args(Backend)
 
 
-def _milliseconds(graphs: Mapping[str, Graph], texts: Sequence[Tokens]) -> dict[str, Any]:
-    runs = {name: lambda number, g=graph: g.logits(texts[number]) for name, graph in graphs.items()}
+def _worse(graphs: Mapping[str, Graph], data: Encoded, lengths: Lengths, metric: str) -> dict[str, Any]:
+    """Return the backends that score less than onnxruntime on validation, beyond noise, and what to say of it."""
+    if len(graphs) == 1:
+        return {}
+    scores = {name: data.score(graph.logits(data.tokens, lengths), metric) for name, graph in graphs.items()}
+    usual = scores["onnxruntime"]
+    told = f"where onnxruntime scores {usual:.4f} on validation"
+    return {name: {"refused": f"{name} scores {own:.4f} {told}"} for name, own in scores.items() if own < usual - NOISE}
+
+
+def _milliseconds(graphs: Mapping[str, Graph], texts: Sequence[Tokens], lengths: Lengths) -> dict[str, Any]:
+    runs = {name: lambda number, g=graph: g.logits(texts[number], lengths) for name, graph in graphs.items()}
     return {name: {"p50_ms": latency.p50_ms} for name, latency in interleaved(runs, range(len(texts))).items()}

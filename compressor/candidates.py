@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from compressor.artifact import STATE
 from compressor.encoded import Encoded
 from compressor.evolution import Candidate, Genome, repaired
-from compressor.latency import Run, interleaved, requests
+from compressor.latency import Run, interleaved, requests, tokens_of
 from compressor.latency_model import features, fitted, predicted
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs, deployed, is_single
@@ -98,9 +98,7 @@ class Bench:
         opened = partial(Graph, graph, single=single, pad_id=self.data.pad_id, backend=recipe.target.settled)
         self.scorer, self.timed = opened(1, workers=recipe.workers), opened(recipe.target.threads)
         check_agreement(self.timed, self.max_length)
-        windows = self.data.windows.of_examples(len(self.data.examples))
-        asked = requests(self.data.lengths.tolist(), self.settings.texts, recipe.target.batch)
-        self.requests = [self.data.tokens.rows([window for row in rows for window in windows[row]]) for rows in asked]
+        self.requests = tokens_of(self.data, requests(self.data.lengths.tolist(), self.settings.texts, recipe.target.batch))
         self.lengths, self.texts = np.unique(self.data.tokens.lengths, return_counts=True)
         self.results = Results(out / STATE / "evaluated.jsonl")
 

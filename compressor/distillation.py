@@ -1,6 +1,7 @@
 """Teach a student: the work that the stages assistant, distill and early_exit share."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ def check_above(section: str, settings: Distill, shapes: Shapes, below: int) -> 
 def _epochs_inside(settings: Distill, texts: int) -> float:
     """Return over how many epochs of so many texts, of all seeds, objectives look inside the models."""
     spans = [(o.start, o.end) for o in settings.objectives if looks_inside([o])]
-    epochs = count_steps(texts, settings) * settings.batch_size / max(1, texts)
+    epochs = count_steps(texts, settings) / math.ceil(max(1, texts) / settings.batch_size)
     return epochs * settings.seeds * (max(end for _, end in spans) - min(start for start, _ in spans)) if spans else 0.0
 
 

@@ -26,7 +26,7 @@ def exits(debug: bool) -> Iterator[None]:
         yield
     except CompressorError as error:
         if debug:
-            traceback.print_exc()
+            err.print(traceback.format_exc(), end="")
         err.print(f"error: {error}")
         sys.exit(error.exit_code)
     except interrupts.Interrupted as stop:
@@ -41,11 +41,11 @@ def exits(debug: bool) -> Iterator[None]:
         sys.exit(error.exit_code)
     except OSError as error:
         if debug:
-            traceback.print_exc()
+            err.print(traceback.format_exc(), end="")
         err.print(f"error: {error.filename or 'output'}: {error.strerror or error}; mend the disk or its permissions and run again")
         sys.exit(UnfitError.exit_code)
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            err.print(traceback.format_exc(), end="")
         err.print(f"bug: {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report what it prints")
         sys.exit(1)

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from compressor.session import Graph, Seen, Session, batches_of, run_all, session, several
+from compressor.session import Graph, Opened, Seen, Session, batches_of, run_all
 from compressor.tokens import Floats, Ints, Tokens, content_of, in_order, length_batches
 
 if TYPE_CHECKING:
@@ -41,27 +41,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-class BackGraph:
+class BackGraph(Opened):
     """The graph above a front: from states to logits."""
 
     def __init__(self, path: Path, threads: int, *, single: bool, pad_id: int) -> None:
         """Open it; `single`: answers depend on the batch, so feed one text a run, and several at once where there are threads."""
-        self.path, self.threads, self.single, self.pad_id, self.session = path, threads, single, pad_id, session(path, threads)
-        self.workers, self._seen = threads, Seen(path)
+        super().__init__(path, threads, threads)
+        self.single, self.pad_id = single, pad_id
         self.inputs = [i.name for i in self.session.get_inputs()]  # a head alone asks for no mask
-
-    @cached_property
-    def beside(self) -> Sequence[Session]:
-        """What each worker runs its batches with, one thread each."""
-        if self.workers == 1:
-            return [self.session]
-        self._seen.check()
-        return several(self.path, self.workers)
 
     def logits(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
         """Return the logits of texts, as a whole graph does, from the states (tokens, width) of each."""
         if len(texts) == 1:  # nothing to pad or to put in order
-            logits = self._run(self.session, states[0][None], np.ones((1, len(states[0])), np.int64))
+            logits = self._run(self.alone(len(states[0])), states[0][None], np.ones((1, len(states[0])), np.int64))
             return logits if logits.ndim == 2 else logits[0]
         batches, found = zip(*self.answered(texts, states), strict=True)
         return in_order(found, batches, texts.lengths)

@@ -5,10 +5,14 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compressor.tokens import Floats
+from compressor.tokens import Floats, Tokens
+
+if TYPE_CHECKING:
+    from compressor.encoded import Encoded
 
 Run = Callable[[int], object]
 """Answers one request, given its number."""
@@ -45,6 +49,12 @@ def timed(variants: Mapping[str, Run], rows: Sequence[int], rounds: int) -> dict
                 variants[name](row)
                 times[name][number, position] = (time.perf_counter_ns() - start) / 1e6
     return times
+
+
+def tokens_of(data: "Encoded", asked: Sequence[Sequence[int]]) -> list[Tokens]:
+    """Return what is read for each request, given its examples' rows: all their windows."""
+    windows = data.windows.of_examples(len(data.examples))
+    return [data.tokens.rows([window for row in rows for window in windows[row]]) for rows in asked]
 
 
 def requests(lengths: Sequence[int], count: int, batch: int, groups: Sequence[str] | None = None) -> list[list[int]]:

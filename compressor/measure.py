@@ -12,7 +12,7 @@ from compressor.data import Example
 from compressor.encoded import Encoded
 from compressor.gates import Variant
 from compressor.halves import BACK, FRONT
-from compressor.latency import Run, interleaved, requests
+from compressor.latency import Run, interleaved, requests, tokens_of
 from compressor.pipeline import Inputs, Kind, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -122,8 +122,7 @@ def _runs(
 
     def runner(name: str) -> Run:
         graph, own = graphs.get(name, graphs["bundle"]), data["teacher" if name == TEACHER else "checkpoint"]
-        windows = own.windows.of_examples(len(own.examples))
-        texts = [own.tokens.rows([window for row in rows for window in windows[row]]) for rows in asked]
+        texts = tokens_of(own, asked)
         return lambda number: graph.logits(texts[number], lengths[name])
 
     return {name: runner(name) for name in lengths}
@@ -131,8 +130,7 @@ def _runs(
 
 def _reads(runtime: Runtime, data: Encoded, asked: Sequence[Sequence[int]], *, new: bool = False) -> Run:
     """Return what answers the same requests through a store; new ones differ in a token each time, so that the store knows none of them."""
-    windows, rng = data.windows.of_examples(len(data.examples)), np.random.default_rng(0)
-    texts = [data.tokens.rows([window for row in rows for window in windows[row]]) for rows in asked]
+    texts, rng = tokens_of(data, asked), np.random.default_rng(0)
 
     def changed(tokens: Tokens) -> Tokens:
         ids, inner = tokens.ids.copy(), tokens.starts[:-1] + tokens.lengths // 2

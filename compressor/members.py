@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ class Member:
     facts: Mapping[str, Any]
     read: Callable[[Sequence[Example]], Windows]
     answer: Answer
+    """As many texts beside each other as the build has workers."""
+    timed: Answer
+    """As a runtime answers: with the target's threads."""
     continued: "Member | None" = None
     """The same student as it goes on from the early exit before it, where it may."""
 
@@ -87,8 +91,9 @@ def _member(asked: Asked, number: int, recipe: Recipe, inputs: Inputs, out: Path
         facts = _from_teacher(asked, recipe, inputs, folder, log) if asked.teacher else _from_bundle(asked, recipe, inputs, folder, log)
         facts, graph = {**facts, "folder": f"{MEMBERS}/{number}"}, folder / GRAPH
     backend = recipe.target.settled if asked.point is not None else "onnxruntime"
-    opened = Graph(graph, threads, single=facts["single"], pad_id=facts["pad_id"], workers=recipe.workers, backend=backend)
-    return Member(facts, reader(folder, task, facts), whole(opened.logits, facts["lengths"]))
+    opened = partial(Graph, graph, single=facts["single"], pad_id=facts["pad_id"], backend=backend)
+    answer, timed = (whole(own.logits, facts["lengths"]) for own in (opened(1, workers=recipe.workers), opened(threads)))
+    return Member(facts, reader(folder, task, facts), answer, timed)
 
 
 def _from_exit(number: int, recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> Member:
@@ -106,12 +111,13 @@ def _from_exit(number: int, recipe: Recipe, inputs: Inputs, out: Path, log: Prog
     facts = {"folder": f"{MEMBERS}/{number}", "lengths": None, "single": quantized, "pad_id": pad_id_of(model)}
     facts |= {"max_length": splits.max_length, "stride": splits.stride, "isa": _isa(inputs) if quantized else None}
     opened, read = Exit(folder, recipe.target.threads, single=quantized, pad_id=pad_id_of(model)), reader(model, task, facts)
-    rest = Member({**facts, "name": "full", "part": GOES_ON}, read, opened.go_on)
+    rest = Member({**facts, "name": "full", "part": GOES_ON}, read, opened.go_on, opened.go_on)
+    stops = Member({**facts, "name": "exit", "part": STOPS}, read, opened.stop, opened.stop)
     if not _ships_as_dynamic(inputs):
         (folder / BACK).unlink()
         log.note("texts are read again behind the early exit: what ships has products in float, or ranges of its own")
-        return Member({**facts, "name": "exit", "part": STOPS}, read, opened.stop)
-    return Member({**facts, "name": "exit", "part": STOPS}, read, opened.stop, continued=rest)
+        return stops
+    return dataclasses.replace(stops, continued=rest)
 
 
 def _ships_as_dynamic(inputs: Inputs) -> bool:

@@ -15,6 +15,7 @@ from compressor.bundles import verify
 from compressor.checkpoint import check_positions
 from compressor.data import read_examples
 from compressor.distillation import check_above, check_objectives, check_vocabulary
+from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import RecipeError
 from compressor.families import shape_of
 from compressor.halving import check_family
@@ -81,6 +82,16 @@ def check_encoders(recipe: Recipe, *, exports: bool = True) -> None:
     if recipe.early_exit:
         check_family(model, "early_exit")
         check_layer(recipe.early_exit.layer, shape_of(model).layers)
+
+
+def check_environment(recipe: Recipe) -> None:
+    """Make the environment of a quantizer that has one of its own, where the recipe names it.
+
+    Raises:
+        UnfitError: it cannot be made.
+    """
+    if recipe.quantize and recipe.quantize.backend == NEURAL_COMPRESSOR.name:
+        NEURAL_COMPRESSOR.make()
 
 
 def check_size(teacher: PreTrainedModel) -> None:

@@ -18,15 +18,16 @@ def publish(artifact: Artifact, artifacts: Path, name: str) -> Path:
         UnfitError: the copy could not be written.
     """
     passed = bool(artifact.metrics["passed"])
+    for place in ("dist", "rejected"):
+        _restore(artifacts / place / name)
     target = artifacts / ("dist" if passed else "rejected") / name
     if passed and _is_there(target, artifact.path / BUNDLE):
         shutil.rmtree(artifacts / "rejected" / name, ignore_errors=True)
         return target
-    partial, last = (target.parent / f".{name}.{part}" for part in ("partial", "last"))
+    partial, last = target.parent / f".{name}.partial", _last(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in (partial, last):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(artifact.path / BUNDLE, partial)
         with interrupts.held_back():
             if target.exists():
@@ -37,10 +38,20 @@ def publish(artifact: Artifact, artifacts: Path, name: str) -> Path:
             shutil.rmtree(artifacts / "rejected" / name, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if last.exists() and not target.exists():
-            os.replace(last, target)
+        _restore(target)
         raise UnfitError(f"{target}: {error.strerror or error}; free some space or mend permissions, then run again") from error
     return target
+
+
+def _last(target: Path) -> Path:
+    return target.parent / f".{target.name}.last"
+
+
+def _restore(target: Path) -> None:
+    """Put back what was moved away for a bundle that never came, as after `kill -9`."""
+    if not target.exists() and _last(target).exists():
+        os.replace(_last(target), target)
+    shutil.rmtree(_last(target), ignore_errors=True)
 
 
 def _is_there(target: Path, bundle: Path) -> bool:

@@ -19,8 +19,13 @@ TEXTS = 256
 """Validation texts that sensitivities are measured on."""
 
 
-def by_sensitivity(source: Path, scratch: Path, data: Encoded, workers: int | None = None) -> dict[str, float]:
-    """Return the sensitivity of each of a float graph's products, the most sensitive first; `scratch` is a file to write."""
+def by_sensitivity(
+    source: Path, scratch: Path, data: Encoded, workers: int | None = None, *, reduce_range: bool = False
+) -> dict[str, float]:
+    """Return the sensitivity of each of a float graph's products, the most sensitive first; `scratch` is a file to write.
+
+    `reduce_range`: with weights of 7 bits, as they will be deployed.
+    """
     part = data.part(min(1.0, TEXTS / len(data.examples)))
 
     def answers(file: Path, *, single: bool) -> Floats:
@@ -28,7 +33,7 @@ def by_sensitivity(source: Path, scratch: Path, data: Encoded, workers: int | No
 
     reference, names, found = answers(source, single=False), products(source), dict[str, float]()
     for name in names:
-        dynamic(source, scratch, [], [other for other in names if other != name])
+        dynamic(source, scratch, [], [other for other in names if other != name], reduce_range=reduce_range)
         found[name] = part.divergence(answers(scratch, single=True), reference)
     scratch.unlink()
     return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -4,6 +4,7 @@ An answer never depends on what else is in its batch: float graphs mask padding,
 (one scale for a whole batch) are fed one text at a time, several at once when there are threads.
 """
 
+import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,7 +12,7 @@ from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -65,7 +66,54 @@ class Seen:
             raise BundleError(f"{self.path} has changed since it was opened; open the bundle again")
 
 
-class Graph:
+class Opened:
+    """A file whose batches run one after another, with all threads each, or beside each other, one thread each."""
+
+    def __init__(self, path: Path | str, threads: int, workers: int | None, backend: Backend = "onnxruntime") -> None:
+        """Open the file for so many threads, and as many workers if nothing is said of them."""
+        self.path, self.threads, self.workers, self.backend = path, threads, workers or threads, backend
+        self._seen = Seen(Path(path))
+        self.session: Session = OpenVINOSession(path, threads) if backend == "openvino" else session(path, threads)
+        self._bytes = size_of(Path(path))
+
+    @cached_property
+    def _single(self) -> Session:
+        """What runs with one thread."""
+        if self.threads == 1:
+            return self.session
+        self._seen.check()
+        return session(self.path, 1)
+
+    @cached_property
+    def _lone(self) -> Session:
+        """What runs a batch of little work; where the file is another by now, what is open goes on."""
+        with suppress(BundleError):
+            return self._single
+        return self.session
+
+    def alone(self, tokens: int) -> Session:
+        """Return what is soonest done with one batch of so many tokens: all threads, but one where there is little to do."""
+        small = self.threads > 1 and self.backend == "onnxruntime" and self._bytes * tokens <= SMALL
+        return self._lone if small else self.session
+
+    @cached_property
+    def beside(self) -> Sequence[Session]:
+        """What each worker runs its batches with, one thread each; of a large file, some share a session."""
+        if self.workers == 1:
+            return [self.session]
+        if self.backend == "openvino":
+            self._seen.check()
+            return [OpenVINOSession(self.path, 1, self.workers)] * self.workers
+        own = max(1, min(self.workers, BESIDE_BYTES // max(1, self._bytes)))
+        opened = [self._single]
+        if own > 1:
+            self._seen.check()
+            with ThreadPoolExecutor(own - 1) as pool:
+                opened += pool.map(lambda _: session(self.path, 1), range(own - 1))
+        return list(islice(cycle(opened), self.workers))
+
+
+class Graph(Opened):
     """One ONNX file in a backend; `logits` is all that is asked of it."""
 
     def __init__(
@@ -88,41 +136,19 @@ class Graph:
         """
         if backend not in get_args(Backend):
             raise UnfitError(f"no backend {backend!r}; choose {' or '.join(get_args(Backend))}")
-        self.path, self.single, self.pad_id, self._seen = path, single, pad_id, Seen(Path(path))
-        self.workers, self.backend = workers or threads, backend
-        self.session: Session = OpenVINOSession(path, threads) if backend == "openvino" else session(path, threads)
-        self.threads, self._bytes = threads, Path(path).stat().st_size
-        shapes = {i.name: i.shape for i in (*self.session.get_inputs(), *self.session.get_overridable_initializers())}
+        super().__init__(path, threads, workers, backend)
+        self.single, self.pad_id = single, pad_id
+        inputs = [*self.session.get_inputs(), *self.session.get_overridable_initializers()]
+        shapes = {i.name: i.shape for i in inputs}
+        self._narrow = {i.name for i in inputs if getattr(i, "type", "") == "tensor(int32)"}  # as others export; ours are of 64 bits
         self.inputs, self.layers = set(shapes), shapes["lengths"][0] if "lengths" in shapes else 0
         outputs = [o.name for o in self.session.get_outputs()]
         self.output = "logits" if "logits" in outputs else outputs[0]
 
-    @cached_property
-    def beside(self) -> Sequence[Session]:
-        """What each worker runs its batches with, one thread each."""
-        if self.workers == 1:
-            return [self.session]
-        self._seen.check()
-        if self.backend == "openvino":
-            return [OpenVINOSession(self.path, 1, self.workers)] * self.workers
-        return several(Path(self.path), self.workers)
-
     def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of one padded batch, or the first output of a graph that has none."""
         tokens, lengths = self._read(tokens, lengths)
-        return self._run(self._alone(tokens), tokens, lengths)
-
-    def _alone(self, tokens: Tokens) -> Session:
-        """Return what is soonest done with one batch: all threads, but one where there is little to do."""
-        small = self.backend == "onnxruntime" and self._bytes * len(tokens.ids) <= SMALL
-        return self._lone if small and self.threads > 1 else self.session
-
-    @cached_property
-    def _lone(self) -> Session:
-        """What runs with one thread; where the file is another by now, what is open goes on."""
-        with suppress(BundleError):
-            return self.beside[0]
-        return self.session
+        return self._run(self.alone(len(tokens.ids)), tokens, lengths)
 
     def _read(self, tokens: Tokens, lengths: Sequence[int] | None) -> tuple[Tokens, Sequence[int] | None]:
         """Return what is read of the texts, and a length for each layer: of one number more, the first is how many tokens are read."""
@@ -132,6 +158,7 @@ class Graph:
 
     def _run(self, opened: Session, tokens: Tokens, lengths: Sequence[int] | None) -> Floats:
         feed = {name: array for name, array in tokens.padded(self.pad_id).items() if name in self.inputs}
+        feed |= {name: feed[name].astype(np.int32) for name in self._narrow & feed.keys()}
         if lengths is not None:
             feed["lengths"] = np.asarray(lengths, dtype=np.int64)
         logits: Floats = opened.run([self.output], feed)[0]
@@ -149,20 +176,6 @@ class Graph:
         batches = list(batches_of(tokens.lengths.tolist(), single=self.single, most=most or TOKENS_PER_RUN[self.backend]))
         found = run_all(batches, lambda opened, rows: self._run(opened, tokens.rows(rows), lengths), self)
         return in_order(found, batches, tokens.lengths)
-
-
-class Opened(Protocol):
-    """A file whose batches can run one after another, with all threads each, or beside each other."""
-
-    workers: int
-
-    @property
-    def session(self) -> Session:
-        """What runs a batch that is alone."""
-
-    @property
-    def beside(self) -> Sequence[Session]:
-        """What each worker runs its batches with, one thread each."""
 
 
 def run_all(batches: Sequence[T], run: Callable[[Session, T], Floats], graph: Opened) -> list[Floats]:
@@ -233,12 +246,10 @@ def session(graph: Path | str | bytes, threads: int, profile: Path | None = None
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **DISABLED)
 
 
-def several(graph: Path, workers: int) -> list[ort.InferenceSession]:
-    """Return what each of the workers runs a graph with, one thread each; of a large one, some share a session."""
-    own = max(1, min(workers, BESIDE_BYTES // graph.stat().st_size))
-    with ThreadPoolExecutor(own) as pool:
-        opened = list(pool.map(lambda _: session(graph, 1), range(own)))
-    return list(islice(cycle(opened), workers))
+def size_of(graph: Path) -> int:
+    """Return the bytes of a graph, with those of the files beside it that hold its weights, if any: `model.onnx.data` and the like."""
+    others = (path for path in graph.parent.glob(f"{glob.escape(graph.stem)}*") if path.suffix != ".onnx" and path.is_file())
+    return sum(path.stat().st_size for path in (graph, *others))
 
 
 def truncated(tokens: Tokens, most: int) -> Tokens:

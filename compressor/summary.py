@@ -42,6 +42,7 @@ def summarize(
     for owner, beside in (("cascade", ("members", "early_exit")), ("distill", ("assistant",))):  # which serve nothing else
         if owner in seconds:
             seconds[owner] += sum(seconds.get(name, 0.0) for name in beside)
+    fresh = [v for v in variants if v.name not in {row_name(name, inputs) for name in RECYCLED}]  # a cascade reads no store
     if "search" in seconds:
         seconds["search"] -= next(s["metrics"].get("seconds_of_baselines", 0.0) for s in stages if s["name"] == "search")
     return {
@@ -74,7 +75,7 @@ def summarize(
             *(_truncated(manifest, recipe.data.max_length) if frontier.get("truncates") else []),
             *_backends(manifest),
             *_elsewhere(manifest),
-            *([] if cascade is None else [_paying(cascade, rows.values(), policy), *_going_on(policy), *_calibrated(recipe)]),
+            *([] if cascade is None else [_paying(cascade, fresh, policy), *_going_on(policy), *_calibrated(recipe)]),
         ],
         "pairs": manifest["pairs"],
         "stage_gains": gains(_chain(seconds, rows, inputs, manifest["default_point"])),

@@ -49,7 +49,7 @@ Losses = Callable[[dict[str, Tensor], Step], Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training did: optimizer steps, the last smoothed loss, seconds and texts per second of this process, the step it kept."""
+    """What a training did: optimizer steps, the last smoothed loss, seconds and texts per second of all processes, the step it kept."""
 
     steps: int
     loss: float
@@ -91,7 +91,6 @@ def fit(
     run = _State(state, model, optimizer, scheduler)
     if run.done:
         log.note(f"going on after step {run.done} of {steps}")
-    started, texts = time.perf_counter(), 0
     try:
         for step, rows, arrays in _read_ahead(train, batches(train.tokens.lengths, settings, seed, run.done, steps), steps):
             batch = on(accelerator.device, arrays)
@@ -101,23 +100,22 @@ def fit(
             with held_back():
                 loss = _step(accelerator, precision, model, optimizer, losses(batch, step), step.number, train.windows.owners[rows])
                 scheduler.step()
-                run.count(loss)
-                texts += len(rows)
+                run.count(loss, len(rows))
                 if score and settings.keep == "best" and run.done > unrated and (run.done % per_epoch == 0 or run.done == steps):
                     run.rate(score)
                 if run.done % settings.checkpoint_every == 0 and run.done < steps:
                     run.save()
             if run.done % 5 == 0 or run.done == steps:
-                log.steps(run.done, steps, loss=run.loss, rate=f"{texts / (time.perf_counter() - started):.0f} texts/s")
+                log.steps(run.done, steps, loss=run.loss, rate=f"{run.rate_of_reading():.0f} texts/s")
         if settings.seeds > 1:
             run.save(finished=True)
     except Interrupted:
         run.save()
         raise
-    seconds = time.perf_counter() - started
+    seconds, rate = run.seconds, run.rate_of_reading()
     run.restore_best()
     model.eval()
-    return Fitted(run.done, run.loss, seconds, texts / max(seconds, 1e-9), run.best_step or run.done)
+    return Fitted(run.done, run.loss, seconds, rate, run.best_step or run.done)
 
 
 def count_steps(examples: int, settings: Training) -> int:
@@ -207,6 +205,7 @@ class _State:
         """Resume from the folder when it holds a checkpoint."""
         self.folder, self.model, self.optimizer, self.scheduler = folder, model, optimizer, scheduler
         self.done, self.loss, self.best, self.best_step = 0, 0.0, -math.inf, 0
+        self.texts, self._before, self._started = 0, 0.0, time.perf_counter()
         if (folder / "fit.pt").exists():
             saved = torch.load(folder / "fit.pt", map_location="cpu", weights_only=True)  # a GPU that began it may be gone
             for name, part in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler)):
@@ -216,11 +215,22 @@ class _State:
             if saved["cuda"] and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(saved["cuda"])  # dropout on a GPU draws from its own
             self.done, self.loss, self.best, self.best_step = saved["progress"]
+            self.texts, self._before = saved["work"]
 
-    def count(self, loss: float) -> None:
-        """Note that a step was taken; the loss is smoothed."""
+    @property
+    def seconds(self) -> float:
+        """How long all processes trained, those before this one until they saved."""
+        return self._before + time.perf_counter() - self._started
+
+    def rate_of_reading(self) -> float:
+        """Return texts a second."""
+        return self.texts / max(self.seconds, 1e-9)
+
+    def count(self, loss: float, texts: int) -> None:
+        """Note that a step was taken over so many texts; the loss is smoothed."""
         self.loss = loss if self.done == 0 else 0.95 * self.loss + 0.05 * loss
         self.done += 1
+        self.texts += texts
 
     def rate(self, score: Callable[[], float]) -> None:
         """Score the model as it is, and keep its weights if they are the best so far."""
@@ -242,7 +252,8 @@ class _State:
         if not finished:
             parts |= {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         drawn = {"rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-        self._write("fit.pt", parts | drawn | {"progress": (self.done, self.loss, self.best, self.best_step)})
+        told = {"progress": (self.done, self.loss, self.best, self.best_step), "work": (self.texts, self.seconds)}
+        self._write("fit.pt", parts | drawn | told)
 
     def _write(self, name: str, content: object) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

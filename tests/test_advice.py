@@ -101,7 +101,7 @@ def test_a_student_of_layers_has_those_of_the_assistant(make_recipe: Callable[..
         config = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width, "model_type": "bert"}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     changes = ("teacher.model=./large", "distill={student: {layers: every second}, objectives: [{type: logits}]}")
-    for more, shape in (((), (6, 768)), (("assistant={student: {model: ./middle}}",), (3, 384))):
+    for more, shape in (((), (6, 768)), (("assistant={student: {model: ./middle}, objectives: [{type: logits}]}",), (3, 384))):
         student = facts_of(load_recipe(recipe, (*changes, *more))).student
         assert student is not None
         assert (student.layers, student.width) == shape

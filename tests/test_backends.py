@@ -4,6 +4,8 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from compressor import machine
+from compressor.backends import _worse
 from compressor.bench import bench
 from compressor.errors import RecipeError, UnfitError
 from compressor.loader import load_recipe
@@ -30,6 +33,18 @@ def floats(built: Path) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="openvino")
+
+
+def test_a_backend_that_scores_less_on_validation_is_left_out() -> None:
+    def of(score: float) -> Any:
+        return SimpleNamespace(logits=lambda tokens, lengths: score)
+
+    data: Any = SimpleNamespace(tokens=None, score=lambda logits, metric: logits)
+    near, far = ({"onnxruntime": of(0.9), "openvino": of(score)} for score in (0.898, 0.89))
+    assert _worse(near, data, None, "accuracy") == {}
+    told = "openvino scores 0.8900 where onnxruntime scores 0.9000 on validation"
+    assert _worse(far, data, None, "accuracy") == {"openvino": {"refused": told}}
+    assert _worse({"openvino": of(0.1)}, data, None, "accuracy") == {}
 
 
 def _labels(told: str) -> list[str]:

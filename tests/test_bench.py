@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from compressor.bench import _check, _runner, batch_of, bench, model_of
+from compressor.bench import _check, _runner, _told, batch_of, bench, model_of
 from compressor.errors import BundleError, RecipeError
+from compressor.latency import Run
 from compressor.runtime import Runtime
-from compressor.session import Graph
+from compressor.session import Graph, size_of
 from tests.conftest import compress, sentences
 
 TEXTS = [text for text, _ in sentences(100, 5)]
@@ -38,6 +40,36 @@ def test_every_variant_is_timed_on_every_workload_at_every_number_of_threads(bun
         assert (row["speedup"] == pytest.approx(1)) == (row["model"] == "teacher.onnx")
     assert found["machine"]["cores"] >= 1
     assert found["versions"]["onnxruntime"]
+
+
+def test_inputs_of_32_bits_are_given_what_they_take(teacher: Path, tmp_path: Path) -> None:
+    """As other exporters write them."""
+    model, wide = onnx.load(teacher), {i.name: f"{i.name}_wide" for i in onnx.load(teacher).graph.input}
+    for node in model.graph.node:
+        node.input[:] = [wide.get(name, name) for name in node.input]
+    for place, (name, other) in enumerate(wide.items()):
+        model.graph.input[place].type.tensor_type.elem_type = onnx.TensorProto.INT32
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", [name], [other], to=onnx.TensorProto.INT64))
+    onnx.save(model, tmp_path / "narrow.onnx")
+    texts = batch_of("2x8").batches[0]
+    narrow, usual = (Graph(path, single=False).logits(texts) for path in (tmp_path / "narrow.onnx", teacher))
+    np.testing.assert_array_equal(narrow, usual)
+
+
+def test_weights_in_a_file_of_their_own_count(teacher: Path, tmp_path: Path) -> None:
+    onnx.save(onnx.load(teacher), tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    assert (tmp_path / "model.onnx").stat().st_size < teacher.stat().st_size / 2
+    assert size_of(tmp_path / "model.onnx") > 0.9 * teacher.stat().st_size
+
+
+def test_a_cascade_is_as_fast_as_its_mean_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most texts are easy: the median tells nothing of those that go on."""
+    found = {"first": (8, 8, 8, 16), "point": (2, 2, 2, 10), "cascade": (1, 1, 1, 17)}
+    times = {name: np.array([own], float) for name, own in found.items()}
+    monkeypatch.setattr("compressor.bench.timed", lambda *_: times)
+    runs: dict[str, Run] = dict.fromkeys(times, lambda row: None)
+    rows = _told(runs, {"cascade"}, batch_of("1x8"), 1, 1)
+    assert [row["speedup"] for row in rows] == [1, 4, 2]
 
 
 def test_without_points_a_bundle_is_timed_at_all_of_them(bundle: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor import calibration
+from compressor import calibration, members
 from compressor.answering import QuestionAnswering
 from compressor.artifact import Artifact
 from compressor.bundles import seal
@@ -25,9 +25,12 @@ from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
 from compressor.loader import load_recipe
 from compressor.plan import check_task
+from compressor.progress import Progress
 from compressor.runtime import Runtime
 from compressor.scores import accuracy
+from compressor.session import Graph
 from compressor.settings.data import Task
+from compressor.settings.serving import Member as Asked
 from compressor.splits import Splits
 from compressor.stages.cascade import _useless
 from compressor.stages.members import examples_of
@@ -399,6 +402,23 @@ def test_thresholds_fare_worse_on_texts_that_did_not_choose_them() -> None:
     assert across_halves(alike, accuracy, lambda front, score: within_drop(front, score, 0.0)) == (0, 0)
     assert across_halves(alike, accuracy, lambda front, _: within_time(front, 0.1)) is None
     assert across_halves([p.of(np.array([0])) for p in alike], accuracy, lambda front, _: front[0]) is None
+
+
+def test_members_are_timed_as_a_runtime_answers_however_many_workers_a_build_has(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, opened = load_recipe(project / "tiny.yaml"), list[Graph]()
+    recipe._workers = 3
+    artifacts = {name: Artifact(next(project.glob(f"artifacts/{name}-*"))) for name in ("data", "finetune", "length_adapt", "search")}
+    made = Artifact(next(project.glob("artifacts/quantize-*")))
+    inputs = {"data": artifacts["data"], "teacher": artifacts["finetune"], "checkpoint": artifacts["length_adapt"]}
+    graph = members.Graph
+    monkeypatch.setattr("compressor.members.Graph", lambda *a, **k: (opened.append(graph(*a, **k)), opened[-1])[1])
+    inputs |= {"int8_graph": made, "frontier": artifacts["search"]}
+    one = members._member(Asked(point="min"), 0, recipe, inputs, tmp_path, Progress(quiet=True))  # type: ignore[arg-type]
+    assert sorted(own.workers for own in opened) == [1, 3]
+    texts = one.read([Example(text) for text in ("a good film", "a dull plot")]).tokens
+    np.testing.assert_allclose(one.timed(texts, None)[0], one.answer(texts, None)[0], atol=1e-5)
 
 
 def test_another_goal_lets_no_member_answer_again(project: Path) -> None:

@@ -445,7 +445,7 @@ def test_predict_reads_gzip_and_names_what_is_none(built: Path, tmp_path: Path) 
         ("scipy", None),
         ("deap", None),
         ("peft", "teacher.finetune.method=lora"),
-        ("onnxscript", "export.exporter=dynamo"),
+        ("onnxscript", "export={exporter: dynamo, opset: 18}"),
     ],
 )
 def test_a_build_without_a_package_that_it_imports_is_told_which_extra(

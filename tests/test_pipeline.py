@@ -495,7 +495,8 @@ def test_an_efficiently_tuned_teacher_is_a_plain_model_and_says_how_much_of_it_l
 def test_the_student_learns_from_the_assistant_that_the_teacher_taught(make_recipe: Callable[..., Path]) -> None:
     assistant = "assistant: {student: {layers: [0, 1]}, epochs: 1, objectives: [{type: tinybert}, {type: logits}]}\ndistill:"
     recipe = make_recipe(**{"distill:": assistant, "layers: [0, 2]": "layers: [1]"})
-    done = compress("tiny.yaml", "--until", "distill", "--format", "json", cwd=recipe.parent)
+    without = [f"--set={section}=null" for section in ("length_adapt", "search", "default_point")]  # one layer has no length to adapt
+    done = compress("tiny.yaml", *without, "--until", "distill", "--format", "json", cwd=recipe.parent)
     assert done.returncode == 0, done.stderr
     student = Artifact(recipe.parent / json.loads(done.stdout)["artifact"])
     guide = Artifact(student.path.parent / student.manifest["inputs"]["guide"]["path"])

@@ -111,6 +111,14 @@ def test_the_table_of_shapes_is_what_was_measured() -> None:
         assert f"| {name} | {' | '.join(cells)} |" in README
 
 
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "benchmarks/results").glob("methods_*.json"))])
+def test_the_tables_of_methods_are_what_was_measured(name: str) -> None:
+    for row in result(name)["rows"]:
+        spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
+        cells = [row["name"], f"{100 * row['score']:.1f}{spread}", f"{row['learning'] / 1e6:.2f} M", f"{row['seconds']:,} s"]
+        assert f"| {' | '.join(cells)} |" in README
+
+
 def test_the_recipe_on_the_front_page_loads(tmp_path: Path) -> None:
     whole, *sections = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(whole + "".join(sections), encoding="utf-8")
@@ -235,6 +243,10 @@ def test_what_a_store_takes_and_knows_is_what_was_measured() -> None:
     assert "which takes {:.0f} % and {:.0f} % of float32's disk".format(*shares) in words
     first, *_, last = (row["own_megabytes"] for row in stored["growth"])
     assert f"a process holds {last:.0f} MB for itself where it held {first:.0f}" in words
+    small, *_, large = stored["growth"]
+    slower = [one[key] for key in ("microseconds_a_first_read", "microseconds_a_read") for one in (large, small)]
+    told = "a first read of a small entry takes {:.1f} µs where it took {:.1f}, a later one {:.1f} where it took {:.1f}"
+    assert told.format(*slower) in words
     read_as = ("paragraphs", "windows of 128 tokens", "one text")
     sentence, paragraph = (
         [100 * known[name][edit]["tokens"] for name in read_as]

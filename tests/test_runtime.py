@@ -78,6 +78,7 @@ def test_workers_have_a_session_each_until_the_graphs_would_take_too_much(
     monkeypatch.setattr("compressor.session.BESIDE_BYTES", copies * path.stat().st_size)
     graph = Graph(path, threads=1, single=True, workers=3)
     assert (len(graph.beside), len({id(opened) for opened in graph.beside})) == (3, own)
+    assert graph.session is graph.beside[0]
     np.testing.assert_array_equal(graph.logits(texts), Graph(path, single=True).logits(texts))
 
 
@@ -324,6 +325,18 @@ def test_an_encoder_that_is_published_already_is_left_alone(tmp_path: Path) -> N
         before = there.stat().st_ino if there.exists() else None
         assert publish(made, tmp_path, "mini") == there.parent
         assert (there.read_text(encoding="utf-8"), there.stat().st_ino == before) == (content, left)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_bundle_that_a_kill_left_aside_comes_back(built: Path, tmp_path: Path, passed: bool) -> None:
+    made = Artifact(Path(shutil.copytree(next(built.glob("artifacts/bundle-*")), tmp_path / "bundle-1")))
+    place = publish(made, tmp_path, "tiny")
+    place.rename(place.with_name(".tiny.last"))
+    metrics = {**made.manifest["metrics"], "passed": passed}
+    write_json(made.path / "manifest.json", {**made.manifest, "metrics": metrics})
+    assert publish(Artifact(made.path), tmp_path, "tiny").parent.name == ("dist" if passed else "rejected")
+    assert [path.name for path in place.parent.iterdir()] == ["tiny"]
+    assert Runtime(place).predict(TEXTS[:1])
 
 
 def test_a_bundle_that_cannot_take_its_place_leaves_the_last_one(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

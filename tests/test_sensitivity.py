@@ -70,6 +70,18 @@ def test_the_products_that_read_an_outlier_are_the_most_sensitive(hurt: Path, va
     assert list(tmp_path.iterdir()) == []
 
 
+def test_products_are_ranked_by_the_weights_that_will_be_deployed(
+    hurt: Path, validation: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[bool]()
+    monkeypatch.setattr(
+        "compressor.sensitivity.dynamic", lambda *how, reduce_range: (asked.append(reduce_range), dynamic(*how, reduce_range=reduce_range))
+    )
+    narrow = by_sensitivity(hurt, tmp_path / "alone.onnx", validation, reduce_range=True)
+    assert set(asked) == {True}
+    assert narrow != by_sensitivity(hurt, tmp_path / "alone.onnx", validation)
+
+
 def test_answers_come_near_float_again_when_they_stay_float(hurt: Path, validation: Encoded, tmp_path: Path) -> None:
     reference = answers(hurt, validation, single=False)
     distances = []

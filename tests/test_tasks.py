@@ -154,9 +154,11 @@ def test_a_split_on_which_every_model_scores_alike_is_refused(
     text = RECIPE.format(task=f"type: {kind}", metric=metric, model=tiny_model, data="", cascade="")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     told = f"data.test (test.jsonl): {why}, so that every model scores alike there"
+    out = tmp_path / "out"
+    out.mkdir()
     with pytest.raises(RecipeError, match=rf"^{re.escape(told)}; name texts whose labels are known$"):
-        data.run(load_recipe(tmp_path / "tiny.yaml"), {}, tmp_path, Progress())
-    data.run(load_recipe(tmp_path / "tiny.yaml", ["data.test.limit=8"]), {}, tmp_path, Progress())
+        data.run(load_recipe(tmp_path / "tiny.yaml"), {}, out, Progress())
+    data.run(load_recipe(tmp_path / "tiny.yaml", ["data.test.limit=8"]), {}, out, Progress())
     assert f"warning: {told}" in " ".join(capsys.readouterr().err.split())
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import BertForMaskedLM
 
 from compressor.classification import TextClassification
-from compressor.distillation import losses_of
+from compressor.distillation import _epochs_inside, losses_of
 from compressor.encoded import Encoded
 from compressor.families import Place, captured, shape_of
 from compressor.modeling import PlainModel
@@ -145,6 +145,16 @@ def test_padding_is_not_stored(tmp_path: Path) -> None:
     store.write(np.array([0, 1]), batch)
     assert store.values.tolist() == [[0, 1], [6, 7], [8, 9], [10, 11]]
     assert store.read(np.array([1, 0])).tolist() == [[[6, 7], [8, 9], [10, 11]], [[0, 1], [0, 0], [0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "epochs"), [({"epochs": 1}, 1), ({"epochs": 2}, 2), ({"epochs": 5, "max_steps": 3}, 1), ({"seeds": 3}, 9)]
+)
+def test_how_often_texts_are_looked_into_follows_from_the_steps(asked: dict[str, int], epochs: float) -> None:
+    """A store is worth its room where a text is read twice."""
+    student, objectives = Student(layers="first 3"), (MiniLM(type="minilm"),)
+    settings = Distill.model_validate({"epochs": 3, "batch_size": 4, "student": student, "objectives": objectives} | asked)
+    assert _epochs_inside(settings, 10) == epochs
 
 
 def test_under_autocast_the_teacher_answers_the_same_and_is_left_as_it_was(tmp_path: Path) -> None:

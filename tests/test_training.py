@@ -169,6 +169,13 @@ def test_a_training_that_a_gpu_began_goes_on_without_one(tmp_path: Path, monkeyp
     assert torch.equal(weights(again), weights(whole))
 
 
+def test_the_rate_of_a_training_that_goes_on_is_that_of_all_its_processes(tmp_path: Path) -> None:
+    first = train(model(), tmp_path, seeds=2)
+    again = train(model(), tmp_path, seeds=2)  # a seed that was done when another one was stopped
+    assert again.seconds >= 0.9 * first.seconds
+    assert 0 < again.texts_per_second <= 1.2 * first.texts_per_second
+
+
 def test_steps_follow_from_epochs_and_the_limit() -> None:
     assert count_steps(10, Training(epochs=2, batch_size=4)) == 6
     assert count_steps(10, Training(epochs=0.5, batch_size=4)) == 2

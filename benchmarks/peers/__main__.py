@@ -42,6 +42,8 @@ WARM = 100
 """Milliseconds for which a model answers what it is asked, before that is timed."""
 LARGE = 1024
 """Tokens of a batch above which one round is enough."""
+RARE = {50: 1, 90: 10, 99: 100}
+"""Percentiles, and the times from which they can be told."""
 PAUSE = 0.01
 """Seconds between two models, so that threads of the one before no longer wait for work."""
 Texts = list[list[int]]
@@ -114,10 +116,10 @@ def rows(models: Sequence[Answering], works: Mapping[str, Sequence[Texts]], thre
         times = timed(models, work, 1 if tokens > LARGE else ROUNDS)
         base = float(np.median(next(iter(times.values()))))
         for model, found in times.items():
-            p50, p90, p99 = (float(np.percentile(found, share)) for share in (50, 90, 99))
+            p50, p90, p99 = (float(np.percentile(found, share)) if len(found) >= least else None for share, least in RARE.items())
             rate = 1000 * sum(map(len, work)) * (len(found) / len(work)) / sum(found)
             row = {"model": model, "workload": name, "threads": threads, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
-            yield {**row, "texts_per_second": rate, "over_first": base / p50}
+            yield {**row, "texts_per_second": rate, "over_first": base / float(np.median(found))}
 
 
 def _ids(data: Encoded, row: int) -> list[int]:

@@ -62,11 +62,13 @@ def run(
         log.warn("smoke profile: a sliver of data, and no gate is judged; its figures mean nothing")
     checks: dict[str, Any] = {}
     if _trains(chosen, artifacts, until, force):
-        from compressor.preflight import check_data, check_encoders
+        from compressor.preflight import check_data, check_encoders, check_environment
 
         names = [stage.name for stage in pipeline.stages_of(chosen)]
         asked = names[: names.index(until) + 1] if until else names
         check_encoders(chosen, exports="export" in asked)  # now, and not after hours of the stages before the one that makes them
+        if "quantize" in asked:
+            check_environment(chosen)
         checks["check"] = partial(check_data, chosen)
     with pipeline.only_build(chosen.name, artifacts):
         artifact = pipeline.run(chosen, artifacts, log, until=until, force=force, **checks)

@@ -33,6 +33,7 @@ from compressor.options import (
     UsualText,
 )
 from compressor.output import show
+from compressor.progress import Progress
 
 if TYPE_CHECKING:
     from compressor.runtime import Given, Runtime
@@ -66,7 +67,7 @@ def predict(
             line = f"{routed.answer.line()}\t{routed.member} {routed.confidence:.4f}"
             typer.echo(_json({**asdict(routed.answer), **how}) if format == "json" else line)
         if unknown:
-            typer.echo(f"{unknown} text{'s' * (unknown > 1)} went on because a member's confidence was no number", err=True)
+            Progress().note(f"{unknown} text{'s' * (unknown > 1)} went on because a member's confidence was no number")
         return
     for answer in chain.from_iterable(runtime.stream(group, chosen) for group in groups):
         typer.echo(_json(asdict(answer)) if format == "json" else answer.line())

@@ -92,7 +92,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dic
         "stride": splits.stride,
         "pad_id": pad_id_of(model),
         "single": is_single(inputs),
-        **backends.choose(recipe, inputs, folder / "model.onnx", log),
+        **backends.choose(recipe, inputs, folder / "model.onnx", points[default], log),
         "isa": deployed(inputs).metrics.get("isa"),
         "points": {name: {"lengths": lengths, "score": 0.0, "latency_ms": 0.0} for name, lengths in points.items()},
         "front": [],

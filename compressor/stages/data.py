@@ -195,7 +195,7 @@ def _check_scored(recipe: Recipe, splits: Mapping[str, Written], log: Progress) 
         if name != "train" and (why := split.unscored()):
             source = getattr(recipe.data, name)
             told = f"data.{name}{f' ({source.path})' if source else ''}: {why}, so that every model scores alike there"
-            if source is None or not source.limit:
+            if not (source or recipe.data.train).limit:
                 raise RecipeError(f"{told}; name texts whose labels are known")
             log.warn(told)
 

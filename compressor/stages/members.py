@@ -113,11 +113,11 @@ def _milliseconds(built: Sequence[Member], first: Member, examples: Sequence[Exa
     tokens = np.bincount(windows.owners, windows.tokens.lengths, len(examples))
     rows = sample(tokens.tolist(), TIMED)
     read = [[one.read([examples[row]]).tokens for row in rows] for one in built]
-    states = [first.answer(own, None)[1] for own in read[0]]
+    states = [first.timed(own, None)[1] for own in read[0]]
 
     def runner(number: int) -> Run:
         on = built[number].facts.get("part") == GOES_ON
-        return lambda position: built[number].answer(read[number][position], states[position] if on else None)
+        return lambda position: built[number].timed(read[number][position], states[position] if on else None)
 
     best = [found.min(0) for found in timed({str(n): runner(n) for n in range(len(built))}, range(len(rows)), ROUNDS).values()]
     known, where = np.unique(tokens[rows], return_inverse=True)

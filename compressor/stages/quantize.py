@@ -23,7 +23,7 @@ from compressor.encoded import Encoded, tokenizer_of
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import StageError, UnfitError
 from compressor.halves import BACK, FRONT, STATES
-from compressor.latency import interleaved, requests, sample
+from compressor.latency import interleaved, requests, sample, tokens_of
 from compressor.lengths import LengthConfig
 from compressor.pipeline import Inputs, lacked
 from compressor.products import check_int8, count_products, products
@@ -77,7 +77,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     made, left_out = _made(names, bench, out, feeds, recipe, log)
     times = _milliseconds({name: one.file for name, one in made.items()}, validation, recipe.target) if len(names) > 1 else {}
     scores = {name: one.score for name, one in made.items()}
-    chosen = choose(scores, times)
+    chosen = choose(scores, times, bench.wanted)
     scores["float"] = bench.float_score
     told = ", ".join(f"{name} {score:.4f}{f' in {times[name]:.2f} ms' if name in times else ''}" for name, score in scores.items())
     log.note(f"{recipe.task.metric} on validation: {told}{f'; {chosen} is kept' if len(names) > 1 else ''}")
@@ -167,7 +167,9 @@ class Bench:
 
     def ranked(self, scratch: Path) -> Sequence[str]:
         """Return the products, the most sensitive first; they are ranked once."""
-        self.sensitivities = self.sensitivities or by_sensitivity(self.source, scratch, self.validation, self.workers)
+        if not self.sensitivities:
+            how = {"reduce_range": self.isa in machine.SATURATING}
+            self.sensitivities = by_sensitivity(self.source, scratch, self.validation, self.workers, **how)
         return list(self.sensitivities)
 
 
@@ -195,9 +197,10 @@ def _quantized(name: str, bench: Bench, file: Path, feeds: Sequence[Feed], log: 
     return Quantized(file, score(kept), kept)
 
 
-def choose(scores: dict[str, float], milliseconds: dict[str, float]) -> str:
-    """Return the fastest backend of those whose score is within noise of the best; a single one needs no times."""
-    good = [name for name, score in scores.items() if score >= max(scores.values()) - NOISE]
+def choose(scores: dict[str, float], milliseconds: dict[str, float], wanted: float) -> str:
+    """Return the fastest backend of those whose score is within noise of the best, and as good as wanted if any is."""
+    least = max(scores.values()) - NOISE
+    good = [name for name, score in scores.items() if score >= (max(least, wanted) if max(scores.values()) >= wanted else least)]
     return min(good, key=lambda name: milliseconds.get(name, 0.0))
 
 
@@ -240,8 +243,7 @@ def _feeds(recipe: Recipe, inputs: Inputs, source: Path) -> Iterator[Feed]:
 
 def _milliseconds(files: dict[str, Path], validation: Encoded, target: Target) -> dict[str, float]:
     """Return the median latency of each graph on the target's threads and batch."""
-    asked = requests(validation.tokens.lengths.tolist(), REQUESTS, target.batch)
-    texts = [validation.tokens.rows(rows) for rows in asked]
+    texts = tokens_of(validation, requests(validation.lengths.tolist(), REQUESTS, target.batch))
     how: dict[str, Any] = {"pad_id": validation.pad_id, "backend": target.settled}
     graphs = {name: Graph(file, target.threads, single=name in SINGLE, **how) for name, file in files.items()}
     runs = {name: lambda number, g=graph: g.logits(texts[number]) for name, graph in graphs.items()}

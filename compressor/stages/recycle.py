@@ -41,10 +41,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
             "dtype": reuse.store.identity.dtype,
         }
         for name in ("train", "validation"):
-            data, started, before = reuse.recycled(name), time.perf_counter(), len(reuse.store)
+            data, started, before = reuse.recycled(name), time.perf_counter(), reuse.store.computed
             for done in data.fill():
                 log.steps(done, len(data), split=name)
-            found[name] = {"texts": len(data), "distinct": len(set(data.keys)), "computed": len(reuse.store) - before}
+            found[name] = {"texts": len(data), "distinct": len(set(data.keys)), "computed": reuse.store.computed - before}
             found[name]["seconds"] = time.perf_counter() - started
         write_json(out / "identity.json", asdict(reuse.store.identity))  # what is learned above depends on it
         entries, size = len(reuse.store), reuse.store.bytes()
