@@ -449,7 +449,7 @@ def test_a_label_of_the_calibration_that_train_lacks_is_named(project: Path) -> 
     section = "cascade={members: [{point: min}, {point: full}], calibration: odd.csv}"
     done = compress("run", "tiny.yaml", "--set", section, "--until", "cascade", cwd=project)
     assert done.returncode == 3, done.stderr
-    assert "cascade.calibration (odd.csv): example 1 has label 'odd'; this bundle answers negative, positive" in done.stderr
+    assert f"cascade.calibration ({project / 'odd.csv'}): example 1 has label 'odd'; this bundle answers negative, positive" in done.stderr
     recipe = load_recipe(project / "tiny.yaml", [section.replace("odd.csv", str(project / "odd.csv")), "data.unknown_labels=skip"])
     splits, skipped = Splits.of(Artifact(next(project.glob("artifacts/data-*")))), list[str]()
     with pytest.raises(RecipeError, match="no text has labels that train knows; mend them, or name another file"):
@@ -558,7 +558,7 @@ def test_a_text_that_the_teacher_labelled_calibrates_nothing(project: Path) -> N
     section = "cascade={members: [{point: min}, {point: full}], calibration: same.csv}"
     done = compress("run", "tiny.yaml", "--set", "data.unlabelled=more.csv", "--set", section, cwd=project)
     assert done.returncode == 3, done.stderr
-    assert "cascade.calibration (same.csv): 1 of 1 texts are in unlabelled too" in " ".join(done.stderr.split())
+    assert f"cascade.calibration ({project / 'same.csv'}): 1 of 1 texts are in unlabelled too" in " ".join(done.stderr.split())
 
 
 def test_a_number_cannot_be_cascaded(project: Path) -> None:

@@ -116,8 +116,9 @@ def test_what_is_slower_of_going_on_and_reading_again_is_left_out(pays: bool, tm
     (tmp_path / "members/0").mkdir(parents=True)
     (tmp_path / "members/0" / BACK).write_bytes(b"")
     facts = {"folder": "members/0"}
-    onward = Built({**facts, "name": "full", "part": "rest"}, windows_of, rest)
-    members = [Built({**facts, "name": "exit", "part": "exit"}, windows_of, answer), Built({"name": "full#2"}, windows_of, answer, onward)]
+    onward = Built({**facts, "name": "full", "part": "rest"}, windows_of, rest, rest)
+    early = Built({**facts, "name": "exit", "part": "exit"}, windows_of, answer, answer)
+    members = [early, Built({"name": "full#2"}, windows_of, answer, answer, onward)]
     found, times = _fastest(members, [Example(str(row)) for row in range(4)], tmp_path, Progress(quiet=True))
     assert [states is not None for states in given] == [False, False, True]  # only the one that goes on is given states
     assert [one.facts["name"] for one in found] == ["exit", "full#2"]

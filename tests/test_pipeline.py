@@ -495,8 +495,7 @@ def test_an_efficiently_tuned_teacher_is_a_plain_model_and_says_how_much_of_it_l
 def test_the_student_learns_from_the_assistant_that_the_teacher_taught(make_recipe: Callable[..., Path]) -> None:
     assistant = "assistant: {student: {layers: [0, 1]}, epochs: 1, objectives: [{type: tinybert}, {type: logits}]}\ndistill:"
     recipe = make_recipe(**{"distill:": assistant, "layers: [0, 2]": "layers: [1]"})
-    without = [f"--set={section}=null" for section in ("length_adapt", "search", "default_point")]  # one layer has no length to adapt
-    done = compress("tiny.yaml", *without, "--until", "distill", "--format", "json", cwd=recipe.parent)
+    done = compress("tiny.yaml", *NO_LENGTHS, "--until", "distill", "--format", "json", cwd=recipe.parent)
     assert done.returncode == 0, done.stderr
     student = Artifact(recipe.parent / json.loads(done.stdout)["artifact"])
     guide = Artifact(student.path.parent / student.manifest["inputs"]["guide"]["path"])
@@ -631,7 +630,7 @@ def test_general_distillation_makes_an_encoder_that_another_recipe_starts_from(m
     general = {link["path"] for link in Artifact(next((recipe.parent / "artifacts").glob("encoder-*"))).manifest["inputs"].values()}
     done = compress("cache", "gc", "--dry-run", "--format", "json", cwd=recipe.parent)
     assert general.isdisjoint(Path(path).name for path in json.loads(done.stdout)["removed"])
-    done = compress("tiny.yaml", "--until", "distill", cwd=recipe.parent)
+    done = compress("tiny.yaml", *NO_LENGTHS, "--until", "distill", cwd=recipe.parent)
     assert done.returncode == 0, done.stderr
     students = [json.loads(p.read_text(encoding="utf-8")) for p in (recipe.parent / "artifacts").glob("distill-*/model/config.json")]
     assert sorted((s["architectures"][0], s["hidden_size"]) for s in students) == [
@@ -673,6 +672,8 @@ def test_logits_of_two_vocabularies_are_not_compared(make_recipe: Callable[..., 
 
 
 LAYERS = "layers: [0, 2]"
+NO_LENGTHS = [f"--set={section}=null" for section in ("length_adapt", "search", "default_point")]
+"""For students of one layer, which have no length to adapt."""
 
 
 @pytest.mark.parametrize(

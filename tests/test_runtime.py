@@ -52,8 +52,7 @@ def test_a_prediction_does_not_depend_on_its_batch(bundle: Path, point: str) -> 
 
 
 def of_lengths(*lengths: int) -> Tokens:
-    texts = (Tokens(np.array([2, *range(5, 3 + n), 3], np.int32), np.zeros(n, np.int8), np.array([0, n])) for n in lengths)
-    return Tokens.joined(texts)
+    return Tokens.joined([Tokens(np.array([2, *range(5, 3 + n), 3], np.int32), np.zeros(n, np.int8), np.array([0, n])) for n in lengths])
 
 
 def test_one_text_has_all_threads_if_they_pay_and_texts_beside_each_other_one_each(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
