@@ -44,6 +44,8 @@ def test_a_front_is_compared_at_no_more_cost() -> None:
         "Against constant ratios evolution's front has +1.5 points on average (+1.0 at worst) at equal cost "
         "(search split, 3 configurations)."
     ]
+    looked = told(front, {"constant ratios": others}, passes=2.4)
+    assert "3 configurations; evolution, of 3, looked at others on parts of it too, 2 passes in all)" in looked[0]
     timed = {"constant ratios": [replace(c, macs=c.cost + 2) for c in others]}
     assert told(front, timed) == [
         "Against constant ratios evolution's front has +1.5 points on average (+1.0 at worst) at equal cost, "

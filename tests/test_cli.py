@@ -218,6 +218,17 @@ def test_an_artifacts_folder_that_cannot_be_made_exits_6(built: Path) -> None:
     assert [check["name"] for check in json.loads(looked.stdout)["checks"] if check["status"] == "fail"] == ["artifacts"]
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2 or not hasattr(os, "sched_setaffinity"), reason="there is only one core, or no choosing")
+def test_a_command_takes_as_many_cores_as_it_may_use(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a quota, which torch does not see."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    one = {next(iter(os.sched_getaffinity(0)))}
+    asked = command("doctor", "--format", "json")
+    done = subprocess.run(asked, cwd=built, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, one))
+    told = {check["name"]: check["detail"] for check in json.loads(done.stdout)["checks"]}
+    assert told["OMP_NUM_THREADS"] == "1 of 1 usable cores"
+
+
 @pytest.mark.parametrize("line", ["tiny.yaml", "cache gc"])
 def test_what_a_running_build_forbids_exits_6(line: str, project: Path) -> None:
     with FileLock(project / "artifacts/.tiny.lock"):

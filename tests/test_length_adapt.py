@@ -9,7 +9,7 @@ from torch import Tensor
 from compressor.errors import RecipeError
 from compressor.lengths import LengthConfig
 from compressor.settings.deploying import LengthAdapt
-from compressor.stages.length_adapt import sandwich, smallest_of
+from compressor.stages.length_adapt import sandwich, smallest_of, untaught
 
 LAYERS, LONGEST = 4, 100
 
@@ -25,6 +25,12 @@ def test_the_smallest_sub_model_may_be_larger_than_the_bound_makes_it() -> None:
         smallest_of(settings_of(smallest=0.01), 2, LONGEST)
     with pytest.raises(RecipeError, match=r"length_adapt.bound 0.9 leaves 1 of 100 tokens after 2 layers; lower it to 0.86 or less"):
         smallest_of(settings_of(bound=0.9), 2, LONGEST)
+
+
+def test_training_is_held_against_a_ranking_that_needs_none() -> None:
+    assert untaught(settings_of(significance="sampled")) == {}
+    assert untaught(settings_of(significance="learned")) == {"significance": "attention"}
+    assert untaught(settings_of(significance="learned", protect="question")) == {"significance": "question"}
 
 
 def test_no_random_sub_model_keeps_less_than_the_smallest() -> None:

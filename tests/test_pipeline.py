@@ -34,6 +34,7 @@ from compressor.preflight import check_encoders
 from compressor.progress import Progress
 from compressor.runtime import Runtime
 from compressor.settings.serving import DropGate, LatencyGate, SizeGate, SpeedGate
+from compressor.stages.bundle import _front
 from tests.conftest import command, compress, sentences
 
 
@@ -374,6 +375,15 @@ def test_commit_leaves_measured_files_out_of_the_digest(tmp_path: Path) -> None:
         (tmp_path / "scratch/times").write_text(seconds)
         digests.append(commit(tmp_path / "scratch", tmp_path / seconds, {}, frozenset({"times"})).digest)
     assert digests[0] == digests[1]
+
+
+def test_points_without_a_name_have_medians_beside_that_of_full_length(project: Path, tmp_path: Path) -> None:
+    full, half = ({"lengths": [n], "score": 0.9, "latency_ms": 2.0 * n, "median_ms": 1.0 * n} for n in (8, 4))
+    half["median_ms"] = 6.0  # a text of middle length gains less than a long one
+    (tmp_path / "frontier.json").write_text(json.dumps({"points": {"full": full}, "front": [half, full]}), encoding="utf-8")
+    inputs: Any = {"frontier": Artifact(tmp_path)}
+    recipe = load_recipe(project / "tiny.yaml", ["search.latency=measured"])
+    assert [one["latency_ms"] for one in _front(recipe, inputs, 4.0)] == [3.0, 4.0]
 
 
 def test_the_time_of_a_stage_is_that_of_all_processes_that_worked_on_it(tmp_path: Path) -> None:
