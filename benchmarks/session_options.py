@@ -4,7 +4,7 @@
 
 Times are medians over rounds of the ratio to the usual options in the same round; processor seconds count what waiting threads spin away.
 A stream of texts, one a run, is read by as many workers as there are cores: by one session, or one each, kept to a core or not.
-One text alone is read by one thread and by two, at several lengths: where the work is little, two wait for each other.
+One text alone is read by one thread and by two, at several lengths, of two sessions: the threads of more would spin beside each other.
 """
 
 import argparse
@@ -94,13 +94,13 @@ def compare(graph: Path, manifest: Mapping[str, Any], threads: int, rounds: int)
 
 
 def alone(graph: Path, manifest: Mapping[str, Any], rounds: int) -> list[dict[str, Any]]:
-    """Return what two threads take for one text over what one takes; the runtime goes by bytes of the file times tokens."""
+    """Return what two threads take for one text over what one takes, by its tokens."""
     opened = {str(threads): _opened(graph, threads, CHANGES["usual"]) for threads in THREADS}
     found = list[dict[str, Any]]()
     for tokens in [tokens for tokens in ALONE if tokens <= manifest["max_length"]]:
         times = _timed(opened, _feed(opened["1"], 1, tokens), rounds)
         ratio = float(np.median(times["2"][:, 0] / times["1"][:, 0]))
-        row = {"tokens": tokens, "byte_tokens": graph.stat().st_size * tokens, "ms": float(np.median(times["1"][:, 0])) * 1000}
+        row = {"tokens": tokens, "ms": float(np.median(times["1"][:, 0])) * 1000}
         found.append(row | {"two_threads_over_one": round(ratio, 3)})
         print(json.dumps(found[-1]), flush=True)
     return found

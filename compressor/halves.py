@@ -53,7 +53,7 @@ class BackGraph(Opened):
     def logits(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
         """Return the logits of texts, as a whole graph does, from the states (tokens, width) of each."""
         if len(texts) == 1:  # nothing to pad or to put in order
-            logits = self._run(self.alone(len(states[0])), states[0][None], np.ones((1, len(states[0])), np.int64))
+            logits = self._run(self.session, states[0][None], np.ones((1, len(states[0])), np.int64))
             return logits if logits.ndim == 2 else logits[0]
         batches, found = zip(*self.answered(texts, states), strict=True)
         return in_order(found, batches, texts.lengths)

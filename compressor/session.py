@@ -4,14 +4,10 @@ An answer never depends on what else is in its batch: float graphs mask padding,
 (one scale for a whole batch) are fed one text at a time, several at once when there are threads.
 """
 
-import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property
-from itertools import cycle, islice
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -32,12 +28,6 @@ SMALLEST_VOCABULARY, MADE_UP = 25, 12
 TOKENS_PER_RUN: Mapping[Backend, int] = {"onnxruntime": 512, "openvino": 8192}
 """Padded tokens of a run of several texts at most: bounds memory whatever is asked. What more of them compute does not stay in a core's
 cache, so that onnxruntime reads long texts faster one by one (benchmarks/batches.py)."""
-SMALL = 2**30
-"""Bytes of a graph times tokens of a run up to which one thread is sooner done than several, which wait for each other longer than the work
-takes: 64 tokens of a MiniLM in 8 bits (benchmarks/session_options.py)."""
-BESIDE_BYTES = 256 * 2**20
-"""Size that a graph's copies may have: two workers with a session each read a stream in 0.9 of the time that they take with one
-(benchmarks/session_options.py), but each session packs all weights anew."""
 WORTH_A_RUN = 8
 """Texts of one length that make a batch of their own: nothing in it is padded."""
 
@@ -74,43 +64,14 @@ class Opened:
         self.path, self.threads, self.workers, self.backend = path, threads, workers or threads, backend
         self._seen = Seen(Path(path))
         self.session: Session = OpenVINOSession(path, threads) if backend == "openvino" else session(path, threads)
-        self._bytes = size_of(Path(path))
 
     @cached_property
-    def _single(self) -> Session:
-        """What runs with one thread."""
-        if self.threads == 1:
+    def beside(self) -> Session:
+        """What runs several batches beside each other, one thread each."""
+        if self.threads == 1 and self.backend == "onnxruntime":
             return self.session
         self._seen.check()
-        return session(self.path, 1)
-
-    @cached_property
-    def _lone(self) -> Session:
-        """What runs a batch of little work; where the file is another by now, what is open goes on."""
-        with suppress(BundleError):
-            return self._single
-        return self.session
-
-    def alone(self, tokens: int) -> Session:
-        """Return what is soonest done with one batch of so many tokens: all threads, but one where there is little to do."""
-        small = self.threads > 1 and self.backend == "onnxruntime" and self._bytes * tokens <= SMALL
-        return self._lone if small else self.session
-
-    @cached_property
-    def beside(self) -> Sequence[Session]:
-        """What each worker runs its batches with, one thread each; of a large file, some share a session."""
-        if self.workers == 1:
-            return [self.session]
-        if self.backend == "openvino":
-            self._seen.check()
-            return [OpenVINOSession(self.path, 1, self.workers)] * self.workers
-        own = max(1, min(self.workers, BESIDE_BYTES // max(1, self._bytes)))
-        opened = [self._single]
-        if own > 1:
-            self._seen.check()
-            with ThreadPoolExecutor(own - 1) as pool:
-                opened += pool.map(lambda _: session(self.path, 1), range(own - 1))
-        return list(islice(cycle(opened), self.workers))
+        return OpenVINOSession(self.path, 1, self.workers) if self.backend == "openvino" else session(self.path, 1)
 
 
 class Graph(Opened):
@@ -128,8 +89,8 @@ class Graph(Opened):
     ) -> None:
         """Open the file; `single`: its answers depend on the batch, so feed one text a run.
 
-        One run has all threads, unless it is so small that one is sooner done; of several, `workers` run beside each other, one thread each
-        (default: as many as there are threads), which reads more texts than all threads on each run.
+        One run has all threads; of several, `workers` run beside each other, one thread each (default: as many as there are threads),
+        which reads more texts than all threads on each run.
 
         Raises:
             UnfitError: there is no such backend, it is not installed, or it cannot read the graph.
@@ -147,8 +108,7 @@ class Graph(Opened):
 
     def run(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of one padded batch, or the first output of a graph that has none."""
-        tokens, lengths = self._read(tokens, lengths)
-        return self._run(self.alone(len(tokens.ids)), tokens, lengths)
+        return self._run(self.session, *self._read(tokens, lengths))
 
     def _read(self, tokens: Tokens, lengths: Sequence[int] | None) -> tuple[Tokens, Sequence[int] | None]:
         """Return what is read of the texts, and a length for each layer: of one number more, the first is how many tokens are read."""
@@ -182,19 +142,9 @@ def run_all(batches: Sequence[T], run: Callable[[Session, T], Floats], graph: Op
     """Return what running each batch gives: of several, as many at once as the graph has workers."""
     if graph.workers == 1 or len(batches) == 1:
         return [run(graph.session, batch) for batch in batches]
-    free = SimpleQueue[Session]()
-    for opened in graph.beside:
-        free.put(opened)
-
-    def answer(batch: T) -> Floats:
-        opened = free.get()
-        try:
-            return run(opened, batch)
-        finally:
-            free.put(opened)
-
+    beside = graph.beside
     with ThreadPoolExecutor(graph.workers) as pool:
-        return list(pool.map(answer, batches))
+        return list(pool.map(lambda batch: run(beside, batch), batches))
 
 
 def check_agreement(graph: Graph, longest: int) -> None:
@@ -244,12 +194,6 @@ def session(graph: Path | str | bytes, threads: int, profile: Path | None = None
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source = graph if isinstance(graph, bytes) else str(graph)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], **DISABLED)
-
-
-def size_of(graph: Path) -> int:
-    """Return the bytes of a graph, with those of the files beside it that hold its weights, if any: `model.onnx.data` and the like."""
-    others = (path for path in graph.parent.glob(f"{glob.escape(graph.stem)}*") if path.suffix != ".onnx" and path.is_file())
-    return sum(path.stat().st_size for path in (graph, *others))
 
 
 def truncated(tokens: Tokens, most: int) -> Tokens:

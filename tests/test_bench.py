@@ -11,7 +11,7 @@ from compressor.bench import _check, _runner, _told, batch_of, bench, model_of
 from compressor.errors import BundleError, RecipeError
 from compressor.latency import Run
 from compressor.runtime import Runtime
-from compressor.session import Graph, size_of
+from compressor.session import Graph
 from tests.conftest import compress, sentences
 
 TEXTS = [text for text, _ in sentences(100, 5)]
@@ -54,12 +54,6 @@ def test_inputs_of_32_bits_are_given_what_they_take(teacher: Path, tmp_path: Pat
     texts = batch_of("2x8").batches[0]
     narrow, usual = (Graph(path, single=False).logits(texts) for path in (tmp_path / "narrow.onnx", teacher))
     np.testing.assert_array_equal(narrow, usual)
-
-
-def test_weights_in_a_file_of_their_own_count(teacher: Path, tmp_path: Path) -> None:
-    onnx.save(onnx.load(teacher), tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
-    assert (tmp_path / "model.onnx").stat().st_size < teacher.stat().st_size / 2
-    assert size_of(tmp_path / "model.onnx") > 0.9 * teacher.stat().st_size
 
 
 def test_a_cascade_is_as_fast_as_its_mean_tells(monkeypatch: pytest.MonkeyPatch) -> None:

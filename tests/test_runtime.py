@@ -51,34 +51,16 @@ def test_a_prediction_does_not_depend_on_its_batch(bundle: Path, point: str) -> 
     assert runtime.predict(TEXTS[::-1], point)[::-1] == together
 
 
-def of_lengths(*lengths: int) -> Tokens:
-    return Tokens.joined([Tokens(np.array([2, *range(5, 3 + n), 3], np.int32), np.zeros(n, np.int8), np.array([0, n])) for n in lengths])
-
-
-def test_one_text_has_all_threads_if_they_pay_and_texts_beside_each_other_one_each(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, texts = next(built.glob("artifacts/quantize-*/model.onnx")), of_lengths(5, 11, 8)
-    graph, alone = Graph(path, threads=2, single=True), Graph(path, threads=1, single=True)
-    asked, run = list[Any](), graph._run
-    graph._run = lambda opened, *read: (asked.append(opened), run(opened, *read))[1]  # type: ignore[method-assign]
+def test_one_text_has_all_threads_and_texts_beside_each_other_one_each(built: Path) -> None:
+    path = next(built.glob("artifacts/quantize-*/model.onnx"))
+    graph = Graph(path, threads=2, single=True)
+    alone = Graph(path, threads=1, single=True)
+    assert graph.session.get_session_options().intra_op_num_threads == 2
+    texts = Tokens.joined(
+        [Tokens(np.array([2, *range(5, 5 + n), 3], np.int32), np.zeros(n + 2, np.int8), np.array([0, n + 2])) for n in (3, 9, 6)]
+    )
     np.testing.assert_array_equal(graph.logits(texts), alone.logits(texts))
-    assert len({id(opened) for opened in graph.beside}) == 2
-    assert {id(opened) for opened in asked} <= {id(opened) for opened in graph.beside}
-    for bound, threads in ((11 * path.stat().st_size, 1), (11 * path.stat().st_size - 1, 2)):
-        monkeypatch.setattr("compressor.session.SMALL", bound)
-        np.testing.assert_allclose(graph.logits(texts.of_text(1)), alone.logits(texts)[1:2], atol=1e-5)
-        assert asked[-1].get_session_options().intra_op_num_threads == threads
-
-
-@pytest.mark.parametrize(("copies", "own"), [(0, 1), (1, 1), (2, 2), (9, 3)])
-def test_workers_have_a_session_each_until_the_graphs_would_take_too_much(
-    built: Path, monkeypatch: pytest.MonkeyPatch, copies: int, own: int
-) -> None:
-    path, texts = next(built.glob("artifacts/quantize-*/model.onnx")), of_lengths(5, 11, 8, 4)
-    monkeypatch.setattr("compressor.session.BESIDE_BYTES", copies * path.stat().st_size)
-    graph = Graph(path, threads=1, single=True, workers=3)
-    assert (len(graph.beside), len({id(opened) for opened in graph.beside})) == (3, own)
-    assert graph.session is graph.beside[0]
-    np.testing.assert_array_equal(graph.logits(texts), Graph(path, single=True).logits(texts))
+    np.testing.assert_allclose(graph.logits(texts.of_text(1)), alone.logits(texts)[1:2], atol=1e-5)
 
 
 def test_a_float_graph_is_batched_by_length_and_no_answer_depends_on_it(built: Path, bundle: Path) -> None:
@@ -270,11 +252,9 @@ def test_predict_and_eval_on_the_command_line_agree_with_the_runtime(built: Path
     assert scored["low"] <= scored["score"] <= scored["high"]
 
 
-def test_what_is_opened_late_is_what_was_verified(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_opened_late_is_what_was_verified(bundle: Path) -> None:
     runtime = Runtime(bundle, threads=2)
-    monkeypatch.setattr("compressor.session.SMALL", 0)
     known = runtime.predict(TEXTS[:1])
-    monkeypatch.undo()
     again = shutil.copytree(bundle, bundle.with_name("again"))
     shutil.rmtree(bundle)
     again.rename(bundle)  # as a build publishes over the last one
