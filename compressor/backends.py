@@ -20,7 +20,7 @@ from compressor.tokens import Tokens
 
 REQUESTS = 32
 NOISE = 0.003
-"""Score that a faster backend may lose on validation."""
+"""Scores on validation that differ by less are alike."""
 Lengths = Sequence[int] | None
 
 

@@ -19,6 +19,7 @@ import onnx
 from onnx import numpy_helper
 
 from compressor import machine
+from compressor.backends import NOISE
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import StageError, UnfitError
@@ -36,8 +37,6 @@ from compressor.settings.deploying import LengthAdapt
 from compressor.settings.serving import Target
 from compressor.splits import MODEL, Splits, task_of
 
-NOISE = 0.003
-"""Scores on validation that differ by less are alike."""
 ALONE = ".alone"
 """Suffix of a graph in which one product is INT8."""
 FEW = 16
