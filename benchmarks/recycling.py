@@ -19,7 +19,6 @@ from benchmarks.child import COMPRESS, run
 from benchmarks.record import conclude
 
 ARTIFACTS = Path("artifacts/benchmarks")
-BATCH = 32
 SHARES = ("25%", "50%", "75%", "100%")
 DTYPES = ("float32", "float16", "int8")
 
@@ -50,6 +49,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of an encoder")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--recycled-learning-rate", type=float, help="of the rows whose first layers are recycled (default: the same)")
     parser.add_argument("--metric", help="by what answers are scored (default: the task's usual one)")
@@ -64,8 +64,8 @@ def main() -> None:
     if unknown := set(chosen.row or ()) - set(every):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {'; '.join(every)}")
     rows = [_row(name, form, chosen, *every[name]) for name in chosen.row or every]
-    budget = {"epochs": chosen.epochs, "seeds": chosen.seeds, "learning_rate": chosen.learning_rate, "metric": chosen.metric or form.metric}
-    budget |= {"recycled_learning_rate": chosen.recycled_learning_rate or chosen.learning_rate}
+    budget = {name: getattr(chosen, name) for name in ("epochs", "seeds", "batch_size", "learning_rate")}
+    budget |= {"recycled_learning_rate": chosen.recycled_learning_rate or chosen.learning_rate, "metric": chosen.metric or form.metric}
     conclude(f"recycling_{chosen.data.name}_{chosen.model.name}", {**budget, "rows": rows}, chosen.trial)
 
 
@@ -99,7 +99,7 @@ def _row(
     texts = _build(recipe, "data")["examples"]["train"]
     filled = _build(recipe, "recycle") if recycle else None
     tuned = _build(recipe, "finetune")
-    read = tuned["steps"] * BATCH / chosen.epochs  # windows, of which a text may have several
+    read = tuned["steps"] * chosen.batch_size / chosen.epochs  # windows, of which a text may have several
     seeds = tuned.get("seeds", {"mean": tuned["validation_score"], "standard_deviation": None})
     row = {"name": name, "score": seeds["mean"], "spread": seeds["standard_deviation"], "learning": tuned["learning_parameters"]}
     row |= {"texts": texts, "texts_per_second": tuned["texts_per_second"], "seconds_per_epoch": read / tuned["texts_per_second"]}
@@ -111,7 +111,7 @@ def _row(
 def _recipe(form: Form, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None) -> dict[str, Any]:
     train, dev = ({"path": str((chosen.data / file).resolve()), "limit": chosen.limit} for file in (form.train, form.dev))
     dev |= {"limit": 96} if chosen.trial else {}  # train stays whole: the first of its texts may lack a label
-    budget = {"epochs": chosen.epochs, "batch_size": BATCH, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
+    budget = {"epochs": chosen.epochs, "batch_size": chosen.batch_size, "learning_rate": chosen.learning_rate, "seeds": chosen.seeds}
     budget |= {"max_steps": 3} if chosen.trial else {}
     splits: dict[str, Any] = {"train": train, "validation": dev}  # a search split, which nothing reads here, is cut from train
     splits |= {"test": str((chosen.data / form.test).resolve())} if form.test else {}
