@@ -76,7 +76,7 @@ def _lengths(recipe: Recipe, data: Encoded, graph: Path) -> dict[str, tuple[int,
         return {"full": None}
     layers = next(i.shape[0] for i in Graph(graph, single=False).session.get_overridable_initializers() if i.name == "lengths")
     full = recipe.data.max_length
-    return {"full": None, "smallest": LengthConfig.smallest(layers, full, recipe.length_adapt.bound).lengths}
+    return {"full": None, "smallest": LengthConfig.smallest(layers, full, recipe.length_adapt.bound, recipe.length_adapt.smallest).lengths}
 
 
 if __name__ == "__main__":

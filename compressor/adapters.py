@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor.errors import RecipeError
-from compressor.families import family
+from compressor.families import encoder_layers
 
 SIZE, FIRST = "adapter_size", "adapter_first_layer"
 """Keys of a model's configuration that say that its layers have adapters, how wide these are, and from which layer on."""
@@ -59,11 +59,10 @@ def insert(model: PreTrainedModel, size: int, first: int = 0) -> list[Adapted]:
         RecipeError: the family's layers have no place for one.
     """
     found = []
-    for layer in list(model.get_submodule(family(model).layers))[first:]:  # type: ignore[arg-type]
+    for layer in encoder_layers(model)[first:]:
         name, product = _feed_forward_end(layer, model.config)
-        parent, _, leaf = name.rpartition(".")
         adapted = Adapted(product, size)
-        setattr(layer.get_submodule(parent), leaf, adapted)
+        layer.set_submodule(name, adapted)
         found.append(adapted)
     setattr(model.config, SIZE, size)
     setattr(model.config, FIRST, first)

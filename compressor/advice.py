@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from compressor.facts import Facts, Size, facts_of
+from compressor.layer_maps import count_layers
 from compressor.recipe import Recipe
 from compressor.settings.data import WINDOWED
 from compressor.settings.serving import SizeGate, SpeedGate
-from compressor.settings.training import count_layers
 from compressor.words import EDGES, Told
 
 FEW, MANY_WORDS, FEW_WORDS = 2000, 90, 45

@@ -10,8 +10,8 @@ from typing import Any, get_args
 from compressor import machine
 from compressor.encoded import Encoded
 from compressor.errors import UnfitError
+from compressor.inputs import Inputs, is_single
 from compressor.latency import interleaved, requests, tokens_of
-from compressor.pipeline import Inputs, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.session import Backend, Graph, check_agreement

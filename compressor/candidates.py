@@ -15,10 +15,10 @@ from transformers import AutoConfig
 from compressor.artifact import STATE
 from compressor.encoded import Encoded
 from compressor.evolution import Candidate, Genome, repaired
+from compressor.inputs import Inputs, deployed, is_single
 from compressor.latency import Run, interleaved, requests, tokens_of
 from compressor.latency_model import features, fitted, predicted
 from compressor.lengths import LengthConfig
-from compressor.pipeline import Inputs, deployed, is_single
 from compressor.recipe import Recipe
 from compressor.session import Graph, check_agreement
 from compressor.settings.deploying import Search

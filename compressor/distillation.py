@@ -21,6 +21,7 @@ from compressor.data import Example
 from compressor.encoded import Encoded, mask_token, tokenizer_of
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, Place, score_bias, shape_of
+from compressor.inputs import Inputs
 from compressor.modeling import PlainModel
 from compressor.objectives import (
     Shapes,
@@ -35,7 +36,6 @@ from compressor.objectives import (
     places_of,
     total,
 )
-from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recycling import Upper, captured_in, learning

@@ -14,6 +14,7 @@ from compressor import sources
 from compressor.data import Example, read_examples
 from compressor.errors import CompressorError
 from compressor.files import opened
+from compressor.layer_maps import layers_of
 from compressor.pieces import KINDS, kind_of
 from compressor.recipe import Recipe
 from compressor.settings.distilling import Student
@@ -83,8 +84,8 @@ def facts_of(recipe: Recipe) -> Facts:
     counts = Counter(labels).values()
     skew = max(counts) / min(counts) if counts else 1.0
     teacher = _size(recipe.teacher.model, recipe.root)
-    guide = _student_size(recipe.assistant.student, teacher, recipe.root) if recipe.assistant else teacher
-    student = _student_size(recipe.distill.student, guide, recipe.root) if recipe.distill else None
+    guide = _student_size("assistant", recipe.assistant.student, teacher, recipe.root) if recipe.assistant else teacher
+    student = _student_size("distill", recipe.distill.student, guide, recipe.root) if recipe.distill else None
     return Facts(examples, words, teacher, student, by_words, skew, _sharing(recipe))
 
 
@@ -128,14 +129,13 @@ def _text(example: Example) -> str:
     return f"{example.text} {example.text_pair or ''}"
 
 
-def _student_size(student: Student, teacher: Size | None, root: Path) -> Size | None:
+def _student_size(section: str, student: Student, teacher: Size | None, root: Path) -> Size | None:
     """Return what a student will be, of whose teacher, which may be the assistant, this is the size."""
     if student.model is not None:
         return _size(student.model, root)
     if student.layers is None or teacher is None:
         return None
-    asked = student.layers
-    count = len(asked) if not isinstance(asked, str) else teacher.layers // 2 if asked.startswith("every") else int(asked.split()[1])
+    count = len(layers_of(student.layers, teacher.layers, f"{section}.student.layers"))
     width = student.hidden_size or teacher.width
     return replace(teacher, layers=count, width=width, inner=teacher.inner * width // teacher.width)
 

@@ -113,13 +113,20 @@ def captured(model: PreTrainedModel, places: Iterable[Place]) -> Iterator[dict[P
 def _module_at(model: PreTrainedModel, place: Place) -> tuple[nn.Module, int | None]:
     """Return the module that computes a place, and which third of its output that is, where one product makes q, k and v."""
     where, (part, layer) = family(model), place
-    blocks = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
+    blocks = encoder_layers(model)
     if part == "hidden":
         projected = f"{where.embeddings}_project"  # ELECTRA's embeddings may be narrower than its layers
         narrow = hasattr(model.get_submodule(projected.rpartition(".")[0]), "embeddings_project")
         return [model.get_submodule(projected if narrow else where.embeddings), *blocks][layer], None
     paths = dict(zip(PROJECTIONS, (where.query, where.key, where.value), strict=True))
     return blocks[layer].get_submodule(paths[part]), PROJECTIONS.index(part) if where.query == where.key else None
+
+
+def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the encoder's layers."""
+    layers = model.get_submodule(family(model).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
 
 
 def shape_of(model: PreTrainedModel) -> Shape:

@@ -3,14 +3,15 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compressor.artifact import STATE, STORE, Artifact
 from compressor.errors import UnfitError
+from compressor.locks import no_build
 from compressor.pipeline import LAST, STAGES
 
 NAMED = "named by a recipe"
@@ -59,7 +60,7 @@ def collect(artifacts: Path, *, dry_run: bool = False) -> list[Entry]:
     """
     if dry_run:
         return _unused(artifacts)
-    with _no_build(artifacts):
+    with no_build(artifacts):
         gone = _unused(artifacts)
         for entry in gone:
             try:
@@ -83,22 +84,6 @@ def _named_stores(artifacts: Path) -> list[Path]:
     places = {path.parent for path in paths if _OURS.fullmatch(path.name)} - {artifacts.resolve()}
     beside = {other for place in places for other in place.glob(f"{STORE}-*") if _OURS.fullmatch(other.name)}
     return sorted(path for path in paths | beside if path.is_dir())
-
-
-@contextmanager
-def _no_build(artifacts: Path) -> Iterator[None]:
-    """Hold the lock of every recipe that was built here: what a running build has not finished is no leftover."""
-    with ExitStack() as held:
-        for path in sorted(artifacts.glob(".*.lock")):
-            from filelock import FileLock, Timeout  # where builds run it is installed; a deployed bundle does without
-
-            try:
-                held.enter_context(FileLock(path, timeout=0))
-            except Timeout:
-                raise UnfitError(f"a build of {path.name[1:-5]} is running in {artifacts}; wait for it, then run again") from None
-            except OSError as error:
-                raise UnfitError(f"{path}: {error.strerror}; mend its permissions and run again") from None
-        yield
 
 
 def _status(folder: Path, used: frozenset[str], ended: float) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from compressor.artifact import digest_of, files_of, sha256
 
 ROOT = Path(__file__).parent
-CARRIERS = frozenset({"artifact", "errors", "imports", "interrupts", "machine", "pipeline", "progress", "recipe", "sources", "units"})
-"""Modules that carry values about and compute none of a stage's results; `settings` do so too."""
+CARRIERS = frozenset({"artifact", "errors", "imports", "interrupts", "locks", "pipeline", "progress", "recipe", "sources", "units"})
+"""Modules that carry values about and compute none of a stage's results; `settings`, whose values are part of the key, do so too."""
 
 
 @cache

@@ -42,8 +42,9 @@ class LengthConfig:
         return cls((max_length,) * layers, max_length)
 
     @classmethod
-    def smallest(cls, layers: int, max_length: int, bound: float) -> "LengthConfig":
-        """Return the configuration that drops the largest share `bound` at every layer."""
+    def smallest(cls, layers: int, max_length: int, bound: float, left: float | None = None) -> "LengthConfig":
+        """Return the configuration that drops the largest share `bound` at every layer, or such a one that `left` is left of all."""
+        bound = bound if left is None else 1 - left ** (1 / layers)
         return cls.repaired((max_length * (1 - bound) ** (layer + 1) for layer in range(layers)), max_length)
 
     @classmethod

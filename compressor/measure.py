@@ -12,8 +12,8 @@ from compressor.data import Example
 from compressor.encoded import Encoded
 from compressor.gates import Variant
 from compressor.halves import BACK, FRONT
+from compressor.inputs import Inputs, Kind, is_single
 from compressor.latency import Run, interleaved, requests, tokens_of
-from compressor.pipeline import Inputs, Kind, is_single
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Runtime

@@ -19,8 +19,8 @@ from compressor.exits import EXIT, Exit
 from compressor.graphs import export_graph, layered, parity
 from compressor.halves import BACK, FRONT
 from compressor.halving import export_exit
+from compressor.inputs import Inputs, deployed, is_single, lengths_of
 from compressor.modeling import PlainModel
-from compressor.pipeline import Inputs, deployed, is_single, lengths_of
 from compressor.plan import check_task
 from compressor.products import check_int8
 from compressor.progress import Progress

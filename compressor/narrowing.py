@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from compressor import adapters
 from compressor.errors import RecipeError
-from compressor.families import Family, family
+from compressor.families import Family, encoder_layers, family
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def narrow(model: PreTrainedModel, width: int, key: str = "hidden_size") -> PreT
     if getattr(config, "conv_kernel_size", 0) or (embedded != old and embedded in (width, inner)):
         told = "its embeddings have a size of their own" if embedded != old else "it convolves its tokens"
         raise RecipeError(f"{key}: {width} does not fit this teacher, because {told}; choose another, or leave hidden_size out")
-    layers = list(model.get_submodule(where.layers))  # type: ignore[arg-type]
+    layers = list(encoder_layers(model))
     hidden = _hidden_dimensions(layers, where, old, width)
     scores = [_head_scores(layer, where, head) for layer in layers]
     if any(_by_head(m, config) for m in model.modules()):
@@ -70,7 +70,7 @@ def _sizes(config: Any, width: int, heads: int, inner: int) -> dict[str, int]:
 
 
 def _inner_size(model: PreTrainedModel, where: Family) -> int:
-    first = next(iter(model.get_submodule(where.layers)))  # type: ignore[call-overload]
+    first = encoder_layers(model)[0]
     wide = {m.out_features for m in first.modules() if isinstance(m, nn.Linear)} - {model.config.hidden_size}
     if len(wide) != 1 or model.config.num_labels in (model.config.hidden_size, *wide):
         raise RecipeError(f"{model.config.model_type} layers of this shape cannot be narrowed; leave hidden_size out")

@@ -3,47 +3,24 @@
 A recipe section that is absent is a stage that does not run; the newest artifact of each kind flows on.
 """
 
-import errno
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from compressor import __version__, machine
 from compressor.artifact import STATE, Artifact, commit, digest_of, drop_state
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import CompressorError, StageError, UnfitError
+from compressor.errors import CompressorError, StageError, UnfitError, lacked
 from compressor.imports import source_hashes
+from compressor.inputs import Inputs, Kind
+from compressor.locks import only_writer
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-
-Kind = Literal[
-    "data", "activations", "teacher", "guide", "checkpoint", "exit", "float_graph", "int8_graph", "frontier", "members", "policy", "bundle"
-]
-Inputs = Mapping[Kind, Artifact]
-
-
-def deployed(inputs: Inputs) -> Artifact:
-    """Return the graph that ships: the INT8 one if there is one."""
-    return inputs.get("int8_graph") or inputs["float_graph"]
-
-
-def is_single(inputs: Inputs) -> bool:
-    """Say whether the graph that ships must be fed one text a run, because its answers depend on the batch."""
-    return bool(deployed(inputs).metrics.get("single"))
-
-
-def lengths_of(inputs: Inputs) -> dict[str, list[int] | None]:
-    """Return the operating points' lengths: the search's points, else full length alone."""
-    if "frontier" in inputs:
-        found = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8"))["points"]
-        return {name: point["lengths"] for name, point in found.items()}
-    return {"full": None}
 
 
 @dataclass(frozen=True)
@@ -63,6 +40,8 @@ class Stage:
     """Packages whose versions are part of the cache key."""
     section: str | None = None
     """Recipe section without which the stage does not run."""
+    trains: bool = False
+    """Whether it takes hours, before which a recipe's encoders and data are looked at."""
     times: bool = False
     """Whether it measures latencies, which another machine must not take from the cache."""
     deploys: bool | None = None
@@ -85,6 +64,9 @@ _RUN = (*_ORT, "openvino")
 _EXPORT = (*_TORCH, *_ORT, "onnxscript")
 _FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
 _GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
+_TEACHER = ("teacher", "task", "seed")
+_ABOVE = ("recycle", "task", "seed")
+_LENGTHS = ("length_adapt", "task", "seed")
 _INT8 = ("quantize", "target.threads", "target.batch", "task", "seed")
 _BUNDLE = ("name", "recycle", "quantize.isa", "cascade.default", "task", "target", "default_point", "gates", "seed")
 _READS = ("data.text", "data.text_pair", "data.label", "data.skip_bad", "data.unknown_labels")
@@ -94,11 +76,11 @@ _GOALS = ("cascade.confidence", "cascade.thresholds", "cascade.max_drop", "casca
 STAGES: tuple[Stage, ...] = (
     Stage("data", (), ("data",), ("data", "task")),
     Stage("recycle", ("data",), ("activations",), ("recycle", "teacher", "task", "seed"), (*_TORCH, "lmdb"), "recycle"),
-    Stage("finetune", ("data", "activations"), ("teacher", "guide", "checkpoint"), ("teacher", "task", "seed"), (*_TORCH, "peft")),
-    Stage("assistant", ("data", "guide"), ("guide",), ("assistant", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "assistant"),
-    Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "distill"),
-    Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), ("length_adapt", "task", "seed"), _TORCH, "length_adapt"),
-    Stage("early_exit", ("data", "checkpoint"), ("exit",), ("early_exit", "recycle", "task", "seed"), (*_TORCH, "lmdb"), "early_exit"),
+    Stage("finetune", ("data", "activations"), ("teacher", "guide", "checkpoint"), _TEACHER, (*_TORCH, "peft"), trains=True),
+    Stage("assistant", ("data", "guide"), ("guide",), ("assistant", *_ABOVE), (*_TORCH, "lmdb"), "assistant", trains=True),
+    Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", *_ABOVE), (*_TORCH, "lmdb"), "distill", trains=True),
+    Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), _LENGTHS, _TORCH, "length_adapt", trains=True),
+    Stage("early_exit", ("data", "checkpoint"), ("exit",), ("early_exit", *_ABOVE), (*_TORCH, "lmdb"), "early_exit", trains=True),
     Stage("export", ("data", "activations", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), _EXPORT, deploys=True),
     Stage("quantize", _FLOAT, ("int8_graph",), _INT8, (*_RUN, "nncf"), "quantize", times=True, finds=_tried),
     Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_RUN), "search", times=True),
@@ -117,10 +99,10 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
-TRAINING = ("finetune", "assistant", "distill", "length_adapt")
-"""Stages that take hours, before which a recipe's encoders are looked at."""
 LAST = ("bundle", "encoder")
 """Stages that end a build: what they write is published."""
+CLOCK = "seconds"
+"""File of a stage's state: what processes before this one spent on it; written when one begins."""
 
 
 class Run(Protocol):
@@ -142,7 +124,7 @@ class Planned:
 
 @dataclass
 class Flow:
-    """The newest artifact of each kind while the table is walked, and what each stage measured."""
+    """The newest artifact of each kind while the table is walked."""
 
     newest: dict[Kind, Artifact] = field(default_factory=dict)
 
@@ -202,7 +184,7 @@ def run(
 ) -> Artifact:
     """Run what is out of date and return the last artifact; `check` is given the data as soon as it is there.
 
-    Who publishes what comes of it holds `only_build` from before until after.
+    A caller that publishes the result holds `locks.only_build` from before this call until it has published.
 
     Raises:
         CompressorError: a stage failed (StageError), or the machine did not let it work (UnfitError). Finished stages stay.
@@ -213,7 +195,7 @@ def run(
         folder = _folder(stage, recipe, inputs, artifacts)
         reason = "forced" if stage.name in force else _why_not_cached(stage, folder)
         if reason:
-            with _only_writer(folder, log):
+            with only_writer(folder, log):
                 if reason != "forced":
                     reason = _why_not_cached(stage, folder)  # another recipe's build may have made it while this one waited
                 if folder.exists() and reason not in ("", "forced"):
@@ -295,45 +277,6 @@ def _last_seconds(stage: Stage, artifacts: Path) -> float | None:
 
 
 @contextmanager
-def only_build(name: str, artifacts: Path) -> Iterator[None]:
-    """Hold the recipe's lock; a second build of it at the same time is refused, not queued."""
-
-    def refuse() -> None:
-        raise UnfitError(f"another build of {name} is running in {artifacts}; wait for it, or give --artifacts another folder")
-
-    with _locked(artifacts, name, refuse):
-        yield
-
-
-@contextmanager
-def _only_writer(folder: Path, log: Progress) -> Iterator[None]:
-    """Hold an artifact's lock: recipes share stages, and whose build comes second waits for what the first one makes."""
-    with _locked(folder.parent, folder.name, lambda: log.note(f"{folder.name}: another build is making it; waiting")):
-        yield
-
-
-@contextmanager
-def _locked(artifacts: Path, name: str, taken: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock; where another process has it, call `taken` and, if that returns, wait."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(artifacts / f".{name}.lock")
-    try:
-        artifacts.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            taken()
-            lock.acquire()
-    except OSError as error:
-        raise UnfitError(f"{artifacts}: {error.strerror}; make the folder writable, or give --artifacts another one") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
 def _translated(stage: Stage, artifacts: Path) -> Iterator[None]:
     """Turn what the operating system refuses into one line with a remedy."""
     try:
@@ -346,22 +289,3 @@ def _translated(stage: Stage, artifacts: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError):
             raise StageError(f"{stage.name}: {' '.join(str(error).split())[:300]}; run again with --debug for the whole story") from error
         raise
-
-
-_OUT_OF_MEMORY = ("not enough memory", "out of memory", "allocate memory", "bad_alloc")
-CLOCK = "seconds"
-"""File of a stage's state: what processes before this one spent on it; written when one begins."""
-FULL = 2**20
-"""Free bytes under which a disk counts as full: a library that could not write may fail later, on what it finds cut short."""
-
-
-def lacked(error: Exception, artifacts: Path) -> str | None:
-    """Say what the machine lacked, if that is what the error means; libraries hide the system's error in a text, or trip over it later."""
-    number, text = getattr(error, "errno", None), str(error)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or shutil.disk_usage(artifacts).free < FULL:
-        return f"no space left under {artifacts}; free some ('compress cache gc', or folders that 'compress cache ls' lists) and run again"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{getattr(error, 'filename', None) or artifacts} is not writable; mend its permissions and run again"
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(told in text for told in _OUT_OF_MEMORY):
-        return "out of memory; lower batch_size or data.max_length"
-    return None

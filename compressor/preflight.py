@@ -19,6 +19,7 @@ from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import RecipeError
 from compressor.families import shape_of
 from compressor.halving import check_family
+from compressor.layer_maps import count_layers
 from compressor.members import bundle_of, check_member
 from compressor.modeling import LengthAdaptiveModel
 from compressor.objectives import Shapes
@@ -27,7 +28,6 @@ from compressor.recipe import Recipe
 from compressor.recycling import check_layers
 from compressor.reuse import check_stores
 from compressor.settings.distilling import Distill
-from compressor.settings.training import count_layers
 from compressor.splits import Splits, task_of
 from compressor.stages.early_exit import check_layer
 from compressor.stages.finetune import check_answers

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from compressor.encoded import Encoded
 from compressor.errors import RecipeError
-from compressor.families import Inner, Place, captured, family, shape_of
+from compressor.families import Inner, Place, captured, encoder_layers, family, shape_of
 from compressor.modeling import PlainModel
 from compressor.settings.training import Finetune
 from compressor.store import Store
@@ -55,10 +55,10 @@ class Lower:
         where = family(model)
         self.place, self.device, self.precision = layers, device, precision
         self._one = Lock()  # a reader ahead and a validation may ask at once: what is captured, and autocast, are of the model
-        upper = list(model.get_submodule(where.layers))[layers:]  # type: ignore[arg-type]
+        upper = encoder_layers(model)[layers:]
         kept = {id(module): None for module in upper}  # not worth a copy: they are dropped from it
         copied: PreTrainedModel = copy.deepcopy(model, dict(kept))
-        _replace(copied, where.layers, nn.ModuleList(list(copied.get_submodule(where.layers))[:layers]))  # type: ignore[arg-type]
+        copied.set_submodule(where.layers, encoder_layers(copied)[:layers])
         self.model = PlainModel(copied.requires_grad_(False).eval().to(device))
 
     def at(self, layers: int) -> "Lower":
@@ -190,17 +190,17 @@ def above(model: PreTrainedModel, layers: int) -> Iterator[Upper]:
     projected = f"{where.embeddings}_project"  # ELECTRA widens its embeddings: states are wide already
     parent = model.get_submodule(projected.rpartition(".")[0])
     widened = getattr(parent, "embeddings_project", None)
-    _replace(model, where.layers, nn.ModuleList(list(whole)[layers:]))  # type: ignore[arg-type]
-    _replace(model, where.embeddings, given)
+    model.set_submodule(where.layers, encoder_layers(model)[layers:])
+    model.set_submodule(where.embeddings, given)
     if widened is not None:
-        _replace(model, projected, nn.Identity())
+        model.set_submodule(projected, nn.Identity())
     try:
         yield Upper(model, given, layers)
     finally:
-        _replace(model, where.layers, whole)
-        _replace(model, where.embeddings, embeddings)
+        model.set_submodule(where.layers, whole)
+        model.set_submodule(where.embeddings, embeddings)
         if widened is not None:
-            _replace(model, projected, widened)
+            model.set_submodule(projected, widened)
 
 
 def learning(model: PreTrainedModel, layers: int) -> AbstractContextManager[PlainModel | Upper]:
@@ -234,8 +234,3 @@ class _Moved(Mapping[Place, Tensor]):
 
     def __len__(self) -> int:
         return len(self.moved)
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)

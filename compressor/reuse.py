@@ -14,13 +14,14 @@ from compressor.artifact import STORE, sha256
 from compressor.encoded import Encoded
 from compressor.errors import RecipeError
 from compressor.families import shape_of
+from compressor.layer_maps import count_layers
 from compressor.pretrained import load_model
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recycling import Lower, Recycled
 from compressor.scoring import autocast
 from compressor.settings.distilling import Distill
-from compressor.settings.training import Recycle, count_layers
+from compressor.settings.training import Recycle, RecycledLayers
 from compressor.splits import Splits
 from compressor.store import Identity, Store
 from compressor.tasks import Task
@@ -57,10 +58,16 @@ def student_layers(
         return
     count, device = count_layers(settings.recycled_layers.layer, shape_of(model).layers), Accelerator().device
     lower = Lower(model, count, device, autocast(settings.precision, device), key)
-    kept = settings.recycled_layers.kept(recipe.recycle)
+    kept = _kept(settings.recycled_layers, recipe.recycle)
     own = kept.model_copy(update={"store": None})  # a teacher's layers are others after each fine-tuning: each has a folder in the place
     with stored(lower, lower.digest(), tokenizer, own, _place(kept, recipe, artifacts), log) as store:
         yield Layers(lower, store, kept)
+
+
+def _kept(layers: RecycledLayers, recycle: Recycle | None) -> Recycle:
+    """Return how a student's layers' outputs are kept, beside what the recipe recycles of its teacher, if anything."""
+    own = layers.model_dump(include={"layer", "dtype", "max_size"}, exclude_none=True)
+    return (recycle or Recycle(layer=layers.layer)).model_copy(update={**own, "store": layers.store})
 
 
 def check_stores(recipe: Recipe) -> None:

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from compressor import adapters, sources
 from compressor.bilstm import bilstm_over
 from compressor.errors import RecipeError
-from compressor.families import family
+from compressor.families import encoder_layers, family
+from compressor.layer_maps import layers_of
 from compressor.narrowing import narrow
 from compressor.pretrained import load_model
 from compressor.settings.distilling import Student
@@ -32,34 +33,11 @@ def student_of(
         source = teacher if settings.bilstm.embeddings is None else load_model(folder, labels, head)
         return bilstm_over(source, settings.bilstm), folder
     assert settings.layers is not None
-    chosen = layers_of(settings.layers, len(_layers(teacher)), f"{section}.student.layers")
+    chosen = layers_of(settings.layers, len(encoder_layers(teacher)), f"{section}.student.layers")
     student = select_layers(teacher, chosen, f"{section}.student.layers")
     if settings.hidden_size is not None:
         student = narrow(student, settings.hidden_size, f"{section}.student.hidden_size")
     return student, teacher_folder
-
-
-def layers_of(asked: str | Sequence[int], count: int, key: str) -> list[int]:
-    """Return the layers that a recipe asks for, of an encoder that has `count`.
-
-    Raises:
-        RecipeError: a layer is out of range.
-    """
-    if isinstance(asked, str):
-        which, _, number = asked.partition(" ")
-        if which == "every":
-            chosen = list(range(1, count, 2))  # the second of each pair, as TinyBERT maps layers
-        else:
-            chosen = list(range(count))[: int(number)] if which == "first" else list(range(count))[-int(number) :]
-            if int(number) > count:
-                raise RecipeError(f"{key}: {asked} is out of range; the teacher has {count} layers")
-        if not chosen:
-            raise RecipeError(f"{key}: {asked} leaves no layer; the teacher has {count}")
-        return chosen
-    wrong = [layer for layer in asked if layer >= count]
-    if wrong:
-        raise RecipeError(f"{key}: {wrong[0]} is out of range; the teacher has layers 0 to {count - 1}")
-    return list(asked)
 
 
 def select_layers(teacher: PreTrainedModel, layers: Sequence[int], key: str = "layers") -> PreTrainedModel:
@@ -69,8 +47,8 @@ def select_layers(teacher: PreTrainedModel, layers: Sequence[int], key: str = "l
         RecipeError: the family's layers cannot stand in this order.
     """
     student = copy.deepcopy(teacher)
-    parent, _, name = family(student).layers.rpartition(".")
-    setattr(student.get_submodule(parent), name, nn.ModuleList([copy.deepcopy(_layers(student)[layer]) for layer in layers]))
+    chosen = nn.ModuleList(copy.deepcopy(encoder_layers(student)[layer]) for layer in layers)
+    student.set_submodule(family(student).layers, chosen)
     student.config.num_hidden_layers = len(layers)
     if kinds := getattr(student.config, "layer_types", None):
         student.config.layer_types = [kinds[layer] for layer in layers]
@@ -80,9 +58,3 @@ def select_layers(teacher: PreTrainedModel, layers: Sequence[int], key: str = "l
         # ModernBERT's first layer has no norm, all others have one.
         raise RecipeError(f"{key}: {student.config.model_type} layers cannot stand in this order; let layer 0 come first, and only first")
     return student.requires_grad_(True)
-
-
-def _layers(model: PreTrainedModel) -> nn.ModuleList:
-    layers = model.get_submodule(family(model).layers)
-    assert isinstance(layers, nn.ModuleList)
-    return layers

@@ -13,8 +13,8 @@ from compressor.artifact import Artifact
 from compressor.encoded import tokenizer_of
 from compressor.formats import count, duration, milliseconds, percent, points_change, times
 from compressor.gates import Link, Variant, gains
+from compressor.inputs import Inputs
 from compressor.measure import RECYCLED, STUDENT, TEACHER, row_name
-from compressor.pipeline import Inputs
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
 from compressor.splits import MODEL, Splits, task_of

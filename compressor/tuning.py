@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from compressor import adapters
 from compressor.errors import RecipeError
-from compressor.families import family
+from compressor.families import encoder_layers, family
 from compressor.settings.training import Finetune
 
 
@@ -37,7 +37,7 @@ def prepare(model: PreTrainedModel, settings: Finetune, recycled: int = 0) -> nn
             _freeze(model, settings.frozen_layers)
         case "bitfit":
             model.base_model.requires_grad_(False)
-            for module in _layers(model)[recycled:] if recycled else [model.base_model]:
+            for module in encoder_layers(model)[recycled:] if recycled else [model.base_model]:
                 for name, parameter in module.named_parameters():
                     parameter.requires_grad = name.endswith("bias")
             if not learning_parameters(model.base_model):
@@ -67,7 +67,7 @@ def learning_parameters(model: nn.Module) -> int:
 
 
 def _freeze(model: PreTrainedModel, count: int | None) -> None:
-    layers = _layers(model)
+    layers = encoder_layers(model)
     if count is not None and count > len(layers):
         raise RecipeError(f"teacher.finetune.frozen_layers: {count} of {len(layers)} layers cannot be frozen; lower it, or leave it out")
     model.base_model.requires_grad_(False)
@@ -78,10 +78,6 @@ def _freeze(model: PreTrainedModel, count: int | None) -> None:
     _learn(_head(model))
     for module in (model.get_submodule(family(model).embeddings), *layers[:count]):
         _keep_in_evaluation(module)
-
-
-def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    return list(model.get_submodule(family(model).layers))  # type: ignore[arg-type]
 
 
 def _keep_in_evaluation(module: nn.Module) -> None:
@@ -106,7 +102,7 @@ def _with_lora(model: PreTrainedModel, rank: int, recycled: int) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     where = family(model)
-    numbers = "|".join(str(number) for number in range(recycled, len(_layers(model))))
+    numbers = "|".join(str(number) for number in range(recycled, len(encoder_layers(model))))
     targets = "|".join(re.escape(f"{where.layers}.") + f"({numbers})" + re.escape(f".{part}") for part in (where.query, where.value))
     heads = [name for name, module in _head(model).items() if any(True for _ in module.parameters())]
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules=f"({targets})", modules_to_save=heads)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from compressor.errors import BundleError, RecipeError
 from compressor.explain import Profiled, Step, explain, macs_of, profiled, rows
 from compressor.gates import Variant, gains
-from compressor.pipeline import Inputs
+from compressor.inputs import Inputs
 from compressor.summary import _chain
 from tests.conftest import compress
 

@@ -26,10 +26,9 @@ from transformers import BertForMaskedLM, DebertaV2Config, DebertaV2Model
 from compressor import checkpoint, machine, pipeline, ranking, summary
 from compressor.artifact import Artifact, commit
 from compressor.environments import Environment
-from compressor.errors import RecipeError
+from compressor.errors import RecipeError, lacked
 from compressor.gates import Variant, judge
 from compressor.loader import load_recipe
-from compressor.pipeline import lacked
 from compressor.preflight import check_encoders
 from compressor.progress import Progress
 from compressor.runtime import Runtime

@@ -19,6 +19,7 @@ from compressor.data import Example
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.errors import RecipeError
 from compressor.families import FAMILIES, Place, family
+from compressor.layer_maps import count_layers
 from compressor.loader import load_recipe
 from compressor.losses import label_loss
 from compressor.modeling import PlainModel
@@ -28,7 +29,7 @@ from compressor.progress import Progress
 from compressor.recycling import Lower, Recycled, above, captured_in, learning
 from compressor.reuse import Reuse
 from compressor.scoring import inputs_of
-from compressor.settings.training import Finetune, Recycle, count_layers
+from compressor.settings.training import Finetune, Recycle
 from compressor.store import Identity, Store
 from compressor.training import fit
 from compressor.tuning import _keep_in_evaluation, merged, prepare

@@ -51,6 +51,7 @@ def run(
 ) -> None:
     """Build what is out of date, measure, judge by the gates, and write the bundle."""
     from compressor import machine, pipeline
+    from compressor.locks import only_build
     from compressor.plan import check_training
     from compressor.publish import publish
 
@@ -70,7 +71,7 @@ def run(
         if "quantize" in asked:
             check_environment(chosen)
         checks["check"] = partial(check_data, chosen)
-    with pipeline.only_build(chosen.name, artifacts):
+    with only_build(chosen.name, artifacts):
         artifact = pipeline.run(chosen, artifacts, log, until=until, force=force, **checks)
         whole = artifact.manifest["stage"] in pipeline.LAST
         place = publish(artifact, artifacts, chosen.name) if whole else artifact.path
@@ -95,7 +96,7 @@ def _trains(recipe: Any, artifacts: Path, until: str | None, force: Sequence[str
     rows = pipeline.plan(recipe, artifacts, force)
     names = [row.stage.name for row in rows]
     asked = rows[: names.index(until) + 1] if until in names else rows
-    return any(not row.cached and row.stage.name in pipeline.TRAINING for row in asked)
+    return any(not row.cached and row.stage.trains for row in asked)
 
 
 def _known_stages(recipe: Any, names: Sequence[str]) -> None:

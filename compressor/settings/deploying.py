@@ -38,10 +38,6 @@ class LengthAdapt(Training):
             raise ValueError("significance question asks the question's tokens, which must stay: set length_adapt.protect: question")
         return self
 
-    def lost_at_most(self, layers: int) -> float:
-        """Return the share of its tokens that each layer of the smallest sub-model drops."""
-        return self.bound if self.smallest is None else 1 - self.smallest ** (1 / layers)
-
 
 class EarlyExit(Training):
     layer: Annotated[int, Field(ge=1, le=LARGEST)]

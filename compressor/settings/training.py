@@ -79,11 +79,6 @@ def _first_layers_or_auto(value: Any) -> Any:
 FirstLayers = Annotated[int | str, BeforeValidator(_first_layers)]
 
 
-def count_layers(asked: int | str, count: int) -> int:
-    """Return how many of an encoder's layers are the first so many, or the first share of them."""
-    return asked if isinstance(asked, int) else max(1, count * int(asked[:-1]) // 100)
-
-
 DType = Literal["float32", "float16", "int8"]
 Folder = Annotated[str, Field(min_length=1)]
 
@@ -119,11 +114,6 @@ class RecycledLayers(Section):
     artifacts folder."""
     max_size: Megabytes | None = None
     """Largest store; absent: as `recycle` says."""
-
-    def kept(self, recycle: Recycle | None) -> Recycle:
-        """Return how their outputs are kept, beside what the recipe recycles of its teacher, if anything."""
-        own = self.model_dump(include={"layer", "dtype", "max_size"}, exclude_none=True)
-        return (recycle or Recycle(layer=self.layer)).model_copy(update={**own, "store": self.store})
 
 
 class Teacher(Section):

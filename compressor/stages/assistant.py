@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.distillation import train_student
-from compressor.pipeline import Inputs
+from compressor.inputs import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 

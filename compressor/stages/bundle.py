@@ -24,8 +24,8 @@ from compressor.encoded import pad_id_of
 from compressor.gates import judge
 from compressor.graphs import set_default_lengths
 from compressor.halves import BACK, FRONT
+from compressor.inputs import Inputs, deployed, is_single, lengths_of
 from compressor.measure import STUDENT, TEACHER, measure, row_name
-from compressor.pipeline import Inputs, deployed, is_single, lengths_of
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.report import render_card, render_report

@@ -19,7 +19,7 @@ from compressor.artifact import write_json
 from compressor.calibration import Pass, Setting
 from compressor.cascade import GOES_ON
 from compressor.errors import StageError
-from compressor.pipeline import Inputs
+from compressor.inputs import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.scores import Metric

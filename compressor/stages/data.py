@@ -19,7 +19,7 @@ from typing import IO, Any
 from compressor.artifact import write_json
 from compressor.data import Example, held_out, read_examples, seen_hash
 from compressor.errors import RecipeError
-from compressor.pipeline import Inputs
+from compressor.inputs import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.tasks import TRAINED, Task

@@ -16,7 +16,7 @@ from compressor.distillation import train_student
 from compressor.errors import RecipeError
 from compressor.families import shape_of
 from compressor.halving import check_family
-from compressor.pipeline import Inputs
+from compressor.inputs import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.settings.distilling import Distill, SoftLabels, Student

@@ -10,7 +10,7 @@ from typing import Any
 
 from compressor.artifact import digest_of, files_of
 from compressor.formats import count
-from compressor.pipeline import Inputs
+from compressor.inputs import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.splits import MODEL

@@ -18,9 +18,9 @@ from compressor.encoded import pad_id_of, tokenizer_of
 from compressor.graphs import export_graph, layered, parity
 from compressor.halves import BACK, FRONT
 from compressor.halving import check_parity, export_halves
+from compressor.inputs import Inputs, Kind
 from compressor.lengths import LengthConfig
 from compressor.modeling import LengthAdaptiveModel, PlainModel
-from compressor.pipeline import Inputs, Kind
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.splits import MODEL, Splits, task_of

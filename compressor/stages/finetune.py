@@ -20,9 +20,9 @@ from compressor.artifact import STATE
 from compressor.encoded import Encoded
 from compressor.errors import RecipeError
 from compressor.finetuning import TrainingData, finetune
+from compressor.inputs import Inputs
 from compressor.modeling import PlainModel
 from compressor.objectives import compares_answers
-from compressor.pipeline import Inputs
 from compressor.pretrained import has_head, load_model, own_labels
 from compressor.progress import Progress
 from compressor.recipe import Recipe

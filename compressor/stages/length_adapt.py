@@ -23,10 +23,10 @@ from compressor.artifact import STATE
 from compressor.choices import UNLABELLED, Choice
 from compressor.encoded import tokenizer_of
 from compressor.errors import RecipeError
+from compressor.inputs import Inputs
 from compressor.lengths import LengthConfig
 from compressor.losses import label_loss, soft_label_loss
 from compressor.modeling import LengthAdaptiveModel, PlainModel
-from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.scoring import score_of
@@ -66,7 +66,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         model = LengthAdaptiveModel(plain, **made_for)
         config = smallest_of(settings, model.layers, model.max_length)
         if model.absolute:  # as it is trained: of short texts absolute counts would drop nothing
-            config = LengthConfig.smallest(model.layers, int(validation.tokens.lengths.max()), settings.lost_at_most(model.layers))
+            config = LengthConfig.smallest(model.layers, int(validation.tokens.lengths.max()), settings.bound, settings.smallest)
         smallest = torch.tensor(config.lengths)
 
         def scores(model: LengthAdaptiveModel = model) -> dict[str, float]:
@@ -119,7 +119,7 @@ def smallest_of(settings: LengthAdapt, layers: int, max_length: int) -> LengthCo
     Raises:
         RecipeError: the recipe leaves next to nothing of a text.
     """
-    config = LengthConfig.smallest(layers, max_length, settings.lost_at_most(layers))
+    config = LengthConfig.smallest(layers, max_length, settings.bound, settings.smallest)
     if config.lengths[-1] < LEAST:
         left = f"leaves {config.lengths[-1]} of {max_length} tokens after {layers} layers"
         if settings.smallest is not None:
@@ -175,7 +175,7 @@ def sandwich(
         soft = soft_label_loss(full, goal, counted, choice, temperature=1.0)
         yield (1 - settings.soft_labels) * hard + settings.soft_labels * soft
     target = full.detach()
-    smallest = LengthConfig.smallest(layers, max_length, settings.lost_at_most(layers))
+    smallest = LengthConfig.smallest(layers, max_length, settings.bound, settings.smallest)
     drawn = (LengthConfig.sample(layers, max_length, settings.bound, rng, smallest.lengths) for _ in range(settings.sandwiches))
     configurations = [smallest, *drawn]
     for number, config in enumerate(configurations):

@@ -25,9 +25,9 @@ from compressor.data import Example, read_examples, seen_hash
 from compressor.errors import RecipeError
 from compressor.evaluation import check_labels
 from compressor.halves import BACK
+from compressor.inputs import Inputs
 from compressor.latency import Run, sample, timed
 from compressor.members import Member, members_of
-from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.settings.serving import Cascade

@@ -22,11 +22,11 @@ from compressor import machine
 from compressor.backends import NOISE
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import StageError, UnfitError
+from compressor.errors import StageError, UnfitError, lacked
 from compressor.halves import BACK, FRONT, STATES
+from compressor.inputs import Inputs
 from compressor.latency import interleaved, requests, sample, tokens_of
 from compressor.lengths import LengthConfig
-from compressor.pipeline import Inputs, lacked
 from compressor.products import check_int8, count_products, products
 from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS, SINGLE, Feed
@@ -233,8 +233,8 @@ def _feeds(recipe: Recipe, inputs: Inputs, source: Path) -> Iterator[Feed]:
     half, smallest = (full / 2).astype(np.int64).clip(1), full
     if len(full):
         asked = recipe.length_adapt
-        bound = asked.lost_at_most(len(full)) if asked else LengthAdapt.model_fields["bound"].default
-        smallest = np.array(LengthConfig.smallest(len(full), int(full[0]), bound).lengths)
+        bounds = (asked.bound, asked.smallest) if asked else (LengthAdapt.model_fields["bound"].default, None)
+        smallest = np.array(LengthConfig.smallest(len(full), int(full[0]), *bounds).lengths)
     for number, row in enumerate(sample(tokens.lengths.tolist(), count)):
         feed = {**tokens.of_text(row).padded(0), "lengths": (full, half, smallest)[number % 3]}
         yield {name: array for name, array in feed.items() if name in wanted}

@@ -17,14 +17,14 @@ from typing import Any
 from compressor import sources
 from compressor.artifact import write_json
 from compressor.families import shape_of
-from compressor.pipeline import Inputs
+from compressor.inputs import Inputs
+from compressor.layer_maps import count_layers
 from compressor.pretrained import load_model
 from compressor.probes import Probe, chosen, probe
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recycling import most_layers
 from compressor.reuse import Reuse, told
-from compressor.settings.training import count_layers
 from compressor.splits import Splits, task_of
 from compressor.tasks import Task
 

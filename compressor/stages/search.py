@@ -21,8 +21,8 @@ from compressor.artifact import write_json
 from compressor.baselines import constant_ratios, published, random_search, told, truncation
 from compressor.candidates import Bench
 from compressor.evolution import LOSSES, Candidate, Genome, Measure, evolve, hypervolume, operating_points, pareto_front, repaired
+from compressor.inputs import Inputs
 from compressor.lengths import LengthConfig
-from compressor.pipeline import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 
