@@ -26,7 +26,6 @@ from compressor.modeling import PlainModel
 from compressor.objectives import (
     Shapes,
     Views,
-    asks_of_tokens,
     asks_teacher,
     check,
     compares_answers,
@@ -180,9 +179,9 @@ def check_objectives(
                 "use soft_labels, logits and labels"
             )
     check(section, settings.objectives, shapes)
-    if task.per_token and not same_tokens and (asking := asks_of_tokens(settings.objectives)):
+    if task.per_token and not same_tokens and (comparing := compares_answers(settings.objectives)):
         raise RecipeError(
-            f"{section}.objectives: {asking} compares the answers for each token, but teacher and student tokenize differently; "
+            f"{section}.objectives: {comparing} compares the answers for each token, but teacher and student tokenize differently; "
             "use labels alone, or a teacher with the student's tokenizer"
         )
 

@@ -63,11 +63,6 @@ distill:
     - {{type: labels, weight: 0.1, start: 0.4}}
 """
 
-NO_DISTILL = """\
-# No distill: the teacher itself is compressed. A student of fewer layers is faster:
-# distill: {student: {layers: [0, 5, 11]}, epochs: 3, objectives: [{type: soft_labels, temperature: 2.0}]}
-"""
-
 
 def write_recipe(
     path: Path,
@@ -78,16 +73,19 @@ def write_recipe(
     task: str = "text-classification",
     text: str | None = None,
     label: str | None = None,
-    student_layers: int | None = 3,
+    student_layers: int = 3,
     threads: int = 1,
     teacher_layers: int = 12,
 ) -> None:
-    """Write a commented recipe to `path`; with `student_layers=None` it has no distillation, columns are the task's usual ones.
+    """Write a commented recipe to `path`; columns that are not named are the task's usual ones.
 
-    Raises `RecipeError` when the file exists or a number is out of range, `UnfitError` when the file cannot be written.
+    Raises:
+        RecipeError: the file exists, or a number is out of range.
+        UnfitError: the file cannot be written.
     """
     train, model = (_from_beside(path, source) for source in (train, model))
-    recipe = compose_recipe(str(path), name, model, train, task, text, label, student_layers, threads, teacher_layers)
+    depths = {"student_layers": student_layers, "teacher_layers": teacher_layers}
+    recipe = _composed(str(path), name=name, model=model, train=train, task=task, text=text, label=label, threads=threads, **depths)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
@@ -104,15 +102,16 @@ def _from_beside(path: Path, source: str) -> str:
     return os.path.relpath(source, path.parent) if away else source
 
 
-def compose_recipe(
+def _composed(
     file: str,
+    *,
     name: str,
     model: str,
     train: str,
     task: str,
     text: str | None,
     label: str | None,
-    student_layers: int | None,
+    student_layers: int,
     threads: int,
     teacher_layers: int,
 ) -> str:
@@ -123,7 +122,6 @@ def compose_recipe(
         raise RecipeError(f"no task {task!r}; choose {', '.join(SERVED)}")
     usual, windowed = USUAL[task], task in WINDOWED
     columns = {"text": usual.text if text is None else text, "text_pair": usual.text_pair, "label": usual.label if label is None else label}
-    depth = student_layers or teacher_layers
     return RECIPE.format(
         file=scalar(file),
         name=scalar(name),
@@ -135,10 +133,10 @@ def compose_recipe(
         columns="\n".join(f"  {key}: {scalar(column)}" for key, column in columns.items() if column is not None),
         max_length=384 if task == "question-answering" else 128,
         longer="go on in another window" if windowed else "are cut",
-        distill=NO_DISTILL if student_layers is None else DISTILL.format(layers=spread_layers(student_layers, teacher_layers)),
+        distill=DISTILL.format(layers=spread_layers(student_layers, teacher_layers)),
         threads=threads,
-        speedup=max(1.5, teacher_layers / depth),  # INT8 alone brings more than 1.5 on a processor with VNNI
-        size_mb=_size_gate_mb(depth),
+        speedup=max(1.5, teacher_layers / student_layers),  # INT8 alone brings more than 1.5 on a processor with VNNI
+        size_mb=_size_gate_mb(student_layers),
     )
 
 

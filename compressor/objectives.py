@@ -202,8 +202,6 @@ class Method:
     places: Callable[[Any, Shapes], Places] | None = None
     check: Callable[[Any, Shapes], str] | None = None
     learned: Callable[[Shapes], nn.Module] | None = None
-    teacher: bool = True
-    """Whether it asks the teacher at all."""
 
 
 OBJECTIVES: Mapping[type[Objective], Method] = {
@@ -215,7 +213,7 @@ OBJECTIVES: Mapping[type[Objective], Method] = {
     ),
     Logits: Method(lambda _, v: logit_loss(v.student_logits, v.teacher_logits, v.counted)),
     SoftLabels: Method(lambda s, v: soft_label_loss(v.student_logits, v.teacher_logits, v.counted, v.choice, s.temperature)),
-    Labels: Method(lambda _, v: label_loss(v.student_logits, v.labels, v.mask, v.choice), teacher=False),
+    Labels: Method(lambda _, v: label_loss(v.student_logits, v.labels, v.mask, v.choice)),
 }
 
 
@@ -224,15 +222,9 @@ def looks_inside(objectives: Sequence[Objective]) -> str | None:
     return next((str(o.type) for o in objectives if OBJECTIVES[type(o)].places), None)
 
 
-def asks_of_tokens(objectives: Sequence[Objective]) -> str | None:
-    """Return the type of an objective that compares answers with the teacher's, if there is one."""
-    return next((str(o.type) for o in objectives if OBJECTIVES[type(o)].teacher), None)
-
-
 def compares_answers(objectives: Sequence[Objective]) -> str | None:
     """Return the type of an objective that compares the two models' logits, if there is one."""
-    methods = ((o, OBJECTIVES[type(o)]) for o in objectives)
-    return next((str(o.type) for o, method in methods if method.teacher and not method.places), None)
+    return next((str(o.type) for o in objectives if o.asks_teacher and o.answers), None)
 
 
 def check(section: str, objectives: Sequence[Objective], shapes: Shapes) -> None:
@@ -260,7 +252,7 @@ def active(objectives: Sequence[Objective], share: float) -> list[tuple[str, Obj
 
 def asks_teacher(objectives: Sequence[Objective], share: float) -> bool:
     """Say whether an objective that is active after `share` of the training asks the teacher."""
-    return any(OBJECTIVES[type(o)].teacher for _, o in active(objectives, share))
+    return any(o.asks_teacher for _, o in active(objectives, share))
 
 
 def looks_below(objectives: Sequence[Objective], shapes: Shapes, layers: int) -> str | None:

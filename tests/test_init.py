@@ -66,21 +66,6 @@ def test_an_unknown_task_is_refused_with_the_known_ones(tmp_path: Path) -> None:
         write_recipe(tmp_path / "recipe.yaml", name="mine", model=BERT, train="train.jsonl", task="qa")
 
 
-def test_without_a_student_nothing_is_distilled_and_the_gates_are_lower(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    write_recipe(path, name="reviews", model=BERT, train="train.csv", student_layers=None)
-    recipe = load(path)
-    assert "distill" not in recipe
-    assert [gate.get("min", gate.get("max")) for gate in recipe["gates"][1:]] == [1.5, "150MB"]
-
-
-def test_the_line_that_turns_distillation_on_is_valid(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    write_recipe(path, name="reviews", model=BERT, train="train.csv", student_layers=None)
-    path.write_text(path.read_text().replace("# distill: {", "distill: {"))
-    assert load(path)["distill"]["student"] == {"layers": [0, 5, 11]}
-
-
 ODD = [
     "",
     "no",

@@ -55,6 +55,8 @@ class Student(Section):
 class Objective(Section):
     answers: ClassVar[bool] = False
     """Whether it reaches the logits, and so trains the head; the others look inside the models."""
+    asks_teacher: ClassVar[bool] = True
+    """Whether it needs a teacher; without one it is the data's labels that are learned."""
     type: str
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Factor of this loss in the sum."""
@@ -116,7 +118,7 @@ class SoftLabels(Objective):
 
 
 class Labels(Objective):
-    answers = True
+    answers, asks_teacher = True, False
     type: Literal["labels"]
     """The labels of the data."""
 
@@ -164,7 +166,7 @@ class Distill(Training):
     @property
     def labels_alone(self) -> bool:
         """Whether nothing is asked of the teacher."""
-        return all(isinstance(o, Labels) for o in self.objectives)
+        return not any(o.asks_teacher for o in self.objectives)
 
     @property
     def answers_from(self) -> float:
