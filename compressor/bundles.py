@@ -3,12 +3,13 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from compressor import machine
-from compressor.errors import BundleError
+from compressor.errors import BundleError, CompressorError, UnfitError
 from compressor.tasks import TASKS
 
 FORMAT = 2
@@ -20,6 +21,7 @@ def verify(folder: Path) -> Mapping[str, Any]:
 
     Raises:
         BundleError: what is wrong, in one line.
+        UnfitError: a file cannot be read.
     """
     if not str(folder).isascii() and any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
         raise BundleError(f"{str(folder)!r}: the name of this folder is not UTF-8, which onnxruntime needs; give it another")
@@ -27,8 +29,10 @@ def verify(folder: Path) -> Mapping[str, Any]:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if not isinstance(manifest, dict):
             raise ValueError
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{folder}: no bundle here (manifest.json is missing); name a folder that 'compress' built") from None
+    except OSError as error:
+        raise _unreadable(folder / "manifest.json", error) from None
     except (ValueError, RecursionError):
         raise BundleError(f"{folder}/manifest.json is damaged; copy the bundle again or rebuild it with 'compress recipe.yaml'") from None
     if manifest.get("format") != FORMAT or str(manifest.get("task")) not in TASKS:
@@ -58,10 +62,33 @@ def _check_content(folder: Path, manifest: Mapping[str, Any]) -> None:
         try:
             with (folder / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             raise BundleError(f"{folder}: {name} is missing; {remedy}") from None
+        except OSError as error:
+            raise _unreadable(folder / name, error) from None
         if found != expected:
             raise BundleError(f"{folder}: {name} does not match manifest.json (sha256 {found[:8]}… ≠ {expected[:8]}…); {remedy}")
+
+
+def _unreadable(path: Path, error: OSError) -> UnfitError:
+    return UnfitError(f"{path} cannot be read ({error.strerror}); mend its permissions or the disk, or close other files")
+
+
+@contextmanager
+def readable(manifest: Mapping[str, Any]) -> Iterator[None]:
+    """Say in one line what of a verified bundle this environment's packages cannot read.
+
+    Raises:
+        UnfitError: which versions are here, and which the bundle was built with.
+    """
+    try:
+        yield
+    except (CompressorError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        built = manifest.get("versions", {})
+        named = "; ".join(f"{name} {version} here, {built[name]} where it was built" for name, version in machine.versions(*built).items())
+        raise UnfitError(f"the bundle cannot be opened ({' '.join(str(error).split())[:200]}): {named}") from error
 
 
 def seal(manifest: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from compressor.confidence import Confidence, confidences
-from compressor.data import Example
+from compressor.data import Example, in_chunks
 from compressor.exits import States
 from compressor.halves import AT_ONCE
 from compressor.tasks import Task
@@ -28,6 +28,8 @@ MEMBERS = "members"
 """Folder of a bundle that holds the graphs and tokenizers of members that are no operating point of its own."""
 GRAPH = "member.onnx"
 """A member's graph: not model.onnx, which other clients look for in a bundle's folder and below."""
+CHARACTERS = 2**17
+"""Of texts whose states are in memory together, where a text may have many windows."""
 NEVER = 2.0
 """A threshold that no confidence reaches."""
 STOPS, GOES_ON = "exit", "rest"
@@ -103,10 +105,11 @@ class Cascade:
         limits = self.thresholds if thresholds is None else thresholds
         if len(limits) != len(self.members) - 1:
             raise ValueError(f"{len(self.members)} members take {len(self.members) - 1} thresholds, not {len(limits)}")
-        size = AT_ONCE if any(member.exits for member in self.members) else max(1, len(examples))
-        for begin in range(0, len(examples), size):
-            for part in self._routed(task, examples[begin : begin + size], limits):
+        begin, exits = 0, any(member.exits for member in self.members)
+        for chunk in in_chunks(examples, AT_ONCE, CHARACTERS) if exits else [examples]:
+            for part in self._routed(task, chunk, limits):
                 yield replace(part, rows=part.rows + begin)
+            begin += len(chunk)
 
     def _routed(self, task: Task, examples: Sequence[Example], limits: Sequence[float]) -> Iterator[Part]:
         left, before, windows, states = np.arange(len(examples)), None, None, None

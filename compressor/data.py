@@ -5,7 +5,7 @@ import hashlib
 import heapq
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -29,6 +29,19 @@ class Example:
     """None where unknown; else as its task has it: a name, names, a number, a tag for each word, or answers [text, start]."""
     words: Sequence[str] | None = None
     """The text's words, where tags belong to them."""
+
+
+def in_chunks(examples: Iterable[Example], most: int, characters: int) -> Iterator[list[Example]]:
+    """Yield up to so many examples at once, fewer where they reach so many characters together: what memory bears."""
+    chunk, held = list[Example](), 0
+    for example in examples:
+        chunk.append(example)
+        held += len(example.text) + len(example.text_pair or "")
+        if len(chunk) == most or held >= characters:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 class Format(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import STATE, STORE, Artifact
+from compressor.artifact import MANIFEST, STATE, STORE, Artifact
 from compressor.errors import UnfitError
 from compressor.locks import no_build
 from compressor.pipeline import LAST, STAGES
@@ -60,13 +60,19 @@ def collect(artifacts: Path, *, dry_run: bool = False) -> list[Entry]:
     """
     if dry_run:
         return _unused(artifacts)
-    with no_build(artifacts):
+    locks = {path: path.name[1:-5] for path in sorted(artifacts.glob(".*.lock"))}
+    # An artifact's lock is only taken under a recipe's; there is one for each that was ever made, too many to hold.
+    with no_build(path for path, name in locks.items() if not _OURS.fullmatch(name)):
         gone = _unused(artifacts)
         for entry in gone:
             try:
                 shutil.rmtree(entry.path)
             except OSError as error:
                 raise UnfitError(f"{entry.path}: {error.strerror}; mend its permissions and run again") from error
+        for path, name in locks.items():
+            if _OURS.fullmatch(name) and not (artifacts / name).exists():
+                with suppress(OSError):
+                    path.unlink()
     return gone
 
 
@@ -126,8 +132,8 @@ def _ends(artifacts: Path) -> list[Path]:
 
 
 def _ended(artifacts: Path) -> float:
-    """Return when the newest bundle, or encoder, was made; 0 where there is none."""
-    return max(map(_changed, _ends(artifacts)), default=0.0)
+    """Return when the newest bundle, or encoder, was made; 0 where there is none. Being used again makes none newer."""
+    return max((_stamp(folder / MANIFEST) for folder in _ends(artifacts)), default=0.0)
 
 
 def _used(artifacts: Path, ended: float) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """Read a recipe: YAML 1.2 with places, `--set` changes, and errors in the user's words."""
 
+import copy
 import difflib
 import os
 import types
@@ -109,8 +110,7 @@ def _apply(document: Any, change: str) -> None:
             break
         if parent in SHORT and isinstance(node.get(parent), str | int):
             node[parent] = {SHORT[parent]: node[parent]}
-        if node.get(parent) is None:
-            node[parent] = {}
+        node[parent] = {} if node.get(parent) is None else copy.deepcopy(node[parent])  # an alias's other places stay as they are
         node = node[parent]
     if not isinstance(node, dict):
         raise RecipeError(f"--set {change}: {'.'.join(parents)} holds no keys")

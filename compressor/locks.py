@@ -1,6 +1,6 @@
 """Who may write where: one build of a recipe at a time, one writer of an artifact, and none of either while the cache is cleared."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -48,16 +48,20 @@ def _locked(artifacts: Path, name: str, taken: Callable[[], None]) -> Iterator[N
 
 
 @contextmanager
-def no_build(artifacts: Path) -> Iterator[None]:
-    """Hold the lock of every recipe that was built here: what a running build has not finished is no leftover."""
+def no_build(locks: Iterable[Path]) -> Iterator[None]:
+    """Hold the locks of all recipes that were built here: what a running build has not finished is no leftover.
+
+    Raises:
+        UnfitError: a build is running, or a lock cannot be opened.
+    """
     with ExitStack() as held:
-        for path in sorted(artifacts.glob(".*.lock")):
+        for path in locks:
             from filelock import FileLock, Timeout  # where builds run it is installed; a deployed bundle does without
 
             try:
                 held.enter_context(FileLock(path, timeout=0))
             except Timeout:
-                raise UnfitError(f"a build of {path.name[1:-5]} is running in {artifacts}; wait for it, then run again") from None
+                raise UnfitError(f"a build of {path.name[1:-5]} is running in {path.parent}; wait for it, then run again") from None
             except OSError as error:
                 raise UnfitError(f"{path}: {error.strerror}; mend its permissions and run again") from None
         yield

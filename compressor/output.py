@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ def show(format: Format, result: Mapping[str, Any]) -> None:
     # rich keeps bold under NO_COLOR; without a colour system it writes no escape codes at all.
     colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
     console = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=colors)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         console.width = WIDEST
     for key, value in result.items():
         if key == "variants":

@@ -3,10 +3,11 @@
 A recipe section that is absent is a stage that does not run; the newest artifact of each kind flows on.
 """
 
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +41,8 @@ class Stage:
     """Packages whose versions are part of the cache key."""
     section: str | None = None
     """Recipe section without which the stage does not run."""
+    splits: tuple[str, ...] | None = None
+    """Splits of the data that its result depends on; all: None."""
     trains: bool = False
     """Whether it takes hours, before which a recipe's encoders and data are looked at."""
     times: bool = False
@@ -58,43 +61,45 @@ def _tried(recipe: Recipe) -> dict[str, Any] | None:
 
 
 _TORCH = ("torch", "transformers", "tokenizers")
+_STORED = (*_TORCH, "lmdb")
 _ORT = ("onnx", "onnxruntime", "tokenizers", "numpy")
 _RUN = (*_ORT, "openvino")
 """What may run a graph: with a version that was not there before, `auto` may choose otherwise."""
 _EXPORT = (*_TORCH, *_ORT, "onnxscript")
 _FLOAT: tuple[Kind, ...] = ("data", "checkpoint", "float_graph")
 _GRAPHS: tuple[Kind, ...] = (*_FLOAT, "int8_graph")
+_TAUGHT: tuple[Kind, ...] = ("data", "activations")
+_ADAPTED: tuple[Kind, ...] = ("data", "teacher", "checkpoint")
+_WHOLE: tuple[Kind, ...] = ("data", "activations", "teacher", "checkpoint")
+_ANSWERING: tuple[Kind, ...] = (*_GRAPHS, "teacher", "exit", "frontier")
+_SHIPPED: tuple[Kind, ...] = (*_GRAPHS, "teacher", "frontier", "members", "policy")
 _TEACHER = ("teacher", "task", "seed")
-_ABOVE = ("recycle", "task", "seed")
+_ABOVE = ("recycle.dtype", "task", "seed")
 _LENGTHS = ("length_adapt", "task", "seed")
+_TARGET = ("target", "task", "seed")
 _INT8 = ("quantize", "target.threads", "target.batch", "task", "seed")
-_BUNDLE = ("name", "recycle", "quantize.isa", "cascade.default", "task", "target", "default_point", "gates", "seed")
+_BUNDLE = ("name", "recycle.dtype", "quantize.isa", "cascade.default", "task", "target", "default_point", "gates", "seed")
 _READS = ("data.text", "data.text_pair", "data.label", "data.skip_bad", "data.unknown_labels")
 _ANSWERS = ("cascade.members", "cascade.confidence", "cascade.calibration", *_READS, "export", "target", "task")
 _GOALS = ("cascade.confidence", "cascade.thresholds", "cascade.max_drop", "cascade.speedup", "cascade.latency_ms", "task")
 
+_USED = ("train", "validation")
+_LEARNED = ("train", "unlabelled", "validation")
+
 STAGES: tuple[Stage, ...] = (
     Stage("data", (), ("data",), ("data", "task")),
-    Stage("recycle", ("data",), ("activations",), ("recycle", "teacher", "task", "seed"), (*_TORCH, "lmdb"), "recycle"),
-    Stage("finetune", ("data", "activations"), ("teacher", "guide", "checkpoint"), _TEACHER, (*_TORCH, "peft"), trains=True),
-    Stage("assistant", ("data", "guide"), ("guide",), ("assistant", *_ABOVE), (*_TORCH, "lmdb"), "assistant", trains=True),
-    Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", *_ABOVE), (*_TORCH, "lmdb"), "distill", trains=True),
-    Stage("length_adapt", ("data", "teacher", "checkpoint"), ("checkpoint",), _LENGTHS, _TORCH, "length_adapt", trains=True),
-    Stage("early_exit", ("data", "checkpoint"), ("exit",), ("early_exit", *_ABOVE), (*_TORCH, "lmdb"), "early_exit", trains=True),
-    Stage("export", ("data", "activations", "teacher", "checkpoint"), ("float_graph",), ("export", "task"), _EXPORT, deploys=True),
-    Stage("quantize", _FLOAT, ("int8_graph",), _INT8, (*_RUN, "nncf"), "quantize", times=True, finds=_tried),
-    Stage("search", _GRAPHS, ("frontier",), ("search", "target", "task", "seed"), ("deap", *_RUN), "search", times=True),
-    Stage(
-        "members",
-        (*_GRAPHS, "teacher", "exit", "frontier"),
-        ("members",),
-        _ANSWERS,
-        (*_EXPORT, "openvino", "scipy"),
-        "cascade",
-        times=True,
-    ),
+    Stage("recycle", ("data",), ("activations",), ("recycle", *_TEACHER), _STORED, "recycle", splits=_USED),
+    Stage("finetune", _TAUGHT, ("teacher", "guide", "checkpoint"), _TEACHER, (*_TORCH, "peft"), trains=True, splits=_USED),
+    Stage("assistant", ("data", "guide"), ("guide",), ("assistant", *_ABOVE), _STORED, "assistant", trains=True, splits=_LEARNED),
+    Stage("distill", ("data", "guide"), ("checkpoint",), ("distill", *_ABOVE), _STORED, "distill", trains=True, splits=_LEARNED),
+    Stage("length_adapt", _ADAPTED, ("checkpoint",), _LENGTHS, _TORCH, "length_adapt", trains=True, splits=_LEARNED),
+    Stage("early_exit", ("data", "checkpoint"), ("exit",), ("early_exit", *_ABOVE), _STORED, "early_exit", trains=True, splits=_LEARNED),
+    Stage("export", _WHOLE, ("float_graph",), ("export", "task"), _EXPORT, deploys=True, splits=("validation",)),
+    Stage("quantize", _FLOAT, ("int8_graph",), _INT8, (*_RUN, "nncf"), "quantize", times=True, finds=_tried, splits=_USED),
+    Stage("search", _GRAPHS, ("frontier",), ("search", *_TARGET), ("deap", *_RUN), "search", times=True, splits=("search",)),
+    Stage("members", _ANSWERING, ("members",), _ANSWERS, (*_EXPORT, "openvino", "scipy"), "cascade", times=True),
     Stage("cascade", ("members",), ("policy",), _GOALS, ("numpy",), "cascade"),
-    Stage("bundle", (*_GRAPHS, "teacher", "frontier", "members", "policy"), ("bundle",), _BUNDLE, _RUN, times=True, deploys=True),
+    Stage("bundle", _SHIPPED, ("bundle",), _BUNDLE, _RUN, times=True, deploys=True),
     Stage("encoder", ("data", "checkpoint"), ("bundle",), ("name",), deploys=False),
 )
 
@@ -148,7 +153,7 @@ def cache_key(stage: Stage, recipe: Recipe, inputs: Inputs) -> str:
             "stage": stage.name,
             "sources": source_hashes(f"stages.{stage.name}"),
             "settings": recipe.key_settings(stage.settings),
-            "inputs": {kind: artifact.digest for kind, artifact in inputs.items()},
+            "inputs": {kind: _digest_read(stage, kind, artifact) for kind, artifact in inputs.items()},
             "versions": machine.versions(*stage.packages),
             "machine": machine.fingerprint() if stage.times else "",
             "found": stage.finds(recipe) if stage.finds else None,
@@ -156,16 +161,25 @@ def cache_key(stage: Stage, recipe: Recipe, inputs: Inputs) -> str:
     )
 
 
+def _digest_read(stage: Stage, kind: Kind, artifact: Artifact) -> str:
+    """Return the digest of what a stage reads of an artifact: of the data its own splits, so that other test texts train nothing anew."""
+    if kind != "data" or stage.splits is None:
+        return artifact.digest
+    files: Mapping[str, str] = artifact.manifest["files"]
+    return digest_of({name: files.get(name) for name in ("meta.json", *(f"{split}.jsonl" for split in stage.splits))})
+
+
 def plan(recipe: Recipe, artifacts: Path, force: Sequence[str] = ()) -> list[Planned]:
     """Say for each stage whether its artifact is there, or why it would run; `run` then checks every byte of it, which takes longer."""
     flow, rows, stale = Flow(), [], ""
     for stage in stages_of(recipe):
         if stale:
-            rows.append(Planned(stage, None, False, f"{stale} runs before it", _last_seconds(stage, artifacts)))
+            rows.append(Planned(stage, None, False, f"{stale} runs before it", _last_seconds(stage, recipe, artifacts)))
             continue
         folder = _folder(stage, recipe, flow.inputs(stage), artifacts)
         reason = "forced" if stage.name in force else _why_not_cached(stage, folder, content=False)
-        rows.append(Planned(stage, folder, not reason, reason or "cached", _last_seconds(stage, artifacts)))
+        seconds = _last_seconds(stage, recipe, artifacts) if reason else float(Artifact(folder).metrics["seconds"])
+        rows.append(Planned(stage, folder, not reason, reason or "cached", seconds))
         if reason:
             stale = stage.name
         else:
@@ -205,6 +219,9 @@ def run(
                         _build(stage, recipe, inputs, folder, log)
         if not reason:
             drop_state(folder)  # of a build that was killed as it ended
+            if stage.name in LAST:
+                with suppress(OSError):
+                    os.utime(folder)  # the newest again: what it was made from is in use, whatever was built since
             log.cached(stage.name, position, str(folder))
         flow.add(stage, Artifact(folder))
         if stage.name == "data":
@@ -269,11 +286,13 @@ def _why_not_cached(stage: Stage, folder: Path, *, content: bool = True) -> str:
     return Artifact(folder).damage(content=content) or ""
 
 
-def _last_seconds(stage: Stage, artifacts: Path) -> float | None:
-    """Return how long the newest artifact of this stage took, as an estimate."""
-    folders = sorted(artifacts.glob(f"{stage.name}-*"), key=lambda f: f.stat().st_mtime)
-    intact = [a for f in folders[-1:] if not (a := Artifact(f)).damage(content=False)]
-    return float(intact[0].metrics["seconds"]) if intact else None
+def _last_seconds(stage: Stage, recipe: Recipe, artifacts: Path) -> float | None:
+    """Return, as an estimate, how long the newest artifact of this stage with these settings took; of any settings, if there is none."""
+    folders = sorted(artifacts.glob(f"{stage.name}-*"), key=lambda f: f.stat().st_mtime, reverse=True)
+    intact = [a for f in folders if not (a := Artifact(f)).damage(content=False)]
+    asked = recipe.key_settings(stage.settings)
+    alike = [a for a in intact if a.manifest["settings"] == asked]
+    return next((float(a.metrics["seconds"]) for a in (*alike, *intact)), None)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What a person sees while a build runs; all of it goes to stderr, because stdout carries results."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +21,8 @@ class Stderr(Console):
     """What goes to stderr: where nobody reads it any more, or its disk is full, a command goes on unseen and keeps its exit code."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(stderr=True, **settings)
+        # FORCE_COLOR, which many CI services set, asks for colours, and not for a bar in a log.
+        super().__init__(stderr=True, force_interactive=None if sys.stderr.isatty() else False, **settings)
 
     def _check_buffer(self) -> None:
         try:

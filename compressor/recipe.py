@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from compressor import sources
 from compressor.files import Columns
-from compressor.settings.base import BUNDLE, CONTENT, LARGEST, SPLITS, Section
+from compressor.settings.base import BUNDLE, CONTENT, LARGEST, SPLITS, UNKEYED, Section
 from compressor.settings.data import USUAL, WINDOWED, Data, Split, Task
 from compressor.settings.deploying import EarlyExit, Export, LengthAdapt, PointName, Quantize, Search
 from compressor.settings.distilling import Distill
@@ -291,18 +291,16 @@ def _sliver(split: Split, most: int, name: str) -> Split:
 
 def _key_value(value: Any, root: Path) -> Any:
     if isinstance(value, Section):
-        fields = type(value).model_fields
-        return {
-            name: _key_value(item, root) if item is None else _hashed(item, root, f"{fields[name].annotation!r} {fields[name].metadata!r}")
-            for name in fields
-            for item in [getattr(value, name)]
-        }
+        declared = {name: f"{field.annotation!r} {field.metadata!r}" for name, field in type(value).model_fields.items()}
+        return {name: _hashed(getattr(value, name), root, how) for name, how in declared.items() if repr(UNKEYED) not in how}
     if isinstance(value, tuple):
         return [_key_value(item, root) for item in value]
     return value
 
 
 def _hashed(item: Any, root: Path, declared: str) -> Any:
+    if item is None:
+        return None
     if repr(CONTENT) in declared:
         return sources.fingerprint(item, root)
     return sources.bundle_fingerprint(item, root) if repr(BUNDLE) in declared else _key_value(item, root)

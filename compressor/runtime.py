@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.bundles import check_isa, verify
+from compressor import machine
+from compressor.bundles import check_isa, readable, verify
 from compressor.cascade import GRAPH, NEVER, STOPS, Cascade, Member, reader, whole
-from compressor.data import Example, check_characters
+from compressor.data import Example, check_characters, in_chunks
 from compressor.errors import BundleError, RecipeError, UnfitError
 from compressor.exits import Exit
 from compressor.halves import Halves
@@ -65,7 +66,7 @@ class Runtime:
     Raises:
         BundleError: the folder is no bundle, of another format, or not what was built; or a store is given and it has no halves.
         RecipeError: the store holds another model's outputs, or is given together with a backend that reads none.
-        UnfitError: the backend is not installed, or its answers are not those of onnxruntime.
+        UnfitError: the backend is not installed, or its answers are not those of onnxruntime; or a file cannot be read here.
     """
 
     def __init__(
@@ -76,15 +77,16 @@ class Runtime:
         max_size: float | None = None,
         backend: Backend | None = None,
     ) -> None:
-        """Check the bundle and open its graph, in the backend that it was built for or another.
+        """Check the bundle and open its graph, in the backend that it was built for or another, on as many threads as it was built for, or
+        as there are cores.
 
         A cascade's other graphs, and the two of a bundle with halves, run in onnxruntime always. With a `store`, a folder, its first layers
         run once per text, for all bundles that have the same ones and name the same folder; when it reaches `max_size` megabytes (default:
         20,000), what was not read for longest goes.
         """
-        folder = Path(bundle)
-        self.manifest = verify(folder)
+        self.manifest = verify(Path(bundle))
         check_isa(self.manifest)
+        folder = Path(bundle).absolute()  # what is opened later is there too after a change of the working directory
         self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
         self.points: Mapping[str, OperatingPoint] = {
             name: OperatingPoint(name, None if p["lengths"] is None else tuple(p["lengths"]), p["score"], p["latency_ms"])
@@ -95,25 +97,29 @@ class Runtime:
         self.max_length: int = self.manifest["max_length"]
         self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
         self._folder, self._seen = folder, Seen(folder / "manifest.json")
-        self.threads = threads or self.manifest["target"]["threads"]
+        self.threads: int = threads or min(self.manifest["target"]["threads"], machine.usable_cores())
         self.backend: Backend = backend or (self.calibrated_in if store is None else "onnxruntime")
-        self._read, self._exits = reader(folder, self.task, self.manifest), dict[Path, Exit]()
-        pad_id, single = self.manifest["pad_id"], self.manifest["single"]
-        if store is None:
-            file, chosen = folder / "model.onnx", self.backend
-            self._graph: Graph | Halves = Graph(file, self.threads, single=single, pad_id=pad_id, backend=chosen)
-            check_agreement(self._graph, self.max_length)
-        elif backend == "openvino":
+        self._exits = dict[Path, Exit]()
+        if store is not None and backend == "openvino":
             raise RecipeError("what lies above a store runs in onnxruntime: leave out the store, or the backend")
-        else:
-            self._graph = Halves(folder, self.threads, single=single, pad_id=pad_id, store=self._opened(Path(store), max_size))
+        with readable(self.manifest):
+            self._read = reader(folder, self.task, self.manifest)
+            self._graph = self._opened(folder, None if store is None else self._store(Path(store), max_size))
 
     @property
     def store(self) -> "Store | None":
         """What keeps the first layers' outputs, if anything does."""
         return self._graph.store if isinstance(self._graph, Halves) else None
 
-    def _opened(self, folder: Path, max_size: float | None) -> "Store":
+    def _opened(self, folder: Path, store: "Store | None") -> Graph | Halves:
+        pad_id, single = self.manifest["pad_id"], self.manifest["single"]
+        if store is not None:
+            return Halves(folder, self.threads, single=single, pad_id=pad_id, store=store)
+        graph = Graph(folder / "model.onnx", self.threads, single=single, pad_id=pad_id, backend=self.backend)
+        check_agreement(graph, self.max_length)
+        return graph
+
+    def _store(self, folder: Path, max_size: float | None) -> "Store":
         told = self.manifest.get("halves")
         if not told:
             raise BundleError("this bundle has no halves, so a store has nothing to keep; set export.halves: true and build it again")
@@ -140,7 +146,8 @@ class Runtime:
             other = f"backend {self.backend}" if self.store is None else "the store, above which onnxruntime answers"
             raise RecipeError(f"the cascade was calibrated in {self.calibrated_in}: leave out {other}, or name a point")
         self._seen.check()
-        return Cascade([self._member(facts) for facts in told["members"]], told["thresholds"], told["confidence"])
+        with readable(self.manifest):
+            return Cascade([self._member(facts) for facts in told["members"]], told["thresholds"], told["confidence"])
 
     @property
     def calibrated_in(self) -> Backend:
@@ -224,25 +231,12 @@ class Runtime:
     def _chunks(self, texts: Iterable[Given]) -> Iterator[list[Example]]:
         if isinstance(texts, str):
             raise RecipeError(f"{texts!r:.60} is one text, not several; give a list of texts")
-        return self._cut(map(self.example, texts))
-
-    @staticmethod
-    def _cut(examples: Iterable[Example]) -> Iterator[list[Example]]:
-        """Yield so many examples at once as memory bears."""
-        chunk, characters = list[Example](), 0
-        for example in examples:
-            chunk.append(example)
-            characters += len(example.text) + len(example.text_pair or "")
-            if len(chunk) == CHUNK or characters >= CHARACTERS:
-                yield chunk
-                chunk, characters = [], 0
-        if chunk:
-            yield chunk
+        return in_chunks(map(self.example, texts), CHUNK, CHARACTERS)
 
     def outcomes(self, examples: Sequence[Example], point: str | OperatingPoint | None = None) -> Floats:
         """Return the outcomes of labelled examples, one row each, of which the task's metrics are computed."""
         lengths, found = self.point(point).lengths, list[Floats]()
-        for chunk in self._cut(examples):
+        for chunk in in_chunks(examples, CHUNK, CHARACTERS):
             windows = self._read(chunk)
             found.append(self.task.outcomes(self._graph.logits(windows.tokens, lengths), windows, chunk, self.labels))
         return np.concatenate(found)
@@ -255,7 +249,7 @@ class Runtime:
         self._check(policy, thresholds)
         found, members, unknown, begin = list[Floats](), np.empty(len(examples), object), 0, 0
         rows = list[Ints]()
-        for chunk in self._cut(examples):
+        for chunk in in_chunks(examples, CHUNK, CHARACTERS):
             for part in self.cascade.route(self.task, chunk, thresholds):
                 found.append(self.task.outcomes(part.logits, part.windows, [chunk[row] for row in part.rows.tolist()], self.labels))
                 rows.append(part.rows + begin)
@@ -275,7 +269,7 @@ class Runtime:
         if thresholds is not None and len(thresholds) != wanted:
             names = ", ".join(member.name for member in self.cascade.members)
             raise RecipeError(f"the cascade of {names} takes {wanted} threshold{'s' * (wanted > 1)}, not {len(thresholds)}")
-        for limit in thresholds or ():
+        for limit in () if thresholds is None else thresholds:
             if not 0 <= limit <= NEVER:
                 raise RecipeError(f"threshold {limit:g} is no confidence: write a number from 0, which answers all, to 1")
 

@@ -7,6 +7,7 @@ Limits:   a text that comes without words is split at spaces and around punctuat
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from compressor.tokens import Floats, Ints, Tokens
 from compressor.windows import Windows, pieces
 
 Scheme = Literal["IOB1", "IOB2", "BIOES"]
-_WORD = re.compile(r"\w+|[^\w\s]")
+_PIECE = re.compile(r"\w+|[^\w\s]")
+"""Letters and digits in a row, or one other character; `\\w` holds no combining marks and no joiners, of which words have some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +199,38 @@ _PARTS: Mapping[str, tuple[str, ...]] = {"IOB1": ("B", "I"), "IOB2": ("B", "I"),
 def words_of(example: Example) -> list[tuple[str, tuple[int, int]]]:
     """Return an example's words, and where each begins and ends in its text."""
     if example.words is None:
-        return [(match.group(), match.span()) for match in _WORD.finditer(example.text)]
+        return [(example.text[begin:end], (begin, end)) for begin, end in _spans(example.text)]
     found, start = [], 0
     for word in example.words:
         found.append((word, (start, start + len(word))))
         start += len(word) + 1
     return found
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where each word of a plain text begins and ends: at spaces and around punctuation, but at no mark within it."""
+    begin, end, open_ = 0, 0, False  # the word so far, and whether letters that touch it are its own
+    for match in _PIECE.finditer(text):
+        start, stop = match.span()
+        inside = _is_inside(text[start])
+        if start == end > begin and (inside or (open_ and _is_letter(text[start]))):
+            end, open_ = stop, inside
+            continue
+        if end > begin:
+            yield begin, end
+        begin, end, open_ = start, stop, inside
+    if end > begin:
+        yield begin, end
+
+
+def _is_letter(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _is_inside(character: str) -> bool:
+    """Say whether a character belongs to the word around it: a combining mark (of Devanagari, of e in a decomposed é), a soft hyphen, a
+    joiner."""
+    return character > "\x7f" and not _is_letter(character) and unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
 
 
 def _items(where: str, column: str, value: object) -> list[str]:

@@ -96,7 +96,9 @@ class TeacherOutputs:
         if not all(store and store.has(texts) for store in stores):
             fresh = self._computed(texts, wanted, device)
         logits = torch.from_numpy(self.logits.read(texts)).to(device)
-        found = {p: fresh[p] if (store := self.insides[p]) is None else torch.from_numpy(store.read(texts)).to(device) for p in wanted}
+        stored = {p: None if (store := self.insides[p]) is None else torch.from_numpy(store.read(texts)).to(device) for p in wanted}
+        # What is not stored is rounded as what is: how large the disk is must not change what a student learns.
+        found = {place: fresh[place].to(torch.float16) if values is None else values for place, values in stored.items()}
         return logits if self.per_token else logits[:, 0], found
 
     @torch.no_grad()

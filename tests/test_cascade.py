@@ -262,7 +262,7 @@ def test_the_runtime_answers_alike_for_any_batch_and_says_who_did(project: Path)
         assert alone.confidence == pytest.approx(routed.confidence, abs=1e-5)
     assert {r.member for r in runtime.trace(texts, thresholds=[0.0, 0.0])} == {"min"}
     assert {r.member for r in runtime.trace(texts, thresholds=[NEVER, 0.0])} == {"full"}
-    assert {r.member for r in runtime.trace(texts, thresholds=[NEVER, NEVER])} == {"teacher"}
+    assert {r.member for r in runtime.trace(texts, thresholds=np.array([NEVER, NEVER]))} == {"teacher"}
     assert runtime.predict(texts, policy="cascade", thresholds=[NEVER, 0.0]) == runtime.predict(texts, "full")
 
 

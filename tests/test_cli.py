@@ -6,6 +6,7 @@ import math
 import os
 import pty
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -298,6 +299,14 @@ def test_without_a_terminal_lines_are_plain(project: Path) -> None:
     assert not re.search(r"[\x1b\r]", done.stdout + done.stderr)
 
 
+def test_a_log_that_may_have_colours_has_no_bar_and_whole_tables(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    done = compress(*SLIVER, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"\x1b\[\?25l|\r", done.stderr)
+    assert any(len(line) > 80 for line in done.stdout.splitlines())
+
+
 @pytest.mark.parametrize("arguments", [SLIVER, ("plan", "tiny.yaml")], ids=["run", "plan"])
 def test_no_color_is_respected_on_a_terminal(arguments: tuple[str, ...], project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     colors = re.compile(r"\x1b\[1m") if "plan" in arguments else COLOR
@@ -567,6 +576,31 @@ def test_cache_gc_removes_what_no_newest_bundle_was_made_from(project: Path) -> 
     assert (artifacts / ".finetune-000000000001").exists()
     assert (artifacts / "data-raw").exists()
     assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
+
+
+def test_cache_gc_keeps_what_the_last_build_used_though_another_was_made_since(project: Path) -> None:
+    artifacts = project / "artifacts"
+    (used,) = artifacts.glob("bundle-*")
+    os.utime(used, (0, 0))
+    later = shutil.copytree(used, artifacts / "bundle-000000000000")
+    os.utime(later)
+    removed = json.loads(compress("cache", "gc", "--dry-run", "--format", "json", cwd=project).stdout)["removed"]
+    assert removed == [f"artifacts/{used.name}"]
+    assert compress("tiny.yaml", cwd=project).returncode == 0
+    removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"]
+    assert removed == [f"artifacts/{later.name}"]
+
+
+def test_cache_gc_holds_few_locks_and_clears_those_of_what_is_gone(project: Path) -> None:
+    artifacts = project / "artifacts"
+    left = [artifacts / f".distill-{number:012}.lock" for number in range(300)]
+    for path in left:
+        path.touch()
+    kept = [path for path in artifacts.glob(".*.lock") if path not in left]
+    few = (resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    done = subprocess.run(command("cache", "gc"), cwd=project, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(*few))
+    assert done.returncode == 0, done.stderr
+    assert sorted(artifacts.glob(".*.lock")) == sorted(kept)
 
 
 def test_cache_gc_goes_by_what_was_written_last_inside(project: Path) -> None:

@@ -93,6 +93,13 @@ def test_states_stay_with_their_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answered == {row: "exit" if row % 3 == 0 else "full" for row in range(len(examples))}
     assert sorted(set(asked)) == [row for row in range(len(examples)) if row % 3]
     assert max(most) <= 2 * AT_ONCE  # windows of so many texts: what is handed on stays small
+    whole = dict(answered)
+    monkeypatch.setattr("compressor.cascade.CHARACTERS", 30)  # long texts have many windows each: then fewer texts at once
+    most.clear()
+    for part in Cascade(members, [0.9], "max_softmax").route(TextClassification(), examples):
+        answered |= dict.fromkeys(part.rows.tolist(), part.member)
+    assert answered == whole
+    assert max(most) <= 2 * 30
 
 
 @pytest.mark.parametrize("pays", [True, False])

@@ -457,6 +457,14 @@ def test_set_reaches_into_the_short_form_of_a_split(path: Path) -> None:
     assert (train.path, train.limit) == ("train.csv", 8)
 
 
+def test_set_changes_one_place_of_what_an_alias_shares(path: Path) -> None:
+    text = changed("finetune: {epochs: 1}", "finetune: &how {epochs: 3}", "length_adapt: {}", "length_adapt: *how")
+    recipe = loaded(path, text, "length_adapt.epochs=1")
+    assert recipe.length_adapt is not None
+    assert recipe.teacher.finetune is not None
+    assert (recipe.length_adapt.epochs, recipe.teacher.finetune.epochs) == (1, 3)
+
+
 def test_set_makes_a_section_that_is_not_there_and_removes_one(path: Path) -> None:
     recipe = loaded(path, WHOLE, "target.threads=2", "search=null", "gates=[{metric: latency, max: 8ms}]")
     assert (recipe.target.threads, recipe.search) == (2, None)

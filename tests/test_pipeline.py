@@ -228,6 +228,56 @@ def test_changed_data_reruns_everything_and_renamed_data_nothing(project: Path) 
     assert len(stale(project, "--set", "data.train=other.csv")) == 8
 
 
+@pytest.mark.parametrize(
+    ("split", "rerun"),
+    [
+        ("test", {"data", "bundle"}),
+        ("search", {"data", "search", "bundle"}),
+        ("unlabelled", {"data", "distill", "length_adapt", "bundle"}),
+    ],
+)
+def test_only_what_reads_a_split_is_made_anew_when_it_changes(split: str, rerun: set[str], project: Path) -> None:
+    recipe = load_recipe(project / "tiny.yaml")
+    (data,) = project.glob("artifacts/data-*")
+    inputs = {"data": Artifact(data)}
+    before = {stage.name: pipeline.cache_key(stage, recipe, inputs) for stage in pipeline.STAGES}
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["files"][f"{split}.jsonl"] = manifest["digest"] = "other"
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    inputs = {"data": Artifact(data)}
+    changed = {stage.name for stage in pipeline.STAGES if pipeline.cache_key(stage, recipe, inputs) != before[stage.name]}
+    reads = {stage.name for stage in pipeline.stages_of(recipe)}
+    assert changed & reads == rerun - {"data"}
+
+
+def test_what_changes_no_weights_is_in_no_trainings_key(project: Path) -> None:
+    stages = {stage.name: stage for stage in pipeline.STAGES}
+    layers = "distill.recycled_layers={layer: 1}"
+
+    def keys(*changes: str) -> dict[str, str]:
+        recipe = load_recipe(project / "tiny.yaml", [layers, *changes])
+        return {name: pipeline.cache_key(stages[name], recipe, {}) for name in ("finetune", "distill", "length_adapt")}
+
+    usual = keys()
+    assert keys("teacher.finetune.checkpoint_every=7") == usual
+    assert keys("distill.recycled_layers.store=/elsewhere", "distill.recycled_layers.max_size=9GB") == usual
+    recycled = keys("recycle={layer: 1}")
+    assert keys("recycle={layer: 1, max_size: 9GB, store: /elsewhere}") == recycled
+    assert keys("recycle={layer: 1, dtype: int8}")["distill"] != recycled["distill"]
+
+
+def test_a_plan_tells_the_time_of_the_artifact_that_it_names(project: Path) -> None:
+    (folder,) = project.glob("artifacts/finetune-*")
+    other = Path(shutil.copytree(folder, project / "artifacts/finetune-000000000000"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["metrics"]["seconds"], manifest["settings"]["seed"] = 12345.0, 99
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    os.utime(other)
+    for arguments in ((), ("--force", "finetune")):
+        rows = json.loads(compress("plan", "tiny.yaml", "--format", "json", *arguments, cwd=project).stdout)["stages"]
+        assert next(row["seconds_last_time"] for row in rows if row["stage"] == "finetune") < 12345
+
+
 def test_a_corrupted_artifact_is_a_miss_with_a_warning(project: Path) -> None:
     victim = next(project.glob("artifacts/quantize-*/model.onnx"))
     content = bytearray(victim.read_bytes())

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor.artifact import Artifact, write_json
+from compressor import machine
+from compressor.artifact import Artifact, sha256, write_json
 from compressor.bundles import seal
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError, UnfitError
@@ -206,6 +207,49 @@ def test_a_missing_file_is_refused(bundle: Path) -> None:
     (bundle / "tokenizer.json").unlink()
     with pytest.raises(BundleError, match=r"tokenizer.json is missing"):
         Runtime(bundle)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
+def test_a_file_that_is_there_and_cannot_be_read_is_not_called_missing(name: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refused(path: Path, *how: Any, **more: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UnfitError, match=rf"{name} cannot be read \(Permission denied\)"):
+        Runtime(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_what_this_environment_cannot_open_is_told_with_its_versions(name: str, bundle: Path) -> None:
+    """As the file of a newer onnxruntime or tokenizers would be."""
+    (bundle / name).write_bytes(b'{"version": "9.0"}')
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][name] = sha256(bundle / name)
+    write_json(bundle / "manifest.json", manifest | {"self": seal(manifest)})
+    with pytest.raises(UnfitError, match=r"the bundle cannot be opened \(.*\): onnxruntime .* here, .* where it was built; tokenizers"):
+        Runtime(bundle)
+    done = compress("predict", str(bundle), "-", cwd=bundle.parent)
+    assert (done.returncode, done.stderr.count("\n")) == (6, 1)
+
+
+def test_a_bundle_opened_by_a_relative_path_is_found_from_elsewhere(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle.parent)
+    runtime = Runtime(bundle.name, threads=2)
+    first = runtime.predict(TEXTS[:1])
+    monkeypatch.chdir("/")
+    assert runtime.predict(TEXTS[:2])[:1] == first
+
+
+def test_a_bundle_takes_no_more_threads_than_there_are_cores(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["target"]["threads"] = 8
+    write_json(bundle / "manifest.json", manifest | {"self": seal(manifest)})
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    assert (Runtime(bundle).threads, Runtime(bundle, threads=3).threads) == (2, 3)
 
 
 def test_an_edited_manifest_is_refused(bundle: Path) -> None:

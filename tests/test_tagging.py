@@ -164,3 +164,21 @@ def test_a_text_without_words_is_split_around_punctuation() -> None:
     assert all(text[slice(*span)] == word for word, span in words_of(Example(text)))
     given_words = TASK.given(["a", "film"])
     assert words_of(given_words) == [("a", (0, 1)), ("film", (2, 6))]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Rene\u0301e Zellweger", ["Rene\u0301e", "Zellweger"]),
+        ("Zell\u00adweger, Mu\u0308nchen!", ["Zell\u00adweger", ",", "Mu\u0308nchen", "!"]),
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("می\u200cخواهم.", ["می\u200cخواهم", "."]),
+        ("\u200fab \u0301c x_1-y", ["\u200fab", "\u0301c", "x_1", "-", "y"]),
+        ("ok 👍\ufe0fgood", ["ok", "👍\ufe0fgood"]),
+        ("", []),
+    ],
+)
+def test_marks_and_joiners_do_not_cut_words(text: str, words: list[str]) -> None:
+    found = words_of(Example(text))
+    assert [word for word, _ in found] == words
+    assert all(text[slice(*span)] == word for word, span in found)

@@ -145,7 +145,7 @@ def init(
     text: UsualText = None,
     label: UsualLabel = None,
     student_layers: Annotated[
-        int, typer.Option("--student-layers", envvar="COMPRESS_STUDENT_LAYERS", min=1, help="Layers of the student.")
+        int, typer.Option("--student-layers", envvar="COMPRESS_STUDENT_LAYERS", min=2, help="Layers of the student.")
     ] = 3,
     teacher_layers: Annotated[
         int, typer.Option("--teacher-layers", envvar="COMPRESS_TEACHER_LAYERS", min=1, help="Layers of the teacher.")

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 SPLITS = ("train", "validation", "search", "test")
 CONTENT, BUNDLE = "content", "bundle"
 """Mark keys that name files, or a bundle: the cache hashes what they hold, not how they are called."""
+UNKEYED = "unkeyed"
+"""Marks keys that change no result, as how often a training is saved: the cache does not look at them."""
 
 LARGEST = 2**63 - 1
 """Integer that torch, numpy and Python's own slices still take."""

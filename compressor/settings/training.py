@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from compressor.settings.base import LARGEST, Section, Share, Source
+from compressor.settings.base import LARGEST, UNKEYED, Section, Share, Source
 from compressor.units import Megabytes, Percent
 
 
@@ -24,7 +24,7 @@ class Training(Section):
     """Decay of AdamW; biases and LayerNorms have none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the processor has AMX or is AMD's with AVX512-bf16 (or on a GPU), else float32, faster there."""
-    checkpoint_every: Annotated[int, Field(ge=1, le=LARGEST)] = 100
+    checkpoint_every: Annotated[int, Field(ge=1, le=LARGEST), UNKEYED] = 100
     """Steps between two checkpoints that an interrupted build goes on from."""
     keep: Literal["last", "best"] = "last"
     """best: end with the weights of the epoch that scored highest on the validation split; of a student, since an objective
@@ -109,10 +109,10 @@ class RecycledLayers(Section):
     """Layers of the student that stay as they are: so many from the first on, or a share of them, as 50%."""
     dtype: DType | None = None
     """How their outputs are kept; absent: as `recycle` says."""
-    store: Folder | None = None
+    store: Annotated[Folder | None, UNKEYED] = None
     """Folder in which a folder of these layers' own keeps them, and those of other teachers' stay until you remove them; absent: the
     artifacts folder."""
-    max_size: Megabytes | None = None
+    max_size: Annotated[Megabytes | None, UNKEYED] = None
     """Largest store; absent: as `recycle` says."""
 
 
