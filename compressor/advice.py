@@ -103,8 +103,7 @@ def _of_size(shipped: Size | None, recipe: Recipe) -> Iterator[str]:
     if recipe.export.halves:
         yield f"{told}: raise it, or leave export.halves out and distill a student"
         return
-    table = shipped.vocabulary * shipped.width / 1e6
-    pruned = f"distill.student.vocabulary: corpus (the table of {shipped.vocabulary:,} tokens takes {table:.0f} MB)"
+    pruned = f"distill.student.vocabulary: corpus (the table of {shipped.vocabulary:,} tokens takes {shipped.table / 1e6:.0f} MB)"
     yield f"{told}: {_either([pruned] * shipped.prunable + _smaller(shipped, recipe))}"
 
 

@@ -175,8 +175,9 @@ def curve(passes: Sequence[Pass], metric: Metric) -> list[Setting]:
 
 def across_halves(
     passes: Sequence[Pass], metric: Metric, choose: Callable[[Sequence[Setting], float], Setting | None]
-) -> tuple[float, float] | None:
-    """Return how far thresholds score above the last member on random halves of the split that chose them, and on the other halves.
+) -> tuple[float, float, int] | None:
+    """Return how far thresholds score above the last member on random halves of the split that chose them, and on the other halves, both
+    as means of so many choices: on some halves the goal may be out of reach.
 
     `choose` is given a half's curve and its last member's score; None where no half has texts, or thresholds to choose.
     """
@@ -190,7 +191,7 @@ def across_halves(
             own, other = (metric(half[-1].outcomes) for half in (here, there))
             if chosen := choose(curve(here, metric), own):
                 changes.append((chosen.score - own, setting(there, metric, chosen.thresholds).score - other))
-    return (float(np.mean([c[0] for c in changes])), float(np.mean([c[1] for c in changes]))) if changes else None
+    return (float(np.mean([c[0] for c in changes])), float(np.mean([c[1] for c in changes])), len(changes)) if changes else None
 
 
 def within_drop(front: Sequence[Setting], reference: float, max_drop: float) -> Setting | None:

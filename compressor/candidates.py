@@ -18,7 +18,7 @@ from compressor.evolution import Candidate, Genome, repaired
 from compressor.inputs import Inputs, deployed, is_single
 from compressor.latency import Run, interleaved, requests, tokens_of
 from compressor.latency_model import features, fitted, predicted
-from compressor.lengths import LengthConfig
+from compressor.lengths import LengthConfig, gated_inner
 from compressor.recipe import Recipe
 from compressor.session import Graph, check_agreement
 from compressor.settings.deploying import Search
@@ -70,9 +70,10 @@ def _line(candidate: Candidate) -> str:
 
 
 def sizes_of(folder: Path) -> tuple[int, int, int]:
-    """Return a model's layers, its hidden size and that of its feed-forward, whatever its family calls them."""
+    """Return a model's layers, its hidden size and that of its feed-forward, one that is gated as `gated_inner` has it."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return config.num_hidden_layers, config.hidden_size, getattr(config, "hidden_dim", 0) or config.intermediate_size
+    inner = getattr(config, "hidden_dim", 0) or config.intermediate_size  # DistilBERT's name for it
+    return config.num_hidden_layers, config.hidden_size, gated_inner(config.model_type, inner)
 
 
 class Bench:

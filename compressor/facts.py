@@ -15,6 +15,7 @@ from compressor.data import Example, read_examples
 from compressor.errors import CompressorError
 from compressor.files import opened
 from compressor.layer_maps import layers_of
+from compressor.lengths import gated_inner
 from compressor.pieces import KINDS, kind_of
 from compressor.recipe import Recipe
 from compressor.settings.distilling import Student
@@ -28,7 +29,7 @@ COUNTED = (".csv", ".tsv", ".jsonl", ".txt")
 
 @dataclass(frozen=True)
 class Size:
-    """An encoder's layers, its hidden size, that of its feed-forward, its tokens, its family, and whether some of them can leave."""
+    """An encoder's layers, its hidden size, that of its feed-forward, its tokens, its family, and whether some of its tokens can leave."""
 
     layers: int
     width: int
@@ -36,18 +37,25 @@ class Size:
     vocabulary: int
     family: str
     prunable: bool
+    embedded: int | None = None
+    """Size of its embeddings, where they are narrower than its layers (ELECTRA's)."""
     pooling: str = "cls"
     """What a head for texts reads: [CLS], or the mean of all tokens, which ModernBERT's may."""
 
     @property
     def weights(self) -> int:
         """The weights of its layers, each of which multiplies once a token."""
-        return self.layers * (4 * self.width**2 + 2 * self.width * self.inner)
+        return self.layers * (4 * self.width**2 + 2 * self.width * gated_inner(self.family, self.inner))
+
+    @property
+    def table(self) -> int:
+        """The weights of its tokens' embeddings."""
+        return self.vocabulary * (self.embedded or self.width)
 
     @property
     def megabytes(self) -> float:
         """About what its graph takes in 8 bits: a byte a weight."""
-        return (self.vocabulary * self.width + self.weights) / 1e6
+        return (self.table + self.weights) / 1e6
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,8 @@ def _student_size(section: str, student: Student, teacher: Size | None, root: Pa
         return None
     count = len(layers_of(student.layers, teacher.layers, f"{section}.student.layers"))
     width = student.hidden_size or teacher.width
-    return replace(teacher, layers=count, width=width, inner=teacher.inner * width // teacher.width)
+    embedded = width if teacher.embedded == teacher.width else teacher.embedded
+    return replace(teacher, layers=count, width=width, inner=teacher.inner * width // teacher.width, embedded=embedded)
 
 
 def _size(model: str, root: Path) -> Size | None:
@@ -149,9 +158,8 @@ def _size(model: str, root: Path) -> Size | None:
     layers, width, inner, vocabulary = (next((config[k] for k in keys if k in config), 0) for keys in named)
     if not (all(isinstance(number, int) for number in (layers, width, inner, vocabulary)) and layers and width):
         return None
-    return Size(
-        layers, width, inner, vocabulary, str(config.get("model_type", "")), _is_prunable(folder), config.get("classifier_pooling", "cls")
-    )
+    family, embedded = str(config.get("model_type", "")), config.get("embedding_size")
+    return Size(layers, width, inner, vocabulary, family, _is_prunable(folder), embedded, config.get("classifier_pooling", "cls"))
 
 
 def _is_prunable(folder: Path) -> bool:

@@ -13,6 +13,14 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+GATED = ("modernbert",)
+"""Families whose feed-forward has a third product, which gates (GLU)."""
+
+
+def gated_inner(family: str, inner: int) -> int:
+    """Return the size of the feed-forward of two products that multiplies as much as a family's own."""
+    return inner * 3 // 2 if family in GATED else inner
+
 
 @dataclass(frozen=True, slots=True)
 class LengthConfig:

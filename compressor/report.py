@@ -151,10 +151,13 @@ class LengthChart:
     macs: float | None
 
 
-def length_chart(name: str, lengths: Sequence[int], longest: int, truncates: bool, macs: float | None = None) -> LengthChart:
+def length_chart(
+    name: str, lengths: Sequence[int], longest: int, truncates: bool, macs: float | None = None, full: Sequence[int] | None = None
+) -> LengthChart:
     """Lay out one operating point's length configuration as columns, `longest` tokens being the full height.
 
-    Where it truncates, the first column is what is read of a text.
+    Where it truncates, the first column is what is read of a text. Its share of token positions is over those of `full` length, whose last
+    layer may keep one token only; absent: of as many everywhere.
     """
     names = [*(["read"] if truncates else []), *(str(layer + 1) for layer in range(len(lengths) - truncates))]
     slot = 200 / len(lengths)
@@ -164,15 +167,17 @@ def length_chart(name: str, lengths: Sequence[int], longest: int, truncates: boo
         (round(i * slot + (slot - width) / 2, 1), round(74 - height, 1), width, height, tokens, column)
         for i, (height, tokens, column) in enumerate(zip(heights, lengths, names, strict=True))
     ]
+    whole = sum(full[truncates:]) if full else longest * (len(lengths) - truncates)
     kept, read = lengths[truncates:], lengths[0] / longest if truncates else 1.0  # layers keep their share of what is read
-    return LengthChart(name, list(lengths), columns, read * sum(kept) / (longest * len(kept)), macs)
+    return LengthChart(name, list(lengths), columns, read * sum(kept) / whole, macs)
 
 
 def _length_charts(metrics: Mapping[str, Any]) -> list[LengthChart]:
     rows = metrics["points"] or {row["name"]: row for row in metrics["variants"]}
     configured = {name: row for name, row in rows.items() if row.get("lengths")}
     longest = max((max(row["lengths"]) for row in configured.values()), default=1)
-    return [length_chart(name, row["lengths"], longest, metrics["truncates"], row.get("macs")) for name, row in configured.items()]
+    full = configured["full"]["lengths"] if "full" in configured else None
+    return [length_chart(name, row["lengths"], longest, metrics["truncates"], row.get("macs"), full) for name, row in configured.items()]
 
 
 @dataclass(frozen=True)

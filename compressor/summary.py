@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def summarize(
         "versions": machine.versions("torch", "transformers", "onnx", "onnxruntime", "tokenizers"),
         "variants": [{**dataclasses.asdict(v), "speedup": v.faster_than(teacher)} for v in variants],
         "front": frontier.get("front", []),
-        "evaluated": frontier.get("evaluated", []),
+        "evaluated": [*frontier.get("evaluated", []), *chain.from_iterable(frontier.get("baselines", {}).values())],
         "baselines": _baselines(frontier, stages),
         "truncates": bool(frontier.get("truncates")),
         "searched_by": recipe.search.latency if recipe.search else None,
@@ -259,7 +259,7 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
             here, there = (points_change(halves[name]) for name in ("chosen", "other"))
             found.append(
                 f"Chosen on half of the calibration texts, thresholds score {here} points against the last member there, "
-                f"{there} on the other half (means of ten choices): expect the second on new texts."
+                f"{there} on the other half (means of {halves['choices']} choices): expect the second on new texts."
             )
         if "before" in stage["metrics"]:
             before, after = stage["metrics"]["before"], stage["metrics"]["after"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compressor.advice import ADAPTIVE, advise
-from compressor.facts import facts_of
+from compressor.facts import _size, facts_of
 from compressor.loader import load_recipe
 from compressor.words import told_by_words
 
@@ -82,6 +82,29 @@ def test_a_size_gate_that_a_student_breaks_calls_for_a_smaller_one(make_recipe: 
         assert "the table of 30,522 tokens takes 12 MB" in told
         assert "the size gate" not in advice(recipe)
         assert "the size gate" not in advice(recipe, "gates=[{metric: size, max: 20MB}]", "distill.student.vocabulary=corpus")
+
+
+@pytest.mark.parametrize(
+    ("config", "megabytes"),
+    [
+        (  # a third product of the feed-forward
+            {"model_type": "modernbert", "num_hidden_layers": 22, "hidden_size": 768, "intermediate_size": 1152, "vocab_size": 50368},
+            149.0,
+        ),
+        (  # embeddings of half the layers' size
+            {"model_type": "electra", "num_hidden_layers": 12, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 30522}
+            | {"embedding_size": 128},
+            13.3,
+        ),
+        ({"model_type": "bert", "num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 30522}, 108.4),
+    ],
+    ids=["modernbert", "electra", "bert"],
+)
+def test_sizes_are_those_of_the_family(config: dict[str, object], megabytes: float, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    size = _size(str(tmp_path), tmp_path)
+    assert size is not None
+    assert size.megabytes == pytest.approx(megabytes, abs=0.1)
 
 
 def test_a_speed_gate_beyond_what_a_student_can_calls_for_a_smaller_one(make_recipe: Callable[..., Path]) -> None:

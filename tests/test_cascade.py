@@ -17,7 +17,7 @@ from compressor import calibration, members
 from compressor.answering import QuestionAnswering
 from compressor.artifact import Artifact
 from compressor.bundles import seal
-from compressor.calibration import NEVER, Pass, across_halves, curve, fit_temperature, oracle, setting, within_drop, within_time
+from compressor.calibration import HALVINGS, NEVER, Pass, across_halves, curve, fit_temperature, oracle, setting, within_drop, within_time
 from compressor.cascade import GOES_ON, Cascade, Member
 from compressor.classification import MultiLabelClassification, TextClassification, TextRegression
 from compressor.confidence import Confidence, confidences
@@ -395,11 +395,12 @@ def test_thresholds_fare_worse_on_texts_that_did_not_choose_them() -> None:
     lucky = [one("first", 0.8, 1), one("second", 0.8, 2), one("last", 0.8, 10)]  # no confidence tells anything
     found = across_halves(lucky, accuracy, lambda front, score: within_drop(front, score, -0.02))
     assert found is not None
-    here, there = found
+    here, there, choices = found
     assert here >= 0.02
     assert there < here - 0.01
+    assert choices <= 2 * HALVINGS
     alike = [dataclasses.replace(lucky[0], name=name) for name in ("first", "last")]
-    assert across_halves(alike, accuracy, lambda front, score: within_drop(front, score, 0.0)) == (0, 0)
+    assert across_halves(alike, accuracy, lambda front, score: within_drop(front, score, 0.0)) == (0, 0, 2 * HALVINGS)
     assert across_halves(alike, accuracy, lambda front, _: within_time(front, 0.1)) is None
     assert across_halves([p.of(np.array([0])) for p in alike], accuracy, lambda front, _: front[0]) is None
 

@@ -108,6 +108,17 @@ def test_the_report_tells_what_is_read_of_a_text_from_what_layers_keep() -> None
     assert ">read</text>" not in report.render_report(full_metrics())
 
 
+def test_shares_of_token_positions_are_over_full_length_whose_last_layer_may_keep_one() -> None:
+    full, half = [64, 64, 1], [32, 32, 1]
+    assert report.length_chart("full", full, 64, False, full=full).kept == 1
+    assert report.length_chart("fast", half, 64, False, full=full).kept == 65 / 129
+    metrics = full_metrics()
+    for point in metrics["points"].values():
+        point["lengths"][-1] = 1
+    (whole,) = (chart for chart in report._length_charts(metrics) if chart.name == "full")
+    assert whole.kept == 1
+
+
 def test_report_is_small_and_reproducible() -> None:
     page = report.render_report(full_metrics())
     assert len(page.encode()) < 60_000

@@ -53,7 +53,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     for name, without in useless.items():
         log.warn(f"cascade: without {name} it is as good in {without:.2f} ms a text instead of {chosen.mean_ms:.2f}: leave {name} out")
     found = {"score": chosen.score, "over_last_member": ratio, "shares": list(chosen.shares), "mean_ms": chosen.mean_ms, "useless": useless}
-    return found | ({"across_halves": dict(zip(("chosen", "other"), halves, strict=True))} if halves else {})
+    return found | ({"across_halves": dict(zip(("chosen", "other", "choices"), halves, strict=True))} if halves else {})
 
 
 def _useless(facts: Sequence[Mapping[str, Any]], passes: Sequence[Pass], metric: Metric, chosen: Setting) -> dict[str, float]:
