@@ -24,6 +24,8 @@ INT8 = 5
 
 ABOVE = 3
 """Layers above recycled ones that are too few for entities (benchmarks/results/recycling_bc5cdr_minilm-l6-h384.json)."""
+KNOWN = {"bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta"}
+"""Families whose parts are known, those of compressor/families.py."""
 ADAPTIVE = {"bert", "roberta", "electra", "mpnet", "distilbert", "modernbert"}
 """Families that can be length-adaptive students, those of compressor/backbones.py."""
 
@@ -40,7 +42,7 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method {methods}{rate} overfits less"
     if facts.skew > SKEWED and tuned and tuned.class_weights == "none" and recipe.task.metric == "macro_f1":
         yield f"the commonest label comes {facts.skew:.0f} times as often as the rarest: teacher.finetune.class_weights balanced may help"
-    if facts.sharing and tuned and tuned.method != "freeze" and recipe.recycle is None and recipe.deployed:
+    if facts.sharing and tuned and tuned.method != "freeze" and recipe.recycle is None and recipe.deployed and _is_known(facts.teacher):
         others = ", ".join(facts.sharing[:NAMED]) + ", …" * (len(facts.sharing) > NAMED)
         yield f"this encoder is that of {others} too: where they read the same texts, recycle runs its first layers once for all of them"
     if recipe.recycle and tuned and tuned.method == "full" and recipe.task.type == "token-classification" and tuned.learning_rate < STEPS:
@@ -50,9 +52,10 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
         if 0 < above <= ABOVE:
             told = f"{above} layers above recycled ones learn entities badly (3 of MiniLM's 6 lost 2.9 points on BC5CDR)"
             yield f"{told}: recycle.layer auto measures how many may stay"
-    if recipe.distill is None and facts.teacher and facts.teacher.layers >= 6 and not recipe.export.halves:
-        half = f"{facts.teacher.layers // 2} of the {facts.teacher.layers}"
-        yield f"no distill section: a student of {half} layers halves the time, before all else"
+    stays = recipe.early_exit and facts.teacher and recipe.early_exit.layer >= facts.teacher.layers // 2
+    if recipe.distill is None and facts.teacher and facts.teacher.layers >= 6 and not recipe.export.halves and not stays:
+        half = f"{facts.teacher.layers // 2} of the {facts.teacher.layers} layers" if _is_known(facts.teacher) else "half as many layers"
+        yield f"no distill section: a student of {half} halves the time, before all else"
     if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
         yield f"texts are short (median {facts.words:.0f} words read): length_adapt gains little on them; fewer layers and INT8 gain more"
     shipped = facts.student if recipe.distill else facts.teacher
@@ -81,15 +84,23 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     yield from _of_speed(facts.teacher, shipped, recipe)
     if facts.by_words is not None and recipe.deployed:
         yield _of_words(facts.by_words, recipe)
-    if recipe.quantize is None and recipe.deployed:
+    only_float = recipe.export.portable and recipe.distill and recipe.distill.student.bilstm
+    if recipe.quantize is None and recipe.deployed and not only_float:
         yield "no quantize section: INT8 is the cheapest gain on a processor with VNNI or AMX"
 
 
 def _few_weights(recipe: Recipe, teacher: Size | None) -> list[str]:
-    """Return the fine-tuning methods that change few weights and that no other part of the recipe refuses."""
+    """Return the fine-tuning methods that change few weights and that neither the family nor another part of the recipe refuses."""
+    if not _is_known(teacher):
+        return ["bitfit"]
     biased = teacher is None or teacher.family != "modernbert"
     narrowed = any(section.student.hidden_size for section in (recipe.assistant, recipe.distill) if section)
     return ["bitfit"] * biased + ["adapters"] * (not narrowed) + ["lora"]
+
+
+def _is_known(size: Size | None) -> bool:
+    """Return whether layers of this encoder can be taken, narrowed, recycled or adapted; one that cannot be seen may be."""
+    return size is None or size.family in KNOWN
 
 
 def _of_size(shipped: Size | None, recipe: Recipe) -> Iterator[str]:
@@ -137,6 +148,8 @@ def _smaller(shipped: Size, recipe: Recipe) -> list[str]:
     """Return how a student can be made smaller: one that is named is as it is, and not all layers can be cut."""
     if recipe.distill is not None and recipe.distill.student.model is not None:
         return ["a smaller student.model"]
+    if not _is_known(shipped):
+        return ["a smaller teacher.model" if recipe.distill is None else "a smaller student.model"]
     adapted = recipe.teacher.finetune is not None and recipe.teacher.finetune.method == "adapters"
     least = 2 if recipe.length_adapt and recipe.task.type not in WINDOWED else 1
     return ["fewer layers"] * (shipped.layers > least) + ["a narrower hidden_size"] * (shipped.family != "modernbert" and not adapted)

@@ -97,6 +97,10 @@ class Recipe(Section):
             if self.deployed and section.student.layers is None and not any(o.answers for o in section.objectives):
                 told = "the head of a student by `model` or `bilstm` is new, and would answer by chance"
                 raise ValueError(f"{name}.objectives: none of them reaches the logits: {told}; add soft_labels, logits or labels")
+        pruned = self.assistant and self.assistant.student.vocabulary == "corpus"
+        if pruned and self.distill and self.distill.augment and self.distill.student.layers is None:
+            told = "distill.augment puts in words that an assistant with the vocabulary of the corpus does not know"
+            raise ValueError(f"{told}: leave assistant.student.vocabulary out, or distill.augment")
         return self
 
     @model_validator(mode="after")
@@ -241,6 +245,8 @@ class Recipe(Section):
     def smoke(self) -> "Recipe":
         """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
         limits = dict.fromkeys((*SPLITS, "unlabelled"), 48) | {"train": 192}
+        if self.teacher.finetune is None or any(one.bundle for one in (self.cascade.members if self.cascade else ())):
+            del limits["train"]  # who is there already knows all labels, and a sliver may show fewer
         splits = {name: _sliver(split, most, name) for name, most in limits.items() if (split := getattr(self.data, name))}
         # of so few texts a smaller share may be none, and not every label is there
         sliver = {**splits, "holdout": max(0.2, self.data.holdout), "unknown_labels": "skip"}

@@ -95,8 +95,9 @@ def check_layers(model: PreTrainedModel, layers: int, key: str) -> None:
     """Refuse to recycle layers that are not there.
 
     Raises:
-        RecipeError: the model has fewer, or does more between them than run them.
+        RecipeError: the model has fewer, or does more between them than run them; or its family is not known.
     """
+    family(model)
     if getattr(model.config, "conv_kernel_size", 0):
         raise RecipeError(
             f"{key}: this {model.config.model_type} encoder convolves after its first layer, so that none runs alone; leave it out"

@@ -29,6 +29,9 @@ def prepare(model: PreTrainedModel, settings: Finetune, recycled: int = 0) -> nn
         RecipeError: more layers are to be frozen than there are.
     """
     tuned: nn.Module = model
+    if recycled and settings.method in ("bitfit", "lora") and recycled >= len(encoder_layers(model)):
+        _freeze(model, recycled)  # all layers are recycled: what they would change is the head alone
+        return model
     match settings.method:
         case "full":
             if recycled:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.advice import ADAPTIVE, advise
+from compressor.advice import ADAPTIVE, KNOWN, advise
 from compressor.facts import _size, facts_of
 from compressor.loader import load_recipe
 from compressor.words import told_by_words
@@ -55,8 +55,10 @@ def test_length_adaptation_is_for_long_texts(make_recipe: Callable[..., Path]) -
 
 def test_what_cannot_adapt_its_length_is_not_told_to(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
     from compressor.backbones import BACKBONES
+    from compressor.families import FAMILIES
 
     assert set(BACKBONES) == ADAPTIVE
+    assert set(FAMILIES) == KNOWN
     recipe, bare = make_recipe(), ("search=null", "default_point=null", "length_adapt=null", "distill=null", "teacher.model=./large")
     write(recipe, 50, LONG)
     (tmp_path / "large").mkdir()

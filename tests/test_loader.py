@@ -225,6 +225,15 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
         ),
         (("layers: [0, 2]", ""), "10:3: distill.student: name one of `model`, `layers` of the teacher, and `bilstm`"),
         (("layers: [0, 2]", "model: ./small, hidden_size: 16"), "10:3: distill.student: hidden_size cuts `layers` of the teacher"),
+        (("length_adapt: {}", "length_adapt: {layer_drop: 0.2, sandwiches: 0}"), "14:15: length_adapt: layer_drop skips layers of random"),
+        (
+            (
+                "distill:\n  student: {layers: [0, 2]}",
+                "assistant: {student: {layers: [0], vocabulary: corpus}, objectives: [{type: labels}]}\n"
+                "distill:\n  augment: {}\n  student: {model: ./small}",
+            ),
+            "1:1: recipe: distill.augment puts in words that an assistant with the vocabulary of the corpus does not know",
+        ),
         (("layers: [0, 2]", "bilstm: {}"), "1:1: recipe: a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out"),
         (
             ("layers: [0, 2]", "model: ./small", "{type: soft_labels, start: 0.5}", "{type: hidden_cosine, start: 0.5}"),

@@ -1,4 +1,5 @@
-from pathlib import Path
+from pathlib from typing import Any
+import Path
 
 import pytest
 import torch
@@ -108,6 +109,15 @@ def test_every_method_trains_fewer_weights_than_full_and_more_than_the_head() ->
     assert max(counts, key=counts.__getitem__) == "full"
     assert min(counts, key=counts.__getitem__) == "head"
     assert len(set(counts.values())) == len(counts)
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit", "adapters", "lora"])
+def test_above_all_layers_the_head_alone_learns(method: Any) -> None:
+    """As the deepest probe of recycle.layer auto has it."""
+    tuned = prepare(model_of("bert"), Finetune(method=method), recycled=3)
+    names = {name for name, weight in tuned.named_parameters() if weight.requires_grad}
+    assert names
+    assert all(is_head(name) for name in names)
 
 
 def test_more_frozen_layers_than_there_are_is_refused() -> None:

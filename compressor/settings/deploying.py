@@ -38,6 +38,12 @@ class LengthAdapt(Training):
             raise ValueError("significance question asks the question's tokens, which must stay: set length_adapt.protect: question")
         return self
 
+    @model_validator(mode="after")
+    def _some_skip_layers(self) -> "LengthAdapt":
+        if self.layer_drop and not self.sandwiches:
+            raise ValueError("layer_drop skips layers of random sub-models, of which there are none: set sandwiches to 1 or more")
+        return self
+
 
 class EarlyExit(Training):
     layer: Annotated[int, Field(ge=1, le=LARGEST)]
