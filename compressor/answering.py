@@ -77,15 +77,16 @@ def squad_rows(path: Path, columns: Columns) -> Iterator[Row]:
         try:
             articles = json.load(file)["data"]
             paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-            found = [
-                {columns.text: qa["question"], columns.text_pair or "": paragraph["context"], columns.label or "": qa.get("answers", [])}
-                for paragraph in paragraphs
-                for qa in paragraph["qas"]
-            ]
+            asked = [(paragraph["context"], dict(qa)) for paragraph in paragraphs for qa in paragraph["qas"]]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
             raise RecipeError(f"{path}: no SQuAD file ({what}); write data > paragraphs > context, qas > question, answers") from None
-    yield from enumerate(found, 1)
+    for number, (context, qa) in enumerate(asked, 1):
+        lacks = "question" if "question" not in qa else "answers" if columns.label and "answers" not in qa else None
+        if lacks:
+            yield number, RecipeError(f"{path}: row {number}, question {qa.get('id', '')!r}, has no {lacks!r}; add it")
+        else:
+            yield number, {columns.text: qa["question"], columns.text_pair or "": context, columns.label or "": qa.get("answers", [])}
 
 
 @dataclass(frozen=True)

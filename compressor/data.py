@@ -84,6 +84,8 @@ def read_examples(
     for number, row in _spread(islice(found, within), limit) if spread and limit else islice(found, limit):
         where = f"{name}: row {number}"
         try:
+            if isinstance(row, RecipeError):
+                raise row
             check_columns(where, list(row), columns)
             example = task.example(where, row, columns)
         except RecipeError as error:

@@ -16,8 +16,8 @@ from compressor import sources
 from compressor.errors import RecipeError, UnfitError
 
 csv.field_size_limit(2**31 - 1)  # the default refuses texts of 131,072 characters
-Row = tuple[int, Mapping[str, Any]]
-"""A line number and its columns."""
+Row = tuple[int, Mapping[str, Any] | RecipeError]
+"""A line number and its columns, or what is wrong with a row after which the next can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,10 @@ def _csv_rows(path: Path, columns: Columns) -> Iterator[Row]:
                 _check_header(f"{path}: row {reader.line_num}, the header,", header, columns)
             first = reader.line_num + 1
             for values in reader:
-                if values:
-                    _check_width(path, reader.line_num, values, header)
+                if len(values) == len(header):
                     yield reader.line_num, dict(zip(header, values, strict=True))
+                elif values:
+                    yield reader.line_num, _width(path, reader.line_num, values, header)
                 first = reader.line_num + 1
         except csv.Error as error:
             raise RecipeError(f"{path}: row {first}: {error}; mend the quotes or stray line ends of the row that begins there") from None
@@ -94,27 +95,28 @@ def _check_header(where: str, header: list[str], columns: Columns) -> None:
             raise RecipeError(f"{where} has column {name!r} {header.count(name)} times; rename all but one")
 
 
-def _check_width(path: Path, number: int, values: list[str], header: list[str]) -> None:
-    if len(values) != len(header):
-        count = f"{len(values)} column{'s' if len(values) > 1 else ''}"
-        raise RecipeError(f"{path}: row {number} has {count}, the header {len(header)}; mend the row (separators, quotes)")
+def _width(path: Path, number: int, values: list[str], header: list[str]) -> RecipeError:
+    count = f"{len(values)} column{'s' if len(values) > 1 else ''}"
+    return RecipeError(f"{path}: row {number} has {count}, the header {len(header)}; mend the row (separators, quotes)")
 
 
 def _jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
     with opened(path) as binary:
         for number, line in enumerate(decoded(path, binary), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                what = f"{error.msg} at column {error.colno}"
-                raise RecipeError(f"{path}: row {number} is not JSON ({what}); write one object a line") from None
-            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-                raise RecipeError(f"{path}: row {number} cannot be read ({error}); write one object a line") from None
-            if not isinstance(row, dict):
-                raise RecipeError(f"{path}: row {number} is a {type(row).__name__}, not an object; write one object a line")
-            yield number, row
+            if line.strip():
+                yield number, _object(f"{path}: row {number}", line)
+
+
+def _object(where: str, line: str) -> dict[str, Any] | RecipeError:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return RecipeError(f"{where} is not JSON ({error.msg} at column {error.colno}); write one object a line")
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+        return RecipeError(f"{where} cannot be read ({error}); write one object a line")
+    if not isinstance(row, dict):
+        return RecipeError(f"{where} is a {type(row).__name__}, not an object; write one object a line")
+    return row
 
 
 def txt_rows(path: Path, columns: Columns) -> Iterator[Row]:

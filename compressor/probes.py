@@ -17,11 +17,13 @@ import torch
 
 from compressor.encoded import Encoded
 from compressor.finetuning import TrainingData, finetune
+from compressor.modeling import PlainModel
 from compressor.pretrained import load_model
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recycling import FILLED_AT_ONCE, Recycled
 from compressor.reuse import Reuse
+from compressor.scoring import score_of
 from compressor.settings.training import Finetune
 from compressor.store import Store
 from compressor.tokens import content_of, length_batches
@@ -35,11 +37,12 @@ DEPTHS = 4
 
 @dataclass(frozen=True)
 class Probe:
-    """What a short training above so many layers gave: its score on validation, and texts a second."""
+    """What a short training above so many layers gave: its score on validation, and texts a second; above none, the score before it too."""
 
     layers: int
     score: float
     texts_per_second: float
+    before: float | None = None
 
 
 def depths(layers: int) -> list[int]:
@@ -63,6 +66,11 @@ def probe(recipe: Recipe, deepest: Reuse, log: Progress) -> list[Probe]:
             recycled = {name: Recycled.of(part, deepest.lower.at(layers), store) for name, part in parts.items()}
             found.append(_trained(recipe, short, deepest, layers, recycled, log))
     return found
+
+
+def learned_nothing(whole: Probe, max_drop: float) -> bool:
+    """Return whether the probe that recycles none gained no more than is allowed to be lost: then no depth is told from another."""
+    return whole.before is not None and whole.score - whole.before <= max_drop
 
 
 def chosen(probes: Sequence[Probe], max_drop: float) -> int | None:
@@ -98,8 +106,9 @@ def _trained(recipe: Recipe, settings: Finetune, deepest: Reuse, layers: int, pa
     torch.manual_seed(recipe.seed)
     model = load_model(deepest.model, deepest.splits.labels, deepest.task.head)
     data = TrainingData(parts["train"], parts["validation"], recipe.task.metric, layers)
+    before = None if layers else score_of(PlainModel(model), parts["validation"], recipe.task.metric)
     with tempfile.TemporaryDirectory() as state:
         told = finetune(model, settings, data, deepest.task, recipe.seed, Path(state), log)
-    found = Probe(layers, told["validation_score"], told["texts_per_second"])
+    found = Probe(layers, told["validation_score"], told["texts_per_second"], before)
     log.note(f"{layers} layers recycled: score {found.score:.4f}, {found.texts_per_second:.0f} texts/s")
     return found

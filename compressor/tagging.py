@@ -53,17 +53,17 @@ class Entities:
 
 def conll_rows(path: Path, columns: Columns) -> Iterator[Row]:
     """Yield the sentences of a conll file: a word a line, its tag last, a blank line after each sentence."""
-    words, tags, first = list[str](), list[str](), 0
+    words, tags, first, wrong = list[str](), list[str](), 0, list[RecipeError]()
     with opened(path) as binary:
         for number, line in enumerate([*decoded(path, binary), ""], 1):
             parts = _columns(line)
             if not parts or parts[0] == "-DOCSTART-":
                 if words:
-                    yield first, {columns.text: words, columns.label or "": tags}
-                words, tags = [], []
+                    yield first, wrong[0] if wrong else {columns.text: words, columns.label or "": tags}
+                words, tags, wrong = [], [], []
                 continue
             if columns.label is not None and len(parts) < 2:
-                raise RecipeError(f"{path}: row {number} has one column, {parts[0]!r}; write a word and its tag")
+                wrong.append(RecipeError(f"{path}: row {number} has one column, {parts[0]!r}; write a word and its tag"))
             first = first if words else number
             words.append(parts[0])
             tags.append(parts[-1])

@@ -31,7 +31,7 @@ def prepare(model: PreTrainedModel, settings: Finetune, recycled: int = 0) -> nn
     tuned: nn.Module = model
     if recycled and settings.method in ("bitfit", "lora") and recycled >= len(encoder_layers(model)):
         _freeze(model, recycled)  # all layers are recycled: what they would change is the head alone
-        return model
+        return tuned
     match settings.method:
         case "full":
             if recycled:

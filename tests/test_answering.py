@@ -234,6 +234,17 @@ def test_a_bad_answer_is_named_or_skipped_and_counted(answers: object, wrong: st
     assert "row 2" in skipped[0]
 
 
+@pytest.mark.parametrize(("lacking", "kept"), [("question", {"answers": []}), ("answers", {"question": "who?"})])
+def test_a_question_that_lacks_a_part_is_named_or_skipped(lacking: str, kept: dict[str, object], tmp_path: Path) -> None:
+    """Hidden answers are none that a score may be told of, also where there may be no answer."""
+    good = {"question": "who?", "answers": [{"text": "film", "answer_start": 8}]}
+    path = squad_file(tmp_path, good, {"id": "q7", **kept})
+    with pytest.raises(RecipeError, match=f"row 2, question 'q7', has no '{lacking}'; add it"):
+        read(path, OPEN)
+    skipped: list[str] = []
+    assert (len(read(path, OPEN, skipped)), len(skipped)) == (1, 1)
+
+
 def test_a_question_without_an_answer_needs_the_setting(tmp_path: Path) -> None:
     assert read(squad_file(tmp_path, {"question": "who?", "answers": [], "is_impossible": True}), OPEN)[0].label == []
 

@@ -149,6 +149,20 @@ def test_a_row_that_lacks_a_column_is_left_out_as_any_that_is_no_example(file: F
         read(only, skipped=[])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "wrong"),
+    [
+        ("train.jsonl", '{"text": "fine", "label": 1}\n{"text": "du\n[1]\n{"text": "dull", "label": 0}\n', ["is not JSON", "is a list"]),
+        ("train.csv", "text,label\nfine,1\nwell, well,1\ndull,0\n", ["row 3 has 3 columns, the header 2"]),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_left_out_too(name: str, content: str, wrong: list[str], file: File) -> None:
+    path, skipped = file(name, content), list[str]()
+    assert [e.text for e in read(path, skipped=skipped)] == ["fine", "dull"]
+    assert all(part in told for part, told in zip(wrong, skipped, strict=True))
+    assert wrong[0] in refused(path)
+
+
 def test_spread_reads_as_many_from_all_over_the_file_and_the_same_every_time(file: File) -> None:
     path = file("train.csv", "text,label\n" + "".join(f"text {n},{n // 100}\n" for n in range(400)))
     found = read(path, limit=40, spread=True)

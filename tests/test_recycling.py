@@ -24,7 +24,7 @@ from compressor.loader import load_recipe
 from compressor.losses import label_loss
 from compressor.modeling import PlainModel
 from compressor.pretrained import load_model
-from compressor.probes import Probe, chosen
+from compressor.probes import Probe, chosen, learned_nothing
 from compressor.progress import Progress
 from compressor.recycling import Lower, Recycled, above, captured_in, learning
 from compressor.reuse import Reuse
@@ -356,6 +356,20 @@ def test_what_a_store_of_probes_lost_is_computed_anew_at_its_own_depth(
     store.close()
     assert [probe.layers for probe in found] == [0, 1, 2, 3]
     assert seen == [20, 20, 20]
+
+
+def test_short_trainings_that_learn_nothing_tell_no_depth_apart() -> None:
+    assert learned_nothing(Probe(0, 0.5, 1.0, before=0.5), 0.01)
+    assert learned_nothing(Probe(0, 0.49, 1.0, before=0.5), 0.0)
+    assert not learned_nothing(Probe(0, 0.7, 1.0, before=0.5), 0.01)
+
+
+def test_auto_that_learns_nothing_keeps_the_fewest_layers_and_says_so(project: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "project"))
+    changes = ("--set", "recycle={layer: auto, max_drop: 100%}", "--until", "recycle")
+    done = compress("run", "tiny.yaml", *changes, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "tells no depth apart: 1 stay as they are; name recycle.layer" in " ".join(done.stderr.split())
 
 
 def test_auto_that_loses_too_much_says_so(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

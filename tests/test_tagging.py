@@ -84,9 +84,9 @@ def test_tags_that_a_scheme_does_not_allow_are_refused(scheme: Scheme, tags: str
     assert str(error.value) == f"train.conll: row 7: {wrong}; mend it, or set task.scheme"
 
 
-def conll(folder: Path, text: str) -> list[Example]:
+def conll(folder: Path, text: str, skipped: list[str] | None = None) -> list[Example]:
     (folder / "train.conll.gz").write_bytes(gzip.compress(text.encode()))
-    return list(read_examples("train.conll.gz", COLUMNS, TASK, root=folder, split="train"))
+    return list(read_examples("train.conll.gz", COLUMNS, TASK, root=folder, split="train", skipped=skipped))
 
 
 def test_a_conll_file_has_a_word_and_its_tag_a_line(tmp_path: Path) -> None:
@@ -112,6 +112,9 @@ def test_what_is_wrong_in_a_conll_file_is_told_with_its_row(tmp_path: Path) -> N
         conll(tmp_path, "the O\n\nactor\n")
     with pytest.raises(RecipeError, match=r"train.conll.gz: row 3: tag 1, 'I-x', stands between 'O' and 'O'"):
         conll(tmp_path, "the O\n\nactor I-x\n")
+    skipped = list[str]()
+    assert [e.text for e in conll(tmp_path, "the O\n\nan O\nactor\nis O\n\nfilm O\n", skipped)] == ["the", "film"]
+    assert ["row 4 has one column" in told for told in skipped] == [True]
 
 
 @pytest.mark.parametrize(

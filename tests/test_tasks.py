@@ -139,6 +139,7 @@ def test_a_recipe_of_any_task_ends_in_a_bundle(project: tuple[str, Path]) -> Non
         ("multi-label-classification", {"labels": []}, "no text has a label"),
         ("text-regression", {"score": -1}, "all numbers are -1"),
         ("token-classification", {"tags": None}, "no word belongs to an entity"),
+        ("question-answering", {"answers": []}, "no question has an answer"),
     ],
 )
 def test_a_split_on_which_every_model_scores_alike_is_refused(
@@ -151,7 +152,8 @@ def test_a_split_on_which_every_model_scores_alike_is_refused(
     rows = [json.loads(line) | hidden for line in (tmp_path / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [row | {"tags": ["O"] * len(row["tokens"])} if kind == "token-classification" else row for row in rows]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    text = RECIPE.format(task=f"type: {kind}", metric=metric, model=tiny_model, data="", cascade="")
+    task = f"type: {kind}" + ", no_answer: true" * (kind == "question-answering")
+    text = RECIPE.format(task=task, metric=metric, model=tiny_model, data="", cascade="")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     told = f"data.test (test.jsonl): {why}, so that every model scores alike there"
     out = tmp_path / "out"
@@ -160,6 +162,26 @@ def test_a_split_on_which_every_model_scores_alike_is_refused(
         data.run(load_recipe(tmp_path / "tiny.yaml"), {}, out, Progress())
     data.run(load_recipe(tmp_path / "tiny.yaml", ["data.test.limit=8"]), {}, out, Progress())
     assert f"warning: {told}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_numbers_out_of_reach_and_texts_that_choose_and_report_are_told(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, metric, *_ = KINDS["text-regression"]
+    for name, seed in (("train", 1), ("search", 2), ("test", 3)):
+        write(tmp_path / f"{name}.jsonl", make, 30, seed)
+    text = RECIPE.format(task="type: text-regression", metric=metric, model=tiny_model, data="", cascade="")
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    data.run(load_recipe(tmp_path / "tiny.yaml", ["data.validation=test.jsonl"]), {}, tmp_path / "out", Progress())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "30 of 30 texts of test are in validation too: epochs, seeds and 8-bit products are chosen by the one" in told
+    assert "numbers of train reach" not in told
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    far = "".join(json.dumps(row | {"score": row["score"] * 100}) + "\n" for row in rows)
+    (tmp_path / "train.jsonl").write_text(far, encoding="utf-8")
+    data.run(load_recipe(tmp_path / "tiny.yaml"), {}, tmp_path / "out", Progress())
+    assert "a new head learns those beyond some 10 slowly or never: divide them" in " ".join(capsys.readouterr().err.split())
 
 
 def test_eval_gives_the_score_that_the_build_gave(project: tuple[str, Path]) -> None:

@@ -1,5 +1,5 @@
-from pathlib from typing import Any
-import Path
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch

@@ -28,6 +28,10 @@ MOST_SHARED = 0.05
 """Share of the search split's texts that may be in train or test too, and are left out; more is a mistake."""
 
 
+FAR = 10
+"""Numbers that a head which begins near 0 still reaches, in steps of a learning rate."""
+
+
 @dataclass
 class Written:
     """A split's file, and what later checks ask of it: examples so far, the first of each label, two numbers, and hashes if wanted."""
@@ -40,14 +44,21 @@ class Written:
     first: dict[str, int] = field(default_factory=dict)
     numbers: set[float] = field(default_factory=set)
     """Different ones, two at most."""
+    largest: float = 0.0
+    """Magnitude of the largest number."""
+    answered: bool = False
+    """Whether any question has an answer."""
 
     def add(self, example: Example) -> None:
         """Write one example."""
         self.examples += 1
         for name in self.task.names(example):
             self.first.setdefault(name, self.examples)
-        if self.task.choice == "number" and len(self.numbers) < 2:
-            self.numbers.add(example.label)
+        self.answered |= bool(example.label)
+        if self.task.choice == "number" and example.label is not None:
+            self.largest = max(self.largest, abs(example.label))
+            if len(self.numbers) < 2:
+                self.numbers.add(example.label)
         if self.hashed:
             self.hashes.append(seen_hash(example, self.task.choice))
         self.file.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False) + "\n")
@@ -64,6 +75,8 @@ class Written:
             return f"all numbers are {next(iter(self.numbers)):g}"
         if self.task.choice == "each" and not self.first:
             return "no text has a label"
+        if self.task.choice == "positions" and not self.answered:
+            return "no question has an answer"
         tagged = self.task.choice == "labels" and self.task.per_token and self.task.labelled
         return "no word belongs to an entity" if tagged and self.first.keys() <= {"O"} else None
 
@@ -88,6 +101,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     for name, count in shared.items():
         if count:
             log.warn(f"{count} of {splits[name].examples} texts of {name} are in train too; its score flatters the model")
+    if splits["train"].largest > FAR:
+        told = f"numbers of train reach {splits['train'].largest:g}, and a new head learns those beyond some {FAR} slowly or never"
+        log.warn(f"{told}: divide them in all files (`predict` answers what was learned)")
+    if chose := len({*splits["validation"].hashes} & {*splits["test"].hashes} if "test" in splits else ()):
+        told = "epochs, seeds and 8-bit products are chosen by the one, and the other is reported"
+        log.warn(f"{chose} of {splits['test'].examples} texts of test are in validation too: {told}")
     if skipped:
         log.warn(f"{len(skipped)} rows are no examples and were left out (data.skip_bad); the first: {skipped[0]}")
     examples = {name: s.examples for name, s in splits.items()} | unlabelled

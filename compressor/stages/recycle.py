@@ -20,7 +20,7 @@ from compressor.families import shape_of
 from compressor.inputs import Inputs
 from compressor.layer_maps import count_layers
 from compressor.pretrained import load_model
-from compressor.probes import Probe, chosen, probe
+from compressor.probes import Probe, chosen, learned_nothing, probe
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recycling import most_layers
@@ -71,5 +71,9 @@ def _layers(recipe: Recipe, splits: Splits, task: Task, out: Path, log: Progress
         log.warn(
             f"recycle: even {layers} layers that stay as they are lose {lost} in a short training; raise max_drop or leave recycle out"
         )
+    elif learned_nothing(probes[0], recipe.recycle.max_drop):
+        layers = probes[1].layers
+        told = f"a short training of all layers scores {probes[0].score:.4f}, {probes[0].before:.4f} before it, and tells no depth apart"
+        log.warn(f"recycle: {told}: {layers} stay as they are; name recycle.layer, or leave recycle out")
     log.note(f"{layers} of {count} layers stay as they are")
     return layers, probes
