@@ -31,6 +31,8 @@ from compressor.tokens import content_of, length_batches
 TEXTS = {"train": 1000, "validation": 500}
 """Examples of each split that are looked at."""
 EPOCHS = 2
+GAIN = 0.01
+"""What a short training must gain to tell anything."""
 DEPTHS = 4
 """Depths that are tried, evenly up to the last layer."""
 
@@ -68,9 +70,9 @@ def probe(recipe: Recipe, deepest: Reuse, log: Progress) -> list[Probe]:
     return found
 
 
-def learned_nothing(whole: Probe, max_drop: float) -> bool:
-    """Return whether the probe that recycles none gained no more than is allowed to be lost: then no depth is told from another."""
-    return whole.before is not None and whole.score - whole.before <= max_drop
+def learned_nothing(whole: Probe) -> bool:
+    """Return whether the probe that recycles none gained next to nothing: then no depth is told from another."""
+    return whole.before is not None and whole.score - whole.before <= GAIN
 
 
 def chosen(probes: Sequence[Probe], max_drop: float) -> int | None:

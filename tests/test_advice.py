@@ -32,7 +32,7 @@ def test_few_labels_call_for_efficient_finetuning(make_recipe: Callable[..., Pat
     assert f"{few} bitfit or lora overfits" in advice(recipe, narrow)
     assert "are few" not in advice(recipe, "teacher.finetune.method=bitfit")
     (recipe.parent / "modern").mkdir()
-    (recipe.parent / "modern/config.json").write_text('{"num_hidden_layers": 2, "hidden_size": 32, "model_type": "modernbert"}')
+    (recipe.parent / "modern/config.json").write_text('{"num_hidden_layers": 3, "hidden_size": 32, "model_type": "modernbert"}')
     assert f"{few} adapters or lora overfits" in advice(recipe, "teacher.model=./modern")
     write(recipe, 2500, "short")
     assert "are few" not in advice(recipe)

@@ -115,7 +115,8 @@ def test_a_teacher_reads_masked_words_with_its_own_mask_token(tiny_model: Path, 
         augment=Augment(mask=1.0, swap=0.0, ngrams=0.0),
     )
     splits, student = Splits(tmp_path, ("O",), 16, 0), load_model(tiny_model, ("O", "B-x"), "token-classification")
-    read = _texts(settings, splits, TokenClassification(), student, tiny_model, teacher, 1)
+    *read, left_out = _texts(settings, splits, TokenClassification(), student, tiny_model, teacher, 1, False)
+    assert left_out == []
     for texts in read:
         assert texts.tokens.of_text(1).ids.tolist() == [2, 4, 4, 3]  # [CLS] [MASK] [MASK] [SEP]
 

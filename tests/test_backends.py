@@ -95,7 +95,7 @@ def test_a_graph_that_a_backend_answers_otherwise_beside_longer_texts_is_refused
     graph = Graph(path, single=True, backend="openvino")
     check_agreement(graph, 32)
     graph.single = False
-    with pytest.raises(UnfitError, match="openvino answers this graph otherwise"):
+    with pytest.raises(UnfitError, match="openvino answers this graph otherwise beside longer texts"):
         check_agreement(graph, 32)
 
 

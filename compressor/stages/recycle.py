@@ -71,7 +71,7 @@ def _layers(recipe: Recipe, splits: Splits, task: Task, out: Path, log: Progress
         log.warn(
             f"recycle: even {layers} layers that stay as they are lose {lost} in a short training; raise max_drop or leave recycle out"
         )
-    elif learned_nothing(probes[0], recipe.recycle.max_drop):
+    elif learned_nothing(probes[0]):
         layers = probes[1].layers
         told = f"a short training of all layers scores {probes[0].score:.4f}, {probes[0].before:.4f} before it, and tells no depth apart"
         log.warn(f"recycle: {told}: {layers} stay as they are; name recycle.layer, or leave recycle out")
