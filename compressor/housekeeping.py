@@ -142,7 +142,8 @@ def _used(artifacts: Path, ended: float) -> frozenset[str]:
     Those of builds that have not ended stay too: a disk that is full while they train must not cost them what they have.
     """
     newest = {str(Artifact(folder).manifest["settings"]["name"]): folder for folder in _ends(artifacts)}
-    begun = [f for stage in STAGES for f in artifacts.glob(f"{stage.name}-*") if _readable(f) and _changed(f) > ended]
+    going_on = [stage.name for stage in STAGES if stage.name not in LAST]
+    begun = [f for name in going_on for f in artifacts.glob(f"{name}-*") if _readable(f) and _changed(f) > ended]
     used: set[str] = set()
     waiting = [*newest.values(), *begun]
     while waiting:

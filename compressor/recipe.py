@@ -245,7 +245,8 @@ class Recipe(Section):
     def smoke(self) -> "Recipe":
         """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
         limits = dict.fromkeys((*SPLITS, "unlabelled"), 48) | {"train": 192}
-        if self.teacher.finetune is None or any(one.bundle for one in (self.cascade.members if self.cascade else ())):
+        taught = self.teacher.finetune is not None and not any(one.bundle for one in (self.cascade.members if self.cascade else ()))
+        if self.deployed and not taught:
             del limits["train"]  # who is there already knows all labels, and a sliver may show fewer
         splits = {name: _sliver(split, most, name) for name, most in limits.items() if (split := getattr(self.data, name))}
         # of so few texts a smaller share may be none, and not every label is there

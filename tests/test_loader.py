@@ -225,7 +225,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
         ),
         (("layers: [0, 2]", ""), "10:3: distill.student: name one of `model`, `layers` of the teacher, and `bilstm`"),
         (("layers: [0, 2]", "model: ./small, hidden_size: 16"), "10:3: distill.student: hidden_size cuts `layers` of the teacher"),
-        (("length_adapt: {}", "length_adapt: {layer_drop: 0.2, sandwiches: 0}"), "14:15: length_adapt: layer_drop skips layers of random"),
+        (("length_adapt: {}", "length_adapt: {layer_drop: 0.2, sandwiches: 0}"), "14:1: length_adapt: layer_drop skips layers of random"),
         (
             (
                 "distill:\n  student: {layers: [0, 2]}",

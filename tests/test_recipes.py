@@ -91,12 +91,17 @@ def test_a_shipped_recipe_that_is_deployed_has_gates_and_each_a_smoke_profile_wi
 
 
 def test_a_smoke_profile_never_reads_more_than_the_recipe_does(folder: Path) -> None:
-    splits = load_recipe(folder / "recipe.yaml", ["data.train.limit=10"]).smoke().data
+    splits = load_recipe(folder / "recipe.yaml", ["data.train.limit=10", "teacher.finetune={}"]).smoke().data
     assert splits.train.limit == 10
     assert splits.test is not None
     assert splits.test.limit == 48
     assert (splits.train.within, splits.test.within, splits.unknown_labels) == (10, None, "skip")
     assert (splits.train.draw, splits.test.draw) == ("spread", "spread")
+
+
+def test_a_smoke_profile_shows_all_labels_to_those_who_know_them(folder: Path) -> None:
+    assert load_recipe(folder / "recipe.yaml", ["teacher.finetune={}"]).smoke().data.train.limit == 192
+    assert load_recipe(folder / "recipe.yaml", []).smoke().data.train.limit is None  # a teacher that is taken as it is
 
 
 def test_what_is_drawn_belongs_to_a_limit(folder: Path) -> None:
