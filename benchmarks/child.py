@@ -3,14 +3,16 @@
 This module and what imports it stay small: a child's peak memory starts from what its parent held when it was born.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 COMPRESS = (sys.executable, "-c", "from compressor.cli import main; main()")
 """The command line, found by this interpreter whatever PATH says."""
@@ -43,6 +45,15 @@ def run(command: Sequence[str], allowed: Collection[int] = (0,)) -> Ended:
             sys.exit(f"{' '.join(command)}\nleft with {process.returncode}:\n{_content(err)[-4000:]}")
         kilobyte = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in kilobytes on Linux, in bytes on macOS
         return Ended(seconds, usage.ru_maxrss * kilobyte, _content(out), process.returncode)
+
+
+def built(recipe: Mapping[str, Any], path: Path, until: str) -> dict[str, Any]:
+    """Build a recipe as far as a stage, in the folder of its file, from what is cached there, and return what the stage measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    ended = run([*COMPRESS, "run", str(path), "--until", until, "--artifacts", str(path.parent), "--format", "json"])
+    found: dict[str, Any] = json.loads(ended.stdout)["metrics"]
+    return found
 
 
 def _content(file: IO[bytes]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.record import conclude, recipe_parser
 from compressor import pipeline
 from compressor.artifact import Artifact
-from compressor.candidates import Bench
+from compressor.candidates import Evaluator
 from compressor.evolution import Genome, repaired
 from compressor.latency import Run, interleaved
 from compressor.lengths import LengthConfig
@@ -60,7 +60,7 @@ def main() -> None:
     if unknown := set(chosen.variant or ()) - set(every):
         parser.error(f"no variant {'; '.join(sorted(unknown))}; there are {'; '.join(every)}")
     variants = {name: every[name] for name in chosen.variant or every}
-    benches, seconds = dict[str, Bench](), dict[str, float]()
+    benches, seconds = dict[str, Evaluator](), dict[str, float]()
     with tempfile.TemporaryDirectory() as scratch:
         for name, changes in variants.items():
             recipe = load_recipe(chosen.recipe, [*chosen.changes, *changes])
@@ -70,7 +70,7 @@ def main() -> None:
     conclude(f"lengths_{recipe.name}", {"recipe": str(chosen.recipe), "training_seconds": seconds, "rows": rows}, chosen.trial)
 
 
-def bench_of(recipe: Recipe, out: Path, split: str = "search") -> tuple[Bench, float]:
+def bench_of(recipe: Recipe, out: Path, split: str = "search") -> tuple[Evaluator, float]:
     """Build a recipe up to its INT8 graph; return what scores and times it, and the seconds of its length-adaptive training.
 
     Layers' lengths are all that a configuration has: what these are held against reads whole texts.
@@ -79,17 +79,17 @@ def bench_of(recipe: Recipe, out: Path, split: str = "search") -> tuple[Bench, f
     inputs: dict[pipeline.Kind, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in int8.manifest["inputs"].items()}
     search = (recipe.search or Search()).model_copy(update={"truncate": False})
     recipe = recipe.model_copy(update={"search": search})
-    return Bench(recipe, {**inputs, "int8_graph": int8}, out, split), inputs["checkpoint"].metrics["seconds"]
+    return Evaluator(recipe, {**inputs, "int8_graph": int8}, out, split), inputs["checkpoint"].metrics["seconds"]
 
 
-def compare(benches: Mapping[str, Bench]) -> list[dict[str, Any]]:
+def compare(benches: Mapping[str, Evaluator]) -> list[dict[str, Any]]:
     """Return each variant's score and latency at each configuration."""
     first = next(iter(benches.values()))
     shape = first.layers, first.max_length
     configurations: list[Genome] = [first.full]
     configurations += [repaired(LengthConfig.smallest(*shape, bound).lengths, first.max_length, first.fixed) for bound in BOUNDS]
 
-    def timed(bench: Bench, lengths: Genome) -> Run:
+    def timed(bench: Evaluator, lengths: Genome) -> Run:
         return lambda number: bench.timed.logits(bench.requests[number], lengths)
 
     runs = {f"{name} {lengths}": timed(bench, lengths) for name, bench in benches.items() for lengths in configurations}

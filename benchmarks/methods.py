@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import COMPRESS, run
+from benchmarks.child import built
 from benchmarks.record import conclude
 
-ARTIFACTS = Path("artifacts/benchmarks")
+RECIPE = Path("artifacts/benchmarks/methods.yaml")
 SEEDS = 3
 SOFT = {"type": "soft_labels", "temperature": 2.0}
 LABELS = {"type": "labels", "weight": 0.2}
@@ -127,11 +127,7 @@ def _with_folders(student: Mapping[str, Any], models: Path) -> dict[str, Any]:
 def _build(name: str, data: Mapping[str, Any], teacher: Mapping[str, Any], distill: Mapping[str, Any] | None = None, *, until: str) -> Any:
     """Build a recipe as far as its training goes and return what that measured."""
     recipe = {"version": 1, "name": f"methods-{name}", "data": data, "teacher": teacher} | ({"distill": distill} if distill else {})
-    ARTIFACTS.mkdir(parents=True, exist_ok=True)
-    path = ARTIFACTS / "methods.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    ended = run([*COMPRESS, "run", str(path), "--until", until, "--artifacts", str(ARTIFACTS), "--format", "json"])
-    return json.loads(ended.stdout)["metrics"]
+    return built(recipe, RECIPE, until)
 
 
 def _row(kind: str, name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import COMPRESS, run
+from benchmarks.child import built
 from benchmarks.record import conclude
 
-ARTIFACTS = Path("artifacts/benchmarks")
+RECIPE = Path("artifacts/benchmarks/recycling.yaml")
 SHARES = ("25%", "50%", "75%", "100%")
 DTYPES = ("float32", "float16", "int8")
 
@@ -95,10 +95,10 @@ def _row(
     """Build one row from the first of so many parts of the training texts."""
     recipe = _recipe(form, chosen, method, recycle)
     if part > 1:
-        recipe["data"]["train"]["limit"] = _build(recipe, "data")["examples"]["train"] // part
-    texts = _build(recipe, "data")["examples"]["train"]
-    filled = _build(recipe, "recycle") if recycle else None
-    tuned = _build(recipe, "finetune")
+        recipe["data"]["train"]["limit"] = built(recipe, RECIPE, "data")["examples"]["train"] // part
+    texts = built(recipe, RECIPE, "data")["examples"]["train"]
+    filled = built(recipe, RECIPE, "recycle") if recycle else None
+    tuned = built(recipe, RECIPE, "finetune")
     read = tuned["steps"] * chosen.batch_size / chosen.epochs  # windows, of which a text may have several
     seeds = tuned.get("seeds", {"mean": tuned["validation_score"], "standard_deviation": None})
     row = {"name": name, "score": seeds["mean"], "spread": seeds["standard_deviation"], "learning": tuned["learning_parameters"]}
@@ -123,16 +123,6 @@ def _recipe(form: Form, chosen: argparse.Namespace, method: Mapping[str, Any], r
         "teacher": {"model": str(chosen.model.expanduser().resolve()), "finetune": budget | method},
     }
     return recipe | ({"recycle": dict(recycle)} if recycle else {})
-
-
-def _build(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Build as far as a stage, and return what it found."""
-    ARTIFACTS.mkdir(parents=True, exist_ok=True)
-    path = ARTIFACTS / "recycling.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    command = [*COMPRESS, "run", str(path), "--artifacts", str(ARTIFACTS), "--format", "json", "--until", stage]
-    found: dict[str, Any] = json.loads(run(command).stdout)["metrics"]
-    return found
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.lengths import bench_of
 from benchmarks.record import conclude, recipe_parser
-from compressor.candidates import Bench
+from compressor.candidates import Evaluator
 from compressor.evolution import WORTHWHILE, Candidate, Genome, evolve, hypervolume, pareto_front, repaired
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
@@ -32,7 +32,7 @@ Found = tuple[Candidate, float]
 """A measured configuration, and the seconds after which it was known."""
 
 
-def reference(bench: Bench, measured: Measured, iterations: int) -> list[Candidate]:
+def reference(bench: Evaluator, measured: Measured, iterations: int) -> list[Candidate]:
     """Run the reference's schedule: its population starts with 20 drawn configurations, full length and the smallest."""
     rng, (layers, longest) = random.Random(0), (bench.layers, bench.max_length)
     start = [LengthConfig.sample(layers, longest, 0.2, rng).lengths for _ in range(20)]
@@ -115,12 +115,12 @@ def measure(recipe: Recipe, iterations: int, out: Path) -> dict[str, Any]:
     }
 
 
-def _again(judge: Bench, front: Sequence[Candidate]) -> list[Candidate]:
+def _again(judge: Evaluator, front: Sequence[Candidate]) -> list[Candidate]:
     """Return a front with the scores of another split."""
     return [dataclasses.replace(c, score=judge.measured(c.lengths).score) for c in front]
 
 
-def _ratios(ours: Sequence[Candidate], reference: Sequence[Candidate], bench: Bench, judge: Bench) -> dict[str, dict[str, float]]:
+def _ratios(ours: Sequence[Candidate], reference: Sequence[Candidate], bench: Evaluator, judge: Evaluator) -> dict[str, dict[str, float]]:
     """Return one front's hypervolume over the other's by split: of all, and of what loses at most 5 points against full length."""
     fronts, ratios = (pareto_front(ours), pareto_front(reference)), {}
     for split, asked in {"search": bench, "test": judge}.items():

@@ -23,7 +23,7 @@ from tokenizers import Encoding, Tokenizer
 
 from compressor.choices import UNLABELLED, Choice, softmax
 from compressor.data import Example, given_texts, text_of
-from compressor.errors import RecipeError
+from compressor.errors import RecipeError, one_line
 from compressor.files import Columns, Reader, Row, opened
 from compressor.scores import Metric
 from compressor.tokens import Floats, Ints, Tokens
@@ -79,7 +79,7 @@ def squad_rows(path: Path, columns: Columns) -> Iterator[Row]:
             paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
             asked = [(paragraph["context"], dict(qa)) for paragraph in paragraphs for qa in paragraph["qas"]]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+            what = f"{type(error).__name__}: {one_line(error, 100)}"
             raise RecipeError(f"{path}: no SQuAD file ({what}); write data > paragraphs > context, qas > question, answers") from None
     for number, (context, qa) in enumerate(asked, 1):
         lacks = "question" if "question" not in qa else "answers" if columns.label and "answers" not in qa else None

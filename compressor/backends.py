@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from compressor import machine
 from compressor.encoded import Encoded
-from compressor.errors import UnfitError
+from compressor.errors import UnfitError, install
 from compressor.inputs import Inputs, is_single
 from compressor.latency import interleaved, requests, tokens_of
 from compressor.progress import Progress
@@ -62,7 +62,7 @@ def _candidates(recipe: Recipe, log: Progress) -> Sequence[Backend]:
         log.warn("target.backend: auto leaves openvino out: the cascade was calibrated in onnxruntime; name openvino to calibrate it there")
         return ["onnxruntime"]
     if recipe.target.backend == "auto" and not machine.installed("openvino"):
-        log.warn("target.backend: auto leaves openvino out: it is not installed (pip install 'encoder-compressor[openvino]')")
+        log.warn(f"target.backend: auto leaves openvino out: it is not installed ({install('openvino')})")
         return ["onnxruntime"]
     return get_args(Backend)
 

@@ -1,7 +1,7 @@
 """Write beside the answer: one thread writes what others hand over, all that waits at once, while they go on.
 
 What:     a request does not wait for the disk; what is handed over is found until it is written.
-Limits:   a process that is killed loses what waits: at most `most` bytes, for which more is then waited.
+Limits:   a process that is killed loses what is queued, at most `most` bytes; beyond that, `add` waits until it is written.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -19,7 +19,7 @@ import numpy as np
 from compressor import machine
 from compressor.data import Example
 from compressor.doctor import check_load, machine_load
-from compressor.errors import RecipeError, UnfitError
+from compressor.errors import RecipeError, UnfitError, one_line
 from compressor.latency import Run, sample, timed
 from compressor.runtime import Given, Runtime
 from compressor.session import Backend, Graph, check_agreement
@@ -225,9 +225,7 @@ def graph_of(model: Model, threads: int) -> Graph:
     except UnfitError:
         raise
     except Exception as error:  # a backend's errors have no class in common
-        raise RecipeError(
-            f"{model.file}: {model.backend} cannot open it: {' '.join(str(error).split())[:200]}; is it an encoder?"
-        ) from None
+        raise RecipeError(f"{model.file}: {model.backend} cannot open it: {one_line(error)}; is it an encoder?") from None
 
 
 def _check_length(model: Model, workload: Workload) -> None:
@@ -240,7 +238,7 @@ def _check(model: Model, graph: Graph, workload: Workload) -> None:
     try:
         _runner(graph, workload, None, whole=model.runtime is None)(-1)
     except Exception as error:
-        told = " ".join(str(error).split())[:200]
+        told = one_line(error)
         raise RecipeError(
             f"{model.file}: {model.backend} cannot run {workload.name} in it: {told}; is it an encoder of these tokens?"
         ) from None

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from compressor import machine
-from compressor.errors import BundleError, CompressorError, UnfitError
+from compressor.errors import BundleError, CompressorError, UnfitError, one_line
 from compressor.tasks import TASKS
 
+FOLDER = "bundle"
+"""Folder, of the artifact that ends a build, of what is published."""
 FORMAT = 2
 """Of bundles: those of another are refused."""
 
@@ -88,7 +90,7 @@ def readable(manifest: Mapping[str, Any]) -> Iterator[None]:
     except Exception as error:
         built = manifest.get("versions", {})
         named = "; ".join(f"{name} {version} here, {built[name]} where it was built" for name, version in machine.versions(*built).items())
-        raise UnfitError(f"the bundle cannot be opened ({' '.join(str(error).split())[:200]}): {named}") from error
+        raise UnfitError(f"the bundle cannot be opened ({one_line(error)}): {named}") from error
 
 
 def seal(manifest: Mapping[str, Any]) -> str:

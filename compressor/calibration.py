@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from compressor.cascade import NEVER
-from compressor.choices import softmax
+from compressor.choices import sigmoid, softmax
 from compressor.confidence import confidences
 from compressor.data import Example
+from compressor.pareto import non_dominated
 from compressor.scores import Metric
 from compressor.tasks import Task
 from compressor.tokens import Floats, Ints
@@ -96,7 +97,7 @@ def fit_temperature(
 
 def _negative_log_likelihood(task: Task, logits: Floats, targets: Ints) -> float:
     if task.choice == "each":
-        likely: Floats = 1 / (1 + np.exp(np.where(targets == 1, -logits, logits)))
+        likely = sigmoid(np.where(targets == 1, logits, -logits))
     else:
         known = np.flatnonzero(targets >= 0)
         likely = softmax(logits[known])[np.arange(len(known)), targets[known]]
@@ -166,11 +167,7 @@ def curve(passes: Sequence[Pass], metric: Metric) -> list[Setting]:
     known = [p.confidences[~np.isnan(p.confidences)] for p in passes[:-1]]
     tried = [sorted({*(np.quantile(own, steps).tolist() if len(own) else ()), NEVER}) for own in known]
     found = [setting(passes, metric, thresholds) for thresholds in itertools.product(*tried)]
-    front: list[Setting] = []
-    for one in sorted(found, key=lambda s: (s.mean_ms, -s.score)):
-        if not front or one.score > front[-1].score:
-            front.append(one)
-    return front
+    return non_dominated(found, lambda one: one.mean_ms)
 
 
 def across_halves(

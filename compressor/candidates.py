@@ -76,7 +76,7 @@ def sizes_of(folder: Path) -> tuple[int, int, int]:
     return config.num_hidden_layers, config.hidden_size, gated_inner(config.model_type, inner)
 
 
-class Bench:
+class Evaluator:
     """Scores configurations on a split, in parallel, and times them alone."""
 
     def __init__(self, recipe: Recipe, inputs: Inputs, out: Path, split: str = "search") -> None:

@@ -11,7 +11,13 @@ Choice = Literal["labels", "positions", "each", "number"]
 UNLABELLED = -100
 """Id of the label that a text or a token has not: no loss of labels counts it."""
 UNKNOWN = -1
-"""Id of a label that a token has but nobody told: only the teacher's answer counts."""
+"""Id for a token that should have a label but has none, as in unlabelled text: only the teacher's answer counts."""
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Return the probability of yes, of each logit."""
+    yes: Floats = 1 / (1 + np.exp(-logits))
+    return yes
 
 
 def softmax(logits: Floats) -> Floats:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from compressor.choices import UNLABELLED, Choice, softmax
+from compressor.choices import UNLABELLED, Choice, sigmoid, softmax
 from compressor.data import Example, given_texts, label_of, text_of
 from compressor.errors import RecipeError
 from compressor.files import Columns, Reader
@@ -152,7 +152,7 @@ class MultiLabelClassification(_WholeTexts):
     def decode(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> list[LabelSet]:
         """Return the labels that are more probable than not."""
         answers = []
-        for row in 1 / (1 + np.exp(-logits)):
+        for row in sigmoid(logits):
             named = tuple(name for name, probability in zip(outputs, row, strict=True) if probability > 0.5)
             answers.append(LabelSet(named, dict(zip(outputs, row.tolist(), strict=True))))
         return answers

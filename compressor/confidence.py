@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from compressor.answering import QuestionAnswering
-from compressor.choices import softmax
+from compressor.choices import sigmoid, softmax
 from compressor.data import Example
 from compressor.tasks import Task
 from compressor.tokens import Floats
@@ -56,7 +56,7 @@ def confidences(
             spans = task.spans(scaled, windows, examples)
             return np.array([float(measure(softmax(np.array([span.score for span in own])))) for own in spans])
         if task.choice == "each":
-            yes = 1 / (1 + np.exp(-scaled))
+            yes = sigmoid(scaled)
             least: Floats = measure(np.stack([yes, 1 - yes], -1)).min(-1)
             return least
         sure = measure(softmax(scaled))

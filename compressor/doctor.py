@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor import machine
-from compressor.errors import UnfitError
+from compressor.errors import UnfitError, install
 
 DISTRIBUTION = "encoder-compressor"
 INSTALL = f"pip install {DISTRIBUTION}"
-INSTALL_TRAIN = f"pip install '{DISTRIBUTION}[train]'"
+INSTALL_TRAIN = install("train")
 
 LEAST_PYTHON = (3, 11)
 LEAST_MEMORY_GB = 4.0

@@ -50,6 +50,16 @@ FULL = 2**20
 """Free bytes under which a disk counts as full: a library that could not write may fail later, on what it finds cut short."""
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """Return the beginning of what an error says, on one line: libraries write paragraphs."""
+    return " ".join(str(error).split())[:most]
+
+
+def install(extra: str) -> str:
+    """Return the command that installs an extra of this package."""
+    return f"pip install 'encoder-compressor[{extra}]'"
+
+
 def lacked(error: Exception, artifacts: Path) -> str | None:
     """Say what the machine lacked, if that is what the error means; libraries hide the system's error in a text, or trip over it later."""
     number, text = getattr(error, "errno", None), str(error)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from deap import base, tools
 
 from compressor.lengths import LengthConfig
+from compressor.pareto import non_dominated
 
 Genome = tuple[int, ...]
 LOSSES: Mapping[str, float] = {"accurate": 0.0, "balanced": 0.005, "fast": 0.010}
@@ -64,11 +65,7 @@ class _Individual(list[int]):
 
 def pareto_front(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Candidates that no other beats on both cost and score, cheapest first."""
-    front: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.cost, -c.score)):
-        if not front or candidate.score > front[-1].score:
-            front.append(candidate)
-    return front
+    return non_dominated(candidates, lambda c: c.cost)
 
 
 def evolve(
@@ -190,7 +187,7 @@ def knee(front: Sequence[Candidate]) -> Candidate:
 
 
 def hypervolume(candidates: Iterable[Candidate], worst: Candidate) -> float:
-    """Return the area of score and cost that a front dominates, against a worst score and a highest cost."""
+    """Return the area that a front dominates up to a worst score and a highest cost, in score × cost (Zitzler and Thiele, 1998)."""
     area, below = 0.0, worst.score
     for candidate in pareto_front(c for c in candidates if c.cost <= worst.cost and c.score > worst.score):
         area += (worst.cost - candidate.cost) * (candidate.score - below)

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from compressor import interrupts
-from compressor.errors import CompressorError, UnfitError
+from compressor.errors import CompressorError, UnfitError, one_line
 from compressor.progress import Stderr
 
 BROKEN_PIPE = 128 + 13
@@ -47,5 +47,5 @@ def exits(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             err.print(traceback.format_exc(), end="")
-        err.print(f"bug: {type(error).__name__}: {' '.join(str(error).split())[:300]}; run again with --debug and report what it prints")
+        err.print(f"bug: {type(error).__name__}: {one_line(error, 300)}; run again with --debug and report what it prints")
         sys.exit(1)

@@ -29,7 +29,7 @@ class Exit:
 
     @cached_property
     def rest(self) -> BackGraph:
-        """What goes on: a cascade that reads texts again instead does without."""
+        """The graph that continues from the exit's states; never opened where such texts are read again from their start."""
         self._rest.check()
         return BackGraph(self._rest.path, self.above.threads, single=self.above.single, pad_id=self.above.pad_id)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from compressor import machine
 from compressor.bench import PACKAGES, batch_of, graph_of, load_findings, model_of
-from compressor.errors import RecipeError, UnfitError
+from compressor.errors import RecipeError, UnfitError, install, one_line
 from compressor.session import Graph, session
 
 FLOAT = "float products"
@@ -85,7 +85,7 @@ def explain(path: Path, tokens: int | None, point: str | None, rounds: int) -> d
     try:
         found = _milliseconds(graph, text, lengths, rounds)
     except Exception as error:
-        raise RecipeError(f"{path}: onnxruntime cannot run {tokens} tokens: {' '.join(str(error).split())[:200]}") from None
+        raise RecipeError(f"{path}: onnxruntime cannot run {tokens} tokens: {one_line(error)}") from None
     runs = _profiled(graph, text, lengths, rounds)
     macs = sum(step.macs for step in runs[0].steps)
     if not macs:
@@ -191,9 +191,7 @@ def gemm_rate(rounds: int = 30) -> float:
     try:
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
-        raise UnfitError(
-            "explain measures a graph of its own and needs the [train] extra: pip install 'encoder-compressor[train]'"
-        ) from None
+        raise UnfitError(f"explain measures a graph of its own and needs the [train] extra: {install('train')}") from None
     m, k, n = 512, 1024, 1024
     rng = np.random.default_rng(0)
     weight = numpy_helper.from_array(rng.integers(-128, 128, (k, n), dtype=np.int8), "w")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from compressor import sources
-from compressor.errors import RecipeError, UnfitError
+from compressor.errors import RecipeError, UnfitError, install, one_line
 
 csv.field_size_limit(2**31 - 1)  # the default refuses texts of 131,072 characters
 Row = tuple[int, Mapping[str, Any] | RecipeError]
@@ -132,7 +132,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UnfitError(f"{path}: reading parquet needs pyarrow; pip install 'encoder-compressor[train]'") from None
+        raise UnfitError(f"{path}: reading parquet needs pyarrow; {install('train')}") from None
     with opened(path) as binary:
         try:
             with ParquetFile(io.BytesIO(binary.read()) if path.suffix == ".gz" else binary) as file:
@@ -140,7 +140,7 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
                 batches = file.iter_batches(columns=list(columns.by_key.values()))
                 yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
         except (ArrowException, OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:120]}); write it again") from None
+            raise RecipeError(f"{path}: not a readable parquet file ({one_line(error, 120)}); write it again") from None
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def _hub_rows(source: str, split: str, columns: Columns) -> Iterator[Row]:
 
         data = load_dataset(name, config or None, split=wanted or split, revision=revision or None)
     except ValueError as error:  # the Hub has it, but not this configuration or split
-        raise RecipeError(f"{source}: {' '.join(str(error).split())[:200]}; write OWNER/NAME[:CONFIG][@REVISION][#SPLIT]") from error
+        raise RecipeError(f"{source}: {one_line(error)}; write OWNER/NAME[:CONFIG][@REVISION][#SPLIT]") from error
     except Exception as error:  # the Hub client raises errors of many libraries
         raise sources.hub_error(source, error) from error
     check_columns(source, data.column_names, columns)

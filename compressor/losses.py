@@ -14,7 +14,7 @@ from compressor.choices import Choice
 
 
 def answers(logits: Tensor, mask: Tensor, choice: Choice) -> Tensor:
-    """Return one row of logits (answers, classes) for each answer that counts; yes or no, as two classes, has logits 0 and z.
+    """Return one row of logits (answers, classes) for each answer that counts; a yes-or-no output z becomes logits (0, z).
 
     `mask` (batch, seq) says which tokens count; positions that do not count are no choice where the class is a position.
     """
@@ -98,21 +98,21 @@ class Attention:
 
 
 def attention_loss(student: Attention, teacher: Attention, mask: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of the attention distributions, a mean over heads and real queries."""
+    """KL(teacher ‖ student) of the attention distributions, a mean over heads and real queries (MiniLM, arXiv:2002.10957)."""
     ours, theirs = student.log_probabilities(mask), teacher.log_probabilities(mask)
     kl = F.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1)
     return kl.transpose(1, 2)[mask].mean()  # padding queries do not count
 
 
 def attention_score_loss(student: Attention, teacher: Attention, mask: Tensor) -> Tensor:
-    """Squared distance of the attention scores, before the softmax, over pairs of real tokens."""
+    """Squared distance of the attention scores, before the softmax, over pairs of real tokens (TinyBERT, arXiv:1909.10351)."""
     ours, theirs = student.scores(), teacher.scores()
     real = (mask[:, None, :, None] & mask[:, None, None, :]).expand_as(ours)
     return F.mse_loss(ours[real], theirs[real])
 
 
 def token_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Squared distance of two states (batch, seq, width), over real tokens."""
+    """Squared distance of two states (batch, seq, width), over real tokens (TinyBERT, arXiv:1909.10351)."""
     return F.mse_loss(student.float()[mask], teacher.float()[mask])
 
 

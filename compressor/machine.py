@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import UnfitError
+from compressor.errors import UnfitError, install
 
 # The instruction sets that decide how fast 8-bit and bfloat16 products are, named as Linux does.
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -134,5 +134,5 @@ def _physical_memory_bytes() -> int:
     try:
         import psutil
     except ImportError:
-        raise UnfitError("reading the memory of this system needs the [train] extra: pip install 'encoder-compressor[train]'") from None
+        raise UnfitError(f"reading the memory of this system needs the [train] extra: {install('train')}") from None
     return int(psutil.virtual_memory().total)

@@ -60,7 +60,7 @@ def members_of(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> list
     built = [_member(asked, number, recipe, inputs, out, log) for number, asked in enumerate(recipe.cascade.members)]
     if built[0].continued and recipe.cascade.members[1].point == "full":
         built[1] = dataclasses.replace(built[1], continued=built[0].continued)
-    elif built[0].continued:  # nobody goes on: what would is no part of the bundle
+    elif built[0].continued:  # no member continues from the exit, so the graph that would is removed
         (out / str(built[0].facts["folder"]) / BACK).unlink()
     return _named_apart([dataclasses.replace(built[0], continued=None), *built[1:]])
 

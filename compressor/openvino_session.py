@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compressor.errors import UnfitError
+from compressor.errors import UnfitError, install, one_line
 
 LENGTHS = "lengths"
 
@@ -38,7 +38,7 @@ class OpenVINOSession:
         try:
             import openvino
         except ImportError:
-            remedy = "pip install 'encoder-compressor[openvino]', or choose backend onnxruntime"
+            remedy = f"{install('openvino')}, or choose backend onnxruntime"
             raise UnfitError(f"backend openvino needs the [openvino] extra: {remedy}") from None
         core, options = openvino.Core(), dict[str, Any](INFERENCE_NUM_THREADS=threads * beside)
         options |= {"PERFORMANCE_HINT": "LATENCY"} if beside == 1 else {"NUM_STREAMS": beside}
@@ -49,7 +49,7 @@ class OpenVINOSession:
             model.validate_nodes_and_infer_types()
             self._compiled, self._own = core.compile_model(model, "CPU", options), threading.local()
         except RuntimeError as error:  # all that OpenVINO raises
-            told = " ".join(str(error).split())[:200]
+            told = one_line(error)
             raise UnfitError(f"{path}: openvino cannot read this graph: {told}; choose backend onnxruntime") from None
         names = [x.any_name for x in model.inputs]
         self._inputs, self._outputs = [Named(n) for n in names if n != LENGTHS], [Named(x.any_name) for x in model.outputs]

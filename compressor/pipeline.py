@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from compressor import __version__, machine
 from compressor.artifact import STATE, Artifact, commit, digest_of, drop_state
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import CompressorError, StageError, UnfitError, lacked
+from compressor.errors import CompressorError, StageError, UnfitError, lacked, one_line
 from compressor.imports import source_hashes
 from compressor.inputs import Inputs, Kind
 from compressor.locks import only_writer
@@ -306,5 +306,5 @@ def _translated(stage: Stage, artifacts: Path) -> Iterator[None]:
         if told := lacked(error, artifacts):
             raise UnfitError(f"{stage.name}: {told}") from error
         if isinstance(error, RuntimeError):
-            raise StageError(f"{stage.name}: {' '.join(str(error).split())[:300]}; run again with --debug for the whole story") from error
+            raise StageError(f"{stage.name}: {one_line(error, 300)}; run again with --debug for the whole story") from error
         raise

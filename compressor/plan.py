@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor import machine, sources
-from compressor.errors import RecipeError, UnfitError
+from compressor.errors import RecipeError, UnfitError, install
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
 
@@ -66,7 +66,7 @@ def check_training(recipe: Recipe) -> None:
     Raises:
         UnfitError: names the extra.
     """
-    extra = "pip install 'encoder-compressor[train]', or in a checkout: pip install -e '.[train]'"
+    extra = f"{install('train')}, or in a checkout: pip install -e '.[train]'"
     tuned = recipe.teacher.finetune
     own = {"deap": recipe.search, "peft": tuned and tuned.method == "lora", "onnxscript": recipe.export.exporter == "dynamo"}
     needed = [*BUILDING, *(package for package, wanted in own.items() if wanted)]
@@ -86,5 +86,5 @@ def check_extras(recipe: Recipe) -> None:
     asked = {"quantize": recipe.quantize and recipe.quantize.backend, "target": recipe.target.backend}
     for section, backend in asked.items():
         if backend in ("nncf", "openvino") and not machine.installed(backend):
-            extra = f"pip install 'encoder-compressor[{backend}]'"
+            extra = install(backend)
             raise UnfitError(f"{section}.backend {backend} needs the [{backend}] extra: {extra}, or choose onnxruntime")

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from compressor import adapters, bilstm
-from compressor.errors import RecipeError
+from compressor.errors import RecipeError, one_line
 
 logging.set_verbosity_error()  # its notes (a new head has new weights) read like defects here
 logging.disable_progress_bar()
@@ -62,7 +62,7 @@ def load_model(folder: Path, labels: Sequence[str], head: str = "sequence-classi
         )
         return _in_order(model, own, labels)
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
-        raise RecipeError(f"{folder}: {' '.join(str(error).split())[:300]}; name a folder of a transformers encoder") from error
+        raise RecipeError(f"{folder}: {one_line(error, 300)}; name a folder of a transformers encoder") from error
 
 
 def own_labels(config: Any) -> list[str]:

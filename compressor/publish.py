@@ -6,9 +6,8 @@ from pathlib import Path
 
 from compressor import interrupts
 from compressor.artifact import Artifact, sha256
+from compressor.bundles import FOLDER
 from compressor.errors import UnfitError
-
-BUNDLE = "bundle"
 
 
 def publish(artifact: Artifact, artifacts: Path, name: str) -> Path:
@@ -21,14 +20,14 @@ def publish(artifact: Artifact, artifacts: Path, name: str) -> Path:
     for place in ("dist", "rejected"):
         _restore(artifacts / place / name)
     target = artifacts / ("dist" if passed else "rejected") / name
-    if passed and _is_there(target, artifact.path / BUNDLE):
+    if passed and _is_there(target, artifact.path / FOLDER):
         shutil.rmtree(artifacts / "rejected" / name, ignore_errors=True)
         return target
     partial, last = target.parent / f".{name}.partial", _last(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(artifact.path / BUNDLE, partial)
+        shutil.copytree(artifact.path / FOLDER, partial)
         with interrupts.held_back():
             if target.exists():
                 os.replace(target, last)

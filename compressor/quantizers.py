@@ -26,7 +26,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 
 from compressor import machine, neural_compressor_script
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import UnfitError
+from compressor.errors import UnfitError, install
 from compressor.fusion import CONTRIB
 from compressor.products import also_taken_apart, biases, products_of_activations
 from compressor.rewrites import fused_products, gathered_rows, unsigned_activations
@@ -155,7 +155,7 @@ def _rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
 def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *, reduce_range: bool = False) -> onnx.ModelProto:
     """Return the graph as NNCF quantizes it: float products between nodes that quantize and dequantize."""
     if not machine.installed("nncf"):
-        raise UnfitError("quantize.backend nncf needs the [nncf] extra: pip install 'encoder-compressor[nncf]', or choose onnxruntime")
+        raise UnfitError(f"quantize.backend nncf needs the [nncf] extra: {install('nncf')}, or choose onnxruntime")
     os.environ["NNCF_CI"] = "1"  # it would send telemetry
     graph = onnx.load(source)
     for node in graph.graph.node:

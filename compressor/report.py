@@ -279,7 +279,7 @@ def render_card(metrics: Mapping[str, Any]) -> str:
     """Render metrics.json as the bundle's README.md, a Hugging Face model card with its front matter."""
     facts = _complete(metrics)
     point = facts["default_point"] if facts["default_point"] in facts["points"] and facts["default_point"] != "full" else None
-    point = None if facts["default_policy"] else point  # which answers where no point is named
+    point = None if facts["default_policy"] else point  # the default policy answers where no point is named
     usual = '("A text.", "Another that belongs to it.")' if facts["pairs"] else '"A text to classify."'
     given, drawn = GIVEN.get(facts["task"], usual), {"has_lengths": _has_lengths(facts), "windowed": facts["task"] in WINDOWED}
     return (

@@ -21,7 +21,7 @@ from compressor import machine
 from compressor.bundles import check_isa, readable, verify
 from compressor.cascade import GRAPH, NEVER, STOPS, Cascade, Member, reader, whole
 from compressor.data import Example, check_characters, in_chunks
-from compressor.errors import BundleError, RecipeError, UnfitError
+from compressor.errors import BundleError, RecipeError, UnfitError, install
 from compressor.exits import Exit
 from compressor.halves import Halves
 from compressor.session import Backend, Graph, Seen, check_agreement
@@ -126,7 +126,7 @@ class Runtime:
         try:
             from compressor.store import Identity, Store
         except ImportError:
-            raise UnfitError("a store needs the [recycle] extra: pip install 'encoder-compressor[recycle]'") from None
+            raise UnfitError(f"a store needs the [recycle] extra: {install('recycle')}") from None
         identity = Identity(told["front"], told["layer"], told["tokenizer"], told["precision"], told["dtype"])
         largest = None if max_size is None else max_size * 1e6
         return Store.shared(place_of(folder), identity, largest, lambda line: warnings.warn(line, RuntimeWarning, stacklevel=2))

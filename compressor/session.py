@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 import onnxruntime as ort
 
-from compressor.errors import BundleError, UnfitError
+from compressor.errors import BundleError, UnfitError, one_line
 from compressor.openvino_session import OpenVINOSession
 from compressor.tokens import Floats, Tokens, in_order
 
@@ -166,7 +166,7 @@ def check_agreement(graph: Graph, longest: int) -> None:
         alone = [graph.run(text)[0] for text in texts]
         beside = alone if graph.single else [own[: len(one)] for own, one in zip(graph.run(texts), alone, strict=True)]
     except RuntimeError as error:
-        what = " ".join(str(error).split())[:200]
+        what = one_line(error)
         raise UnfitError(f"{graph.path}: {graph.backend} cannot run this graph ({what}); choose backend onnxruntime") from error
     largest = max(float(np.abs(one).max()) for one in expected)
     pairs = (("otherwise", AGREEMENT, alone, expected), ("otherwise beside longer texts", BESIDE, beside, alone))

@@ -8,7 +8,7 @@ from functools import lru_cache
 from importlib import util
 from pathlib import Path
 
-from compressor.errors import BundleError, RecipeError, UnfitError
+from compressor.errors import BundleError, RecipeError, UnfitError, install, one_line
 
 LOCAL_FORMS = "name a local folder or file (./folder), or package:NAME/FOLDER inside an installed Python package"
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".txt", ".gz", ".zip", ".xlsx", ".arrow", ".conll")
@@ -172,7 +172,7 @@ def _check_vocabulary(source: str, folder: Path, rows: object) -> None:
     try:
         tokens = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size(with_added_tokens=True)
     except Exception as error:  # tokenizers raises bare Exception for any damage
-        raise RecipeError(f"{folder / 'tokenizer.json'}: {_one_line(error)}; copy the tokenizer again") from None
+        raise RecipeError(f"{folder / 'tokenizer.json'}: {one_line(error, 150)}; copy the tokenizer again") from None
     if not isinstance(rows, int):
         raise RecipeError(f"{folder / 'config.json'}: no vocab_size; name a text encoder, such as a BERT")
     if tokens > rows:
@@ -195,15 +195,11 @@ def _download(source: str) -> Path:
 def hub_error(source: str, error: Exception) -> UnfitError:
     """Return the one line that says why the Hub did not give `source`, and what works without it."""
     if isinstance(error, ImportError):
-        return UnfitError(f"{source}: the Hugging Face Hub needs {error.name}; pip install 'encoder-compressor[train]', or {LOCAL_FORMS}")
+        return UnfitError(f"{source}: the Hugging Face Hub needs {error.name}; {install('train')}, or {LOCAL_FORMS}")
     return UnfitError(
-        f"{source}: not a local path, and the Hugging Face Hub did not give it ({type(error).__name__}: {_one_line(error)}); "
+        f"{source}: not a local path, and the Hugging Face Hub did not give it ({type(error).__name__}: {one_line(error, 150)}); "
         f"check name and network, or {LOCAL_FORMS}"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:150]
 
 
 def fingerprint(source: str, root: Path) -> str:

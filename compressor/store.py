@@ -38,7 +38,7 @@ SMALLEST = 2**20
 WAITING = 64e6
 """Bytes of what requests filled in that may wait to be written."""
 TOUCHES = 2**16
-"""Entries that were read before it is written down when: few at a time would rewrite a page of a large store for each of them."""
+"""Reads that are remembered before their times are written to disk: writing a few at a time would rewrite a page for each."""
 
 
 @dataclass(frozen=True)

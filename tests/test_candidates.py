@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.candidates import Bench, Results, sizes_of
+from compressor.candidates import Evaluator, Results, sizes_of
 from compressor.evolution import Candidate
 from compressor.lengths import LengthConfig
 from tests.test_families import CONFIGS
@@ -49,7 +49,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_the_rest_kept(tmp_path: Pat
 
 
 def test_what_long_texts_alone_lose_counts() -> None:
-    bench = object.__new__(Bench)
+    bench = object.__new__(Evaluator)
     bench.layers, bench.sizes, bench.max_length, bench.absolute = 6, (384, 1536), 512, True
     bench.truncates, bench.fixed = False, 1
     bench.lengths, bench.texts = np.array([100, 300, 512]), np.array([60, 20, 20])

@@ -25,7 +25,7 @@ from compressor.products import count_products, products
 from compressor.progress import Progress
 from compressor.quantizers import dynamic
 from compressor.runtime import Runtime
-from compressor.stages.quantize import Bench, _quantize_halves, kept_in_back
+from compressor.stages.quantize import Scorer, _quantize_halves, kept_in_back
 from compressor.tokens import Tokens
 from tests.conftest import compress, sentences, write_project
 from tests.test_families import SERVED, batch, model_of
@@ -103,7 +103,7 @@ def test_what_stays_float_in_the_whole_graph_does_so_in_its_halves(layers: int, 
     export_graph(layered(model), floats / "model.onnx")
     whole, inside = products(floats / "model.onnx"), products(floats / BACK)
     kept = whole[-1:] if stays == "last" else whole[len(whole) - len(inside) :]
-    bench = cast(Bench, SimpleNamespace(source=floats / "model.onnx", isa="vnni"))
+    bench = cast(Scorer, SimpleNamespace(source=floats / "model.onnx", isa="vnni"))
     _quantize_halves(bench, "onnxruntime", out, [], kept, Progress(quiet=True))
     counted = count_products(out / BACK)
     assert counted == {"int8": len(inside) - len(kept), "float": len(kept)}

@@ -18,7 +18,7 @@ import onnx
 
 from compressor import backends, machine
 from compressor.artifact import digest_of, files_of, sha256, write_json
-from compressor.bundles import FORMAT, seal
+from compressor.bundles import FOLDER, FORMAT, seal
 from compressor.cascade import MEMBERS
 from compressor.encoded import pad_id_of
 from compressor.gates import judge
@@ -32,7 +32,6 @@ from compressor.report import render_card, render_report
 from compressor.splits import MODEL, Splits
 from compressor.summary import found_at, summarize
 
-FOLDER = "bundle"
 MEASURED = frozenset({"metrics.json", "gates.json", "report.html", "README.md"})
 """Files that hold times: they have a hash each, but no part in the bundle's digest."""
 
@@ -110,7 +109,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dic
 def _front(recipe: Recipe, inputs: Inputs, full_ms: float) -> list[dict[str, Any]]:
     """Return what a search found worth deploying, fastest first: scores of the search split, medians beside that of full length here.
 
-    None where it was searched by multiply-accumulates, which tell no time.
+    Empty where it was searched by multiply-accumulates, which tell no time.
     """
     if recipe.search is None or recipe.search.latency != "measured":
         return []

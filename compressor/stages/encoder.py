@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifact import digest_of, files_of
+from compressor.bundles import FOLDER
 from compressor.formats import count
 from compressor.inputs import Inputs
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.splits import MODEL
-
-FOLDER = "bundle"
 
 
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:

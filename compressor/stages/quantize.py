@@ -22,7 +22,7 @@ from compressor import machine
 from compressor.backends import NOISE
 from compressor.encoded import Encoded, tokenizer_of
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import StageError, UnfitError, lacked
+from compressor.errors import StageError, UnfitError, install, lacked, one_line
 from compressor.halves import BACK, FRONT, STATES
 from compressor.inputs import Inputs
 from compressor.latency import interleaved, requests, sample, tokens_of
@@ -62,7 +62,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     validation = splits.encoded("validation", task, inputs["checkpoint"].path / MODEL)
     source, names = inputs["float_graph"].path / "model.onnx", _backends(recipe, log)
-    bench = Bench(source, validation, recipe)
+    bench = Scorer(source, validation, recipe)
     if bench.isa != machine.level():
         here = machine.level() or "an unknown instruction set"
         log.warn(
@@ -91,7 +91,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
 
 
 def _made(
-    names: Sequence[str], bench: "Bench", out: Path, feeds: Sequence[Feed], recipe: Recipe, log: Progress
+    names: Sequence[str], bench: "Scorer", out: Path, feeds: Sequence[Feed], recipe: Recipe, log: Progress
 ) -> tuple[dict[str, Quantized], dict[str, str]]:
     """Return what each backend made; of several, one that fails, or whose answers the target's backend changes, is left out, and why.
 
@@ -111,7 +111,7 @@ def _made(
         except Exception as error:  # quantizers raise errors of their own
             if len(names) == 1 or isinstance(error, OSError) or lacked(error, out):  # another time, this machine may have what it takes
                 raise
-            last, left_out[name] = error, " ".join(str(error).split())[:300].removeprefix(f"{file}: ")
+            last, left_out[name] = error, one_line(error, 300).removeprefix(f"{file}: ")
             log.warn(f"quantize: auto leaves {name} out: {left_out[name]}")
             for path in (file, file.with_suffix(ALONE)):
                 path.unlink(missing_ok=True)
@@ -130,7 +130,7 @@ def kept_in_back(whole: Sequence[str], back: Sequence[str], kept: Collection[str
     return [own for name, own in zip(whole[len(whole) - len(back) :], back, strict=True) if name in kept]
 
 
-def _quantize_halves(bench: "Bench", backend: str, out: Path, feeds: Sequence[Feed], kept: Sequence[str], log: Progress) -> None:
+def _quantize_halves(bench: "Scorer", backend: str, out: Path, feeds: Sequence[Feed], kept: Sequence[str], log: Progress) -> None:
     """Write the INT8 front and back as the whole graph's backend does; the back is calibrated on what the float front makes."""
     floats = bench.source.parent
     inside = products(floats / BACK)
@@ -148,7 +148,7 @@ def _quantize_halves(bench: "Bench", backend: str, out: Path, feeds: Sequence[Fe
             check_int8(out / name, f"quantize: {backend}, {name}")
 
 
-class Bench:
+class Scorer:
     """Scores graphs on the validation split, and ranks the products of the float one when that is asked."""
 
     def __init__(self, source: Path, validation: Encoded, recipe: Recipe) -> None:
@@ -172,7 +172,7 @@ class Bench:
         return list(self.sensitivities)
 
 
-def _quantized(name: str, bench: Bench, file: Path, feeds: Sequence[Feed], log: Progress) -> Quantized:
+def _quantized(name: str, bench: Scorer, file: Path, feeds: Sequence[Feed], log: Progress) -> Quantized:
     """Quantize with a backend; where the score falls below what is wanted, put back the fewest products that raise it."""
 
     def score(kept: Collection[str]) -> float:
@@ -211,7 +211,7 @@ def _backends(recipe: Recipe, log: Progress) -> Sequence[str]:
         return ["onnxruntime"]  # the others leave its layers in float
     missing = {}
     if not machine.installed("nncf"):
-        missing["nncf"] = "it is not installed (pip install 'encoder-compressor[nncf]')"
+        missing["nncf"] = f"it is not installed ({install('nncf')})"
     if not NEURAL_COMPRESSOR.is_made():
         missing["neural-compressor"] = "its environment is not made; a build with that backend makes it (800 MB)"
     for name, why in missing.items():

@@ -19,7 +19,7 @@ from typing import Any
 
 from compressor.artifact import write_json
 from compressor.baselines import constant_ratios, published, random_search, told, truncation
-from compressor.candidates import Bench
+from compressor.candidates import Evaluator
 from compressor.evolution import LOSSES, Candidate, Genome, Measure, evolve, hypervolume, operating_points, pareto_front, repaired
 from compressor.inputs import Inputs
 from compressor.lengths import LengthConfig
@@ -30,7 +30,7 @@ from compressor.recipe import Recipe
 def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, Any]:
     """Write frontier.json: every candidate, the front, the named operating points, and the baselines."""
     assert recipe.search is not None
-    bench, settings = Bench(recipe, inputs, out), recipe.search
+    bench, settings = Evaluator(recipe, inputs, out), recipe.search
     measured = _measurer(bench, settings.evaluations, log)
     start = starting_points(bench.layers, bench.max_length, bench.fixed, settings.population, recipe.seed, bench.truncates)
     if settings.evaluations < len(start) + settings.population:
@@ -76,7 +76,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     return {**facts, "hypervolumes": volumes, "against_baselines": told(known, baselines, sum(looks))}
 
 
-def _measurer(bench: Bench, total: int, log: Progress) -> Measure:
+def _measurer(bench: Evaluator, total: int, log: Progress) -> Measure:
     """Return the function that measures a generation and tells of each configuration."""
     done = 0
 
@@ -93,7 +93,7 @@ def _measurer(bench: Bench, total: int, log: Progress) -> Measure:
     return measured
 
 
-def _baselines(bench: Bench, count: int, seed: int, log: Progress) -> dict[str, Sequence[Candidate]]:
+def _baselines(bench: Evaluator, count: int, seed: int, log: Progress) -> dict[str, Sequence[Candidate]]:
     """Measure what the search is held against; random search gets as many evaluations as evolution took."""
     shape = (bench.layers, bench.max_length, bench.fixed)
     chosen = {"constant ratios": constant_ratios(*shape), "published configurations": published(*shape)}
