@@ -18,7 +18,8 @@ from benchmarks.record import conclude, recipe_parser
 from compressor import pipeline
 from compressor.artifact import Artifact
 from compressor.candidates import Evaluator
-from compressor.evolution import Genome, repaired
+from compressor.evolution import Genome
+from compressor.inputs import Kind
 from compressor.latency import Run, interleaved
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
@@ -76,7 +77,7 @@ def bench_of(recipe: Recipe, out: Path, split: str = "search") -> tuple[Evaluato
     Layers' lengths are all that a configuration has: what these are held against reads whole texts.
     """
     int8 = pipeline.run(recipe, ARTIFACTS, Progress(), until="quantize")
-    inputs: dict[pipeline.Kind, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in int8.manifest["inputs"].items()}
+    inputs: dict[Kind, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in int8.manifest["inputs"].items()}
     search = (recipe.search or Search()).model_copy(update={"truncate": False})
     recipe = recipe.model_copy(update={"search": search})
     return Evaluator(recipe, {**inputs, "int8_graph": int8}, out, split), inputs["checkpoint"].metrics["seconds"]
@@ -85,9 +86,9 @@ def bench_of(recipe: Recipe, out: Path, split: str = "search") -> tuple[Evaluato
 def compare(benches: Mapping[str, Evaluator]) -> list[dict[str, Any]]:
     """Return each variant's score and latency at each configuration."""
     first = next(iter(benches.values()))
-    shape = first.layers, first.max_length
-    configurations: list[Genome] = [first.full]
-    configurations += [repaired(LengthConfig.smallest(*shape, bound).lengths, first.max_length, first.fixed) for bound in BOUNDS]
+    space = first.space
+    configurations: list[Genome] = [space.full]
+    configurations += [space.repaired(LengthConfig.smallest(space.layers, space.max_length, bound).lengths) for bound in BOUNDS]
 
     def timed(bench: Evaluator, lengths: Genome) -> Run:
         return lambda number: bench.timed.logits(bench.requests[number], lengths)

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.lengths import bench_of
 from benchmarks.record import conclude, recipe_parser
 from compressor.candidates import Evaluator
-from compressor.evolution import WORTHWHILE, Candidate, Genome, evolve, hypervolume, pareto_front, repaired
+from compressor.evolution import WORTHWHILE, Candidate, Genome, evolve, hypervolume, pareto_front
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
 from compressor.recipe import Recipe
@@ -34,16 +34,16 @@ Found = tuple[Candidate, float]
 
 def reference(bench: Evaluator, measured: Measured, iterations: int) -> list[Candidate]:
     """Run the reference's schedule: its population starts with 20 drawn configurations, full length and the smallest."""
-    rng, (layers, longest) = random.Random(0), (bench.layers, bench.max_length)
+    rng, (layers, longest) = random.Random(0), (bench.space.layers, bench.space.max_length)
     start = [LengthConfig.sample(layers, longest, 0.2, rng).lengths for _ in range(20)]
     start += [(longest,) * layers, LengthConfig.smallest(layers, longest, 0.2).lengths]
-    known = {genome: measured(genome) for genome in (repaired(g, longest, bench.fixed) for g in start)}
+    known = {genome: measured(genome) for genome in map(bench.space.repaired, start)}
     for _ in range(iterations):
         parents = [c.lengths for c in pareto_front(known.values())]
         children = [_mutated(rng.choice(parents), longest, rng) for _ in range(CHILDREN)]
         children += [_crossed(rng.choice(parents), rng.choice(parents)) for _ in range(CHILDREN)]
         for child in children:
-            genome = repaired(child, longest, bench.fixed)
+            genome = bench.space.repaired(child)
             known[genome] = measured(genome)  # measured again when it comes again, as there
     return list(known.values())
 
@@ -71,8 +71,8 @@ def ours(recipe: Recipe, workers: int, out: Path) -> tuple[list[Found], int]:
         return [candidate for candidate, _ in found[-len(genomes) :]]
 
     sizes = {"evaluations": settings.evaluations, "population": settings.population, "proposals": settings.proposals}
-    start = starting_points(bench.layers, bench.max_length, bench.fixed, settings.population, recipe.seed)
-    evolve(start, measured, bench.rated, max_length=bench.max_length, fixed=bench.fixed, seed=recipe.seed, **sizes)
+    start = starting_points(bench.space, settings.population, recipe.seed)
+    evolve(start, measured, bench.rated, bench.space, seed=recipe.seed, **sizes)
     return found, len(bench.results.known) - len(found)
 
 
@@ -124,7 +124,7 @@ def _ratios(ours: Sequence[Candidate], reference: Sequence[Candidate], bench: Ev
     """Return one front's hypervolume over the other's by split: of all, and of what loses at most 5 points against full length."""
     fronts, ratios = (pareto_front(ours), pareto_front(reference)), {}
     for split, asked in {"search": bench, "test": judge}.items():
-        both, full = [_again(asked, front) for front in fronts], asked.measured(asked.full)
+        both, full = [_again(asked, front) for front in fronts], asked.measured(asked.space.full)
         scores = {"all": min(c.score for c in (*both[0], *both[1])), "at most 5 points lost": full.score - WORTHWHILE}
         areas = {name: [hypervolume(front, dataclasses.replace(full, score=score)) for front in both] for name, score in scores.items()}
         ratios[split] = {name: mine / theirs for name, (mine, theirs) in areas.items()}

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from compressor.evolution import Candidate, Genome, pareto_front, repaired
+from compressor.evolution import Candidate, Genome, Space, pareto_front
 from compressor.formats import points_change
 from compressor.lengths import LengthConfig
 
@@ -17,24 +17,28 @@ PUBLISHED, PUBLISHED_AT = ((269, 253, 252, 202, 104, 34), (315, 251, 242, 159, 1
 RATIOS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
-def constant_ratios(layers: int, max_length: int, fixed: int) -> list[Genome]:
-    """Return configurations that keep one share of the tokens from the first layer on."""
-    return _distinct(([max_length * ratio] * layers for ratio in RATIOS), max_length, fixed)
+def constant_ratios(space: Space) -> list[Genome]:
+    """Return configurations that read all of a text and keep one share of the tokens from the first layer on."""
+    return space.distinct([*_all_of_it(space), *[space.max_length * ratio] * space.layers] for ratio in RATIOS)
 
 
-def truncation(layers: int, max_length: int, fixed: int) -> list[Genome]:
-    """Return configurations that read the beginning of a text, and all layers all of that."""
-    full = repaired([max_length] * layers, max_length, fixed)
-    return list(dict.fromkeys((max(2, round(max_length * ratio)), *full) for ratio in RATIOS))
+def truncation(space: Space) -> list[Genome]:
+    """Return configurations that read the beginning of a text, and all layers all of that; none where nothing may truncate."""
+    layers = space.full[space.truncates :]
+    return space.distinct((space.max_length * ratio, *layers) for ratio in RATIOS) if space.truncates else []
 
 
-def published(layers: int, max_length: int, fixed: int) -> list[Genome]:
-    """Return the published configurations for so many layers, scaled to the length."""
-    fitting = (lengths for lengths in PUBLISHED if len(lengths) == layers)
-    return _distinct(([n * max_length / PUBLISHED_AT for n in lengths] for lengths in fitting), max_length, fixed)
+def published(space: Space) -> list[Genome]:
+    """Return the published configurations for so many layers, scaled to the length, which read all of a text."""
+    fitting = (lengths for lengths in PUBLISHED if len(lengths) == space.layers)
+    return space.distinct([*_all_of_it(space), *(n * space.max_length / PUBLISHED_AT for n in lengths)] for lengths in fitting)
 
 
-def random_search(layers: int, max_length: int, fixed: int, count: int, seed: int, truncates: bool = False) -> list[Genome]:
+def _all_of_it(space: Space) -> list[int]:
+    return [space.max_length] * space.truncates
+
+
+def random_search(space: Space, count: int, seed: int) -> list[Genome]:
     """Return so many configurations drawn as LengthDrop draws them, at bounds of any size; fewer where there are no more.
 
     Where they may truncate, each reads any number of tokens from a quarter on.
@@ -42,9 +46,9 @@ def random_search(layers: int, max_length: int, fixed: int, count: int, seed: in
     rng, found = random.Random(f"{seed}/random search"), dict[Genome, None]()
     for _ in range(20 * count):
         if len(found) < count:
-            lengths = LengthConfig.sample(layers, max_length, rng.uniform(0.05, 0.6), rng).lengths
-            read = [rng.uniform(0.25, 1) * max_length] if truncates else []
-            found[repaired([*read, *lengths], max_length, fixed, truncates)] = None
+            lengths = LengthConfig.sample(space.layers, space.max_length, rng.uniform(0.05, 0.6), rng).lengths
+            read = [rng.uniform(0.25, 1) * space.max_length] if space.truncates else []
+            found[space.repaired([*read, *lengths])] = None
     return list(found)
 
 
@@ -53,10 +57,6 @@ def ahead(front: Iterable[Candidate], others: Sequence[Candidate]) -> list[float
     points = pareto_front(front)
     below = [([p.score for p in points if p.cost <= other.cost], other.score) for other in others]
     return [max(scores) - score for scores, score in below if scores]
-
-
-def _distinct(many: Iterable[Iterable[float]], max_length: int, fixed: int) -> list[Genome]:
-    return list(dict.fromkeys(repaired(lengths, max_length, fixed) for lengths in many))
 
 
 def told(known: Sequence[Candidate], baselines: Mapping[str, Sequence[Candidate]], passes: float = 0) -> list[str]:

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from compressor.artifact import STATE
 from compressor.encoded import Encoded
-from compressor.evolution import Candidate, Genome, repaired
+from compressor.evolution import Candidate, Genome, Space
 from compressor.inputs import Inputs, deployed, is_single
 from compressor.latency import Run, interleaved, requests, tokens_of
 from compressor.latency_model import features, fitted, predicted
@@ -89,16 +89,15 @@ class Evaluator:
         adaptive = json.loads((inputs["checkpoint"].path / ADAPTIVE).read_text(encoding="utf-8"))
         self.absolute = adaptive["counts"] == "absolute"
         sizes = sizes_of(folder)
-        self.layers, self.sizes = sizes[0], sizes[1:]
-        self.max_length = splits.max_length
-        self.truncates = recipe.search.truncate
-        self.fixed = 0 if task.per_token else 1  # a sentence task's last layer computes only [CLS]
+        self.sizes = sizes[1:]
+        fixed = 0 if task.per_token else 1  # a sentence task's last layer computes only [CLS]
+        self.space = Space(sizes[0], splits.max_length, fixed, recipe.search.truncate)
         self.data: Encoded = splits.encoded(split, task, folder)
         self.parts: dict[float, tuple[Encoded, Floats]] = {}  # with full length's logits
         single = is_single(inputs)
         opened = partial(Graph, graph, single=single, pad_id=self.data.pad_id, backend=recipe.target.settled)
         self.scorer, self.timed = opened(1, workers=recipe.workers), opened(recipe.target.threads)
-        check_agreement(self.timed, self.max_length)
+        check_agreement(self.timed, splits.max_length)
         self.requests = tokens_of(self.data, requests(self.data.lengths.tolist(), self.settings.texts, recipe.target.batch))
         self.lengths, self.texts = np.unique(self.data.tokens.lengths, return_counts=True)
         self.results = Results(out / STATE / "evaluated.jsonl")
@@ -131,7 +130,7 @@ class Evaluator:
     def _divergence(self, genome: Genome, share: float) -> float:
         if share not in self.parts:
             part = self.data.part(share)
-            self.parts[share] = part, self.scorer.logits(part.tokens, self.full)
+            self.parts[share] = part, self.scorer.logits(part.tokens, self.space.full)
         part, reference = self.parts[share]
         return part.divergence(self.scorer.logits(part.tokens, genome), reference)
 
@@ -144,18 +143,13 @@ class Evaluator:
 
         A text of mean length tells less: what long texts alone lose would cost nothing.
         """
-        config = LengthConfig(genome[-self.layers :], self.max_length, self.absolute)
-        read = self.lengths if len(genome) == self.layers else np.minimum(self.lengths, genome[0])
+        config = LengthConfig(genome[-self.space.layers :], self.space.max_length, self.absolute)
+        read = np.minimum(self.lengths, genome[0]) if self.space.truncates else self.lengths
         return np.average([of(config, tokens) for tokens in read.tolist()], axis=0, weights=self.texts)
-
-    @property
-    def full(self) -> Genome:
-        """Full length: what costs are held against."""
-        return repaired([self.max_length] * (self.layers + self.truncates), self.max_length, self.fixed, self.truncates)
 
     def macs(self, genome: Genome) -> float:
         """Return a configuration's multiply-accumulates for the split's texts, as a share of full length's."""
-        ours, full = (self._mean(g, lambda config, tokens: config.macs(*self.sizes, tokens)) for g in (genome, self.full))
+        ours, full = (self._mean(g, lambda config, tokens: config.macs(*self.sizes, tokens)) for g in (genome, self.space.full))
         return float(ours / full)
 
     def _latency(self, genome: Genome) -> tuple[float, float]:
@@ -167,8 +161,8 @@ class Evaluator:
         def at(lengths: Genome) -> Run:
             return lambda number: self.timed.logits(self.requests[number], lengths)
 
-        found = interleaved({"full": at(self.full), "this": at(genome)}, range(len(self.requests)), rounds=2)
-        first = self.results.known.get((self.full, 1.0))
+        found = interleaved({"full": at(self.space.full), "this": at(genome)}, range(len(self.requests)), rounds=2)
+        first = self.results.known.get((self.space.full, 1.0))
         reference = first.latency_ms if first else found["full"].p50_ms
         this, full = found["this"], found["full"]
         return reference * this.mean_ms / full.mean_ms, reference * this.p50_ms / full.p50_ms

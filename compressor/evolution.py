@@ -42,6 +42,37 @@ class Candidate:
     """Part of the search split; below 1 the score is how near answers stay to full length's, and the cost is an estimate."""
 
 
+@dataclass(frozen=True)
+class Space:
+    """What a search chooses from: the lengths of so many layers, up to `max_length`, of which the last `fixed` are always 1.
+
+    Where configurations may truncate, a gene before these says how many tokens of a text are read.
+    """
+
+    layers: int
+    max_length: int
+    fixed: int
+    truncates: bool = False
+
+    @property
+    def full(self) -> Genome:
+        """Full length: all of a text is read, and no token leaves before the last layer."""
+        return self.repaired([self.max_length] * (self.layers + self.truncates))
+
+    def repaired(self, genes: Iterable[float]) -> Genome:
+        """Return the nearest valid genome: layers' lengths non-increasing, at least 1, the last `fixed` 1; what is read at least 2."""
+        genes = list(genes)
+        read, layers = genes[: self.truncates], genes[self.truncates :]
+        genome = list(LengthConfig.repaired(layers, self.max_length).lengths)
+        if self.fixed:
+            genome[-self.fixed :] = [1] * self.fixed
+        return (*(max(2, min(self.max_length, round(g))) for g in read), *genome)
+
+    def distinct(self, many: Iterable[Iterable[float]]) -> list[Genome]:
+        """Return the nearest valid genomes, each once, in their order."""
+        return list(dict.fromkeys(map(self.repaired, many)))
+
+
 RUNGS = (0.1, 0.25)
 """Parts of the split on which halving looks, one after the other."""
 READ_LESS = 0.3
@@ -72,18 +103,14 @@ def evolve(
     start: Sequence[Genome],
     measure: Measure,
     rate: Rate,
+    space: Space,
     *,
-    max_length: int,
-    fixed: int,
     evaluations: int,
     population: int,
     proposals: int,
     seed: int,
-    truncates: bool = False,
 ) -> list[Candidate]:
-    """Return every candidate that was measured, at most `evaluations`; the last `fixed` genes stay 1.
-
-    Where a configuration `truncates`, its first gene is how many tokens it reads of a text.
+    """Return every candidate that was measured, at most `evaluations`.
 
     A generation's proposals depend on the seed, its number and the measurements so far, not on when or where they were made.
     """
@@ -97,7 +124,7 @@ def evolve(
         room = min(population, evaluations - len(known))
         with _seeded(f"{seed}/{generation}"):
             parents = tools.selNSGA2([_Individual(c.lengths, c) for c in known.values()], min(population, len(known)))
-            fresh = _proposals(parents, looked_at | known.keys(), room * proposals, max_length, fixed, truncates)
+            fresh = _proposals(parents, looked_at | known.keys(), room * proposals, space)
         looked_at |= set(fresh)
         wanted = halved(fresh, rate, room)
     return list(known.values())
@@ -113,7 +140,7 @@ def halved(genomes: Sequence[Genome], rate: Rate, room: int) -> list[Genome]:
     return list(genomes)
 
 
-def _proposals(parents: Sequence[_Individual], known: Set[Genome], room: int, max_length: int, fixed: int, truncates: bool) -> list[Genome]:
+def _proposals(parents: Sequence[_Individual], known: Set[Genome], room: int, space: Space) -> list[Genome]:
     """Return up to `room` new genomes; give up after a bounded number of tries."""
     fresh: dict[Genome, None] = {}
     for attempt in range(20 * room):
@@ -123,37 +150,27 @@ def _proposals(parents: Sequence[_Individual], known: Set[Genome], room: int, ma
         if attempt % 2 and len(parents) > 1:
             tools.cxUniform(child, _Individual(random.choice(parents)), 0.5)
         else:
-            _mutate(child, max_length, truncates)
-        genome = repaired(child, max_length, fixed, truncates)
+            _mutate(child, space)
+        genome = space.repaired(child)
         if genome not in known:
             fresh[genome] = None
     return list(fresh)
 
 
-def _mutate(genes: _Individual, max_length: int, truncates: bool) -> None:
+def _mutate(genes: _Individual, space: Space) -> None:
     """Scale what is read of a text, or a tail of the layers' lengths, or draw single ones of these anew between their neighbours."""
-    if truncates and random.random() < READ_LESS:
+    if space.truncates and random.random() < READ_LESS:
         genes[0] = round(genes[0] * random.uniform(0.6, 1.3))
         return
-    layers = genes[truncates:]
+    layers = genes[space.truncates :]
     if random.random() < 0.5:
         first, factor = random.randrange(len(layers)), random.uniform(0.6, 1.3)
         layers[first:] = [round(g * factor) for g in layers[first:]]
     else:
-        upper = [max_length, *layers[:-1]]
+        upper = [space.max_length, *layers[:-1]]
         lower = [*layers[1:], 1]
         tools.mutUniformInt(layers, [min(a, b) for a, b in zip(lower, upper, strict=True)], upper, 0.5)
-    genes[truncates:] = layers
-
-
-def repaired(genes: Iterable[float], max_length: int, fixed: int, truncates: bool = False) -> Genome:
-    """Return the nearest valid genome: layers' lengths non-increasing, at least 1, the last `fixed` 1; what is read at least 2."""
-    genes = list(genes)
-    read, layers = genes[:truncates], genes[truncates:]
-    genome = list(LengthConfig.repaired(layers, max_length).lengths)
-    if fixed:
-        genome[-fixed:] = [1] * fixed
-    return (*(max(2, min(max_length, round(g))) for g in read), *genome)
+    genes[space.truncates :] = layers
 
 
 @contextmanager

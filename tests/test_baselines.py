@@ -3,8 +3,10 @@ from dataclasses import replace
 import pytest
 
 from compressor.baselines import PUBLISHED, ahead, constant_ratios, published, random_search, told, truncation
-from compressor.evolution import Candidate
+from compressor.evolution import Candidate, Space
 from compressor.lengths import LengthConfig
+
+SPACE = Space(6, 128, 1)
 
 
 def candidate(score: float, cost: float) -> Candidate:
@@ -12,17 +14,20 @@ def candidate(score: float, cost: float) -> Candidate:
 
 
 def test_baselines_are_valid_configurations() -> None:
-    for lengths in (*constant_ratios(6, 128, 1), *published(6, 128, 1), *random_search(6, 128, 1, 30, seed=1)):
+    for lengths in (*constant_ratios(SPACE), *published(SPACE), *random_search(SPACE, 30, seed=1)):
         LengthConfig(lengths, 128)
         assert lengths[-1] == 1
-    assert constant_ratios(3, 100, 0)[4] == (60, 60, 60)
-    assert published(6, 384, 0) == list(PUBLISHED)
-    assert published(4, 384, 0) == []
+    assert constant_ratios(Space(3, 100, 0))[4] == (60, 60, 60)
+    assert published(Space(6, 384, 0)) == list(PUBLISHED)
+    assert published(Space(4, 384, 0)) == []
 
 
 def test_truncation_reads_less_and_drops_nothing_of_it() -> None:
-    assert truncation(3, 100, 1)[:2] == [(95, 100, 100, 1), (90, 100, 100, 1)]
-    found = random_search(3, 100, 1, 30, seed=1, truncates=True)
+    space = Space(3, 100, 1, truncates=True)
+    assert truncation(space)[:2] == [(95, 100, 100, 1), (90, 100, 100, 1)]
+    assert truncation(SPACE) == []
+    assert constant_ratios(space)[4] == (100, 60, 60, 1)  # reads all of a text
+    found = random_search(space, 30, seed=1)
     assert len({read for read, *_ in found}) > 10
     for read, *lengths in found:
         LengthConfig(tuple(lengths), 100)
@@ -30,10 +35,10 @@ def test_truncation_reads_less_and_drops_nothing_of_it() -> None:
 
 
 def test_random_search_has_as_many_distinct_configurations_as_asked() -> None:
-    found = random_search(6, 128, 0, 40, seed=1)
+    found = random_search(Space(6, 128, 0), 40, seed=1)
     assert len(set(found)) == 40
-    assert random_search(6, 128, 0, 40, seed=1) == found
-    assert len(random_search(1, 3, 0, 40, seed=1)) <= 3
+    assert random_search(Space(6, 128, 0), 40, seed=1) == found
+    assert len(random_search(Space(1, 3, 0), 40, seed=1)) <= 3
 
 
 def test_a_front_is_compared_at_no_more_cost() -> None:

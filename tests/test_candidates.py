@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compressor.candidates import Evaluator, Results, sizes_of
-from compressor.evolution import Candidate
+from compressor.evolution import Candidate, Space
 from compressor.lengths import LengthConfig
 from tests.test_families import CONFIGS
 
@@ -50,11 +50,10 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_the_rest_kept(tmp_path: Pat
 
 def test_what_long_texts_alone_lose_counts() -> None:
     bench = object.__new__(Evaluator)
-    bench.layers, bench.sizes, bench.max_length, bench.absolute = 6, (384, 1536), 512, True
-    bench.truncates, bench.fixed = False, 1
+    bench.space, bench.sizes, bench.absolute = Space(6, 512, 1), (384, 1536), True
     bench.lengths, bench.texts = np.array([100, 300, 512]), np.array([60, 20, 20])
     genome = (300, 250, 200, 180, 160, 1)
-    costs = [[LengthConfig(lengths, 512, True).macs(384, 1536, n) for n in (100, 300, 512)] for lengths in (genome, bench.full)]
+    costs = [[LengthConfig(lengths, 512, True).macs(384, 1536, n) for n in (100, 300, 512)] for lengths in (genome, bench.space.full)]
     ours, full = (np.dot(cost, (0.6, 0.2, 0.2)) for cost in costs)
     assert bench.macs(genome) == pytest.approx(ours / full)
     assert bench.macs(genome) < 0.7

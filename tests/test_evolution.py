@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.evolution import Candidate, Genome, evolve, halved, hypervolume, knee, operating_points, pareto_front, repaired
+from compressor.evolution import Candidate, Genome, Space, evolve, halved, hypervolume, knee, operating_points, pareto_front
 from compressor.lengths import LengthConfig
 from compressor.stages.search import starting_points
 
@@ -44,8 +44,8 @@ def on_part(genomes: Sequence[Genome], share: float) -> list[Candidate]:
 
 def search(seed: int, evaluations: int = 40, proposals: int = 1) -> list[Candidate]:
     start = [(64, 64, 64, 1), (48, 48, 48, 1), (40, 30, 20, 1)]
-    sizes = {"max_length": 64, "fixed": 1, "evaluations": evaluations, "population": 8, "proposals": proposals}
-    return evolve(start, analytic, on_part, **sizes, seed=seed)
+    sizes = {"evaluations": evaluations, "population": 8, "proposals": proposals}
+    return evolve(start, analytic, on_part, Space(4, 64, 1), **sizes, seed=seed)
 
 
 def test_evolution_measures_each_valid_configuration_once_and_no_more_than_allowed() -> None:
@@ -60,18 +60,18 @@ def test_what_is_read_of_a_text_is_a_gene_of_its_own() -> None:
     def rate(genomes: Sequence[Genome], share: float = 1.0) -> list[Candidate]:
         return [replace(c, lengths=g, share=share) for c, g in zip(analytic([g[1:] for g in genomes]), genomes, strict=True)]
 
-    start = starting_points(3, 64, 1, 8, 17, truncates=True)
+    space = Space(3, 64, 1, truncates=True)
+    start = starting_points(space, 8, 17)
     assert start[0] == (64, 64, 64, 1)
     assert {(48, 64, 64, 1), (32, 64, 64, 1)} <= set(start)
-    sizes = {"max_length": 64, "fixed": 1, "evaluations": 60, "population": 8, "proposals": 2}
-    found = evolve(start, rate, rate, **sizes, seed=1, truncates=True)
+    found = evolve(start, rate, rate, space, evaluations=60, population=8, proposals=2, seed=1)
     assert {c.lengths[0] for c in found} > {g[0] for g in start}
     for c in found:
         LengthConfig(c.lengths[1:], 64)
         assert 2 <= c.lengths[0] <= 64
         assert c.lengths[-1] == 1
     assert any(c.lengths[0] < c.lengths[1] for c in found)  # layers keep their share of what is read
-    assert repaired((0.4, 70, 80, 3), 64, 1, truncates=True) == (2, 64, 64, 1)
+    assert space.repaired((0.4, 70, 80, 3)) == (2, 64, 64, 1)
 
 
 def test_the_same_seed_finds_the_same_candidates_whatever_else_draws_numbers() -> None:
@@ -95,8 +95,7 @@ def test_evolution_improves_on_its_start() -> None:
 
 
 def test_evolution_ends_when_the_space_is_exhausted() -> None:
-    sizes = {"max_length": 2, "fixed": 1, "evaluations": 1000, "population": 4, "proposals": 4}
-    found = evolve([(2, 1)], analytic, on_part, **sizes, seed=0)
+    found = evolve([(2, 1)], analytic, on_part, Space(2, 2, 1), evaluations=1000, population=4, proposals=4, seed=0)
     assert {c.lengths for c in found} == {(2, 1), (1, 1)}
 
 
@@ -146,14 +145,14 @@ def test_the_knee_that_is_named_lies_where_answers_are_still_worth_having() -> N
 
 
 def test_few_evaluations_see_configurations_that_read_less_too() -> None:
-    start = starting_points(3, 64, 1, 12, 17, truncates=True)
+    start = starting_points(Space(3, 64, 1, truncates=True), 12, 17)
     assert start[0] == (64, 64, 64, 1)
     assert {genome[0] for genome in start[:6]} == {64, 48}
 
 
 def test_a_search_starts_from_full_length_and_from_tokens_that_leave_late() -> None:
-    start = starting_points(6, 256, 0, 12, 17)
+    start = starting_points(Space(6, 256, 0), 12, 17)
     assert start[0] == (256,) * 6
     assert {(256, 256, 128, 64, 32, 16), (256, 256, 256, 128, 64, 32), (256, 256, 256, 256, 128, 64)} <= set(start)
     assert len(set(start)) == 12
-    assert all(genome[-1] == 1 for genome in starting_points(3, 64, 1, 12, 17))
+    assert all(genome[-1] == 1 for genome in starting_points(Space(3, 64, 1), 12, 17))

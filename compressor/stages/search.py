@@ -20,7 +20,7 @@ from typing import Any
 from compressor.artifact import write_json
 from compressor.baselines import constant_ratios, published, random_search, told, truncation
 from compressor.candidates import Evaluator
-from compressor.evolution import LOSSES, Candidate, Genome, Measure, evolve, hypervolume, operating_points, pareto_front, repaired
+from compressor.evolution import LOSSES, Candidate, Genome, Measure, Space, evolve, hypervolume, operating_points, pareto_front
 from compressor.inputs import Inputs
 from compressor.lengths import LengthConfig
 from compressor.progress import Progress
@@ -32,7 +32,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     assert recipe.search is not None
     bench, settings = Evaluator(recipe, inputs, out), recipe.search
     measured = _measurer(bench, settings.evaluations, log)
-    start = starting_points(bench.layers, bench.max_length, bench.fixed, settings.population, recipe.seed, bench.truncates)
+    start = starting_points(bench.space, settings.population, recipe.seed)
     if settings.evaluations < len(start) + settings.population:
         enough = len(start) + settings.population
         taken = min(len(start), settings.evaluations)
@@ -41,21 +41,19 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         start,
         measured,
         bench.rated,
-        max_length=bench.max_length,
-        fixed=bench.fixed,
+        bench.space,
         evaluations=settings.evaluations,
         population=settings.population,
         proposals=settings.proposals,
         seed=recipe.seed,
-        truncates=bench.truncates,
     )
-    full, began = next(c for c in known if c.lengths == bench.full), time.monotonic()
+    full, began = next(c for c in known if c.lengths == bench.space.full), time.monotonic()
     baselines = _baselines(bench, len(known), recipe.seed, log) if settings.baselines else {}
     apart = round(time.monotonic() - began, 2)
     every = [*known, *(c for some in baselines.values() for c in some)]  # what was measured anyway may be the best
     points, front = operating_points(every, full), pareto_front(every)
     frontier = {
-        "truncates": bench.truncates,
+        "truncates": bench.space.truncates,
         "evaluated": known,
         "front": front,
         "points": points,
@@ -95,12 +93,9 @@ def _measurer(bench: Evaluator, total: int, log: Progress) -> Measure:
 
 def _baselines(bench: Evaluator, count: int, seed: int, log: Progress) -> dict[str, Sequence[Candidate]]:
     """Measure what the search is held against; random search gets as many evaluations as evolution took."""
-    shape = (bench.layers, bench.max_length, bench.fixed)
-    chosen = {"constant ratios": constant_ratios(*shape), "published configurations": published(*shape)}
-    if bench.truncates:
-        chosen = {name: [(bench.max_length, *genome) for genome in some] for name, some in chosen.items()}
-        chosen["truncation"] = truncation(*shape)
-    chosen["random search"] = random_search(*shape, count, seed, bench.truncates)
+    space = bench.space
+    chosen = {"constant ratios": constant_ratios(space), "published configurations": published(space), "truncation": truncation(space)}
+    chosen["random search"] = random_search(space, count, seed)
     found: dict[str, Sequence[Candidate]] = {}
     for name, genomes in chosen.items():
         if genomes:
@@ -109,21 +104,21 @@ def _baselines(bench: Evaluator, count: int, seed: int, log: Progress) -> dict[s
     return found
 
 
-def starting_points(layers: int, max_length: int, fixed: int, population: int, seed: int, truncates: bool = False) -> list[Genome]:
+def starting_points(space: Space, population: int, seed: int) -> list[Genome]:
     """Return full length first, then constant ratios, LengthDrop of several bounds, halves from a later layer on, and random ones.
 
     Early layers know little of what a token is worth, least of all for a question: tokens that leave late are missed less. Where a
     configuration may truncate, some read three quarters of the longest texts, or half, and keep all of that, or drop as others do.
     """
-    rng = random.Random(seed)
+    rng, layers, max_length = random.Random(seed), space.layers, space.max_length
     whole = [float(max_length)] * layers
     bounds = [[max_length * (1 - bound) ** (i + 1) for i in range(layers)] for bound in (0.1, 0.2, 0.3, 0.45)]
     late = [[max_length * 0.5 ** max(0, i + 1 - first) for i in range(layers)] for first in (layers // 3, layers // 2, 2 * layers // 3)]
     genomes = [whole, *([max_length * share] * layers for share in (0.75, 0.5)), *bounds, *late]
     while len(genomes) < population:
         genomes.append([*LengthConfig.sample(layers, max_length, rng.choice([0.2, 0.35, 0.5]), rng).lengths])
-    if truncates:
+    if space.truncates:
         shorter = [[max_length * share, *lengths] for share in (0.75, 0.5) for lengths in (whole, bounds[1], bounds[2], late[0], late[1])]
         longest = [[max_length, *lengths] for lengths in genomes]
         genomes = [one for both in zip_longest(longest, shorter) for one in both if one]  # in turn: few evaluations should see some of each
-    return list(dict.fromkeys(repaired(g, max_length, fixed, truncates) for g in genomes))
+    return space.distinct(genomes)
