@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor import checkpoint
-from compressor.alignment import aligned, joining_as, special_to_one
+from compressor.alignment import FEW, Apart, aligned, joining_as
 from compressor.artifact import STATE, STORE
 from compressor.augmentation import Neighbours, augmented
 from compressor.choices import Choice
@@ -42,7 +42,7 @@ from compressor.reuse import Layers, student_layers
 from compressor.scoring import inputs_of, score_of
 from compressor.seeds import Trained, train_seeds
 from compressor.settings.distilling import Distill
-from compressor.splits import MODEL, Splits, task_of
+from compressor.splits import MODEL, LeftOut, Splits, task_of
 from compressor.students import student_of
 from compressor.tasks import Task
 from compressor.teaching import TeacherOutputs
@@ -80,13 +80,13 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
 
     model, folder = untrained(recipe.seed)
     checkpoint.check_positions(model, splits.max_length)
-    by_token = task.per_token or bool(looks_inside(settings.objectives))
-    if recipe.columns().text_pair and by_token:
+    if recipe.columns().text_pair and (task.per_token or looks_inside(settings.objectives)):
         folder = joining_as(guide, folder, out / STATE / "tokenizer")
+    by_token = bool(looks_inside(settings.objectives) or (task.per_token and compares_answers(settings.objectives)))
     train, teacher_train, left_out = _texts(settings, splits, task, model, folder, guide, recipe.seed, by_token)
-    if left_out:
-        told = f"read otherwise by the student's tokenizer than by the teacher's, and left out; the first: {left_out[0]!r:.60}"
-        log.warn(f"{section}: {len(left_out)} texts hold a special token of one model, as </s>, {told}")
+    if left_out.count:
+        told = f"read otherwise by the student's tokenizer than by the teacher's, and left out; the first: {left_out.first!r:.60}"
+        log.warn(f"{section}: {left_out.count} texts hold a special token of one model, as </s>, {told}")
     shapes = Shapes(shape_of(model), shape_of(teacher.model))
     same_tokens = aligned(train.tokens, teacher_train.tokens, folder, guide)
     check_objectives(section, settings, task, model, teacher.model, shapes, same_tokens=same_tokens)
@@ -101,7 +101,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
             check_above(section, settings, shapes, layers.count)
         trained = _taught(settings, recipe, untrained, lesson, layers, out / STATE, log)
     counts = inputs["data"].metrics["examples"]
-    originals = counts["train"] + counts.get("unlabelled", 0) - len(left_out)
+    originals = counts["train"] + counts.get("unlabelled", 0) - left_out.count
     metrics = {**trained.metrics, "texts": {"original": originals, "augmented": train.windows.count - originals}}
     checkpoint.save(trained.model, folder, out)
     if settings.student.vocabulary == "corpus":
@@ -140,16 +140,18 @@ def _taught(
 
 def _texts(
     settings: Distill, splits: Splits, task: Task, student: PreTrainedModel, folder: Path, guide: Path, seed: int, by_token: bool
-) -> tuple[Encoded, Encoded, list[str]]:
-    """Return what the student reads and what the teacher reads, text by text the same: labelled, unlabelled, augmented; and what neither
-    does, because they are compared by token and a few texts hold what is a special token to one of them only."""
+) -> tuple[Encoded, Encoded, LeftOut]:
+    """Return what the student reads and what the teacher reads, text by text the same: labelled, unlabelled, augmented; and the few that
+    neither reads, because tokens are compared and they hold a special token of one only."""
     masks = mask_token(folder), mask_token(guide)
     near = Neighbours.of(student, folder) if settings.augment else None
-    apart = special_to_one(folder, guide) if by_token and folder != guide else frozenset()
-    left_out = [e.text for e in splits.texts() if _holds(e, apart)] if apart else []
+    apart = Apart(folder, guide) if by_token else None
+    left_out = splits.left_out(apart.keeps) if apart and apart.tokens else LeftOut()
+    if left_out.share > FEW:  # nobody wants to do without so many: that the models do not fit is told below
+        left_out = LeftOut()
 
     def originals() -> Iterator[Example]:
-        return (e for e in splits.texts() if not _holds(e, apart)) if left_out else splits.texts()
+        return filter(apart.keeps, splits.texts()) if apart and left_out.count else splits.texts()
 
     def examples() -> Iterator[Example]:
         yield from originals()
@@ -166,10 +168,6 @@ def _texts(
 
     texts = splits.encode(examples(), task, folder)
     return texts, texts if folder == guide else splits.encode(map(as_teacher_reads, examples()), task, guide), left_out
-
-
-def _holds(example: Example, tokens: frozenset[str]) -> bool:
-    return any(token in example.text or token in (example.text_pair or "") for token in tokens)
 
 
 def check_objectives(

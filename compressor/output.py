@@ -9,6 +9,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from compressor.progress import is_terminal
+
 Format = Literal["text", "json"]
 WIDEST = 10_000
 """Columns of a line where no terminal tells: a file or a pipe takes whole tables."""
@@ -27,7 +29,7 @@ def show(format: Format, result: Mapping[str, Any]) -> None:
     # rich keeps bold under NO_COLOR; without a colour system it writes no escape codes at all.
     colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
     console = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=colors)
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+    if not is_terminal(sys.stdout) and "COLUMNS" not in os.environ:
         console.width = WIDEST
     for key, value in result.items():
         if key == "variants":

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from rich import progress as bars
 from rich.console import Console
@@ -17,12 +17,17 @@ Facts = Mapping[str, float | str]
 Clock = Callable[[], float]
 
 
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Return whether a person looks at a stream; one that was closed before Python began is None."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
 class Stderr(Console):
     """What goes to stderr: where nobody reads it any more, or its disk is full, a command goes on unseen and keeps its exit code."""
 
     def __init__(self, **settings: Any) -> None:
         # FORCE_COLOR, which many CI services set, asks for colours, and not for a bar in a log.
-        super().__init__(stderr=True, force_interactive=None if sys.stderr.isatty() else False, **settings)
+        super().__init__(stderr=True, force_interactive=None if is_terminal(sys.stderr) else False, **settings)
 
     def _check_buffer(self) -> None:
         try:

@@ -115,6 +115,9 @@ class Recipe(Section):
             if self.quantize and self.quantize.backend not in ("onnxruntime", "auto"):
                 told = f"{self.quantize.backend} leaves a bilstm's layers in float"
                 raise ValueError(f"{told}: set quantize.backend onnxruntime, which makes them INT8")
+            if self.target.backend == "openvino" and not self.quantize:
+                told = "OpenVINO reads a bilstm's padding"
+                raise ValueError(f"{told}: set target.backend onnxruntime, or add `quantize`, which feeds it one text a run")
             if self.export.portable and self.quantize:
                 told = "a bilstm in INT8 is an operator of onnxruntime's own"
                 raise ValueError(f"{told}: leave `quantize`, or export.portable, out")
@@ -247,7 +250,7 @@ class Recipe(Section):
         limits = dict.fromkeys((*SPLITS, "unlabelled"), 48) | {"train": 192}
         taught = self.teacher.finetune is not None and not any(one.bundle for one in (self.cascade.members if self.cascade else ()))
         if self.deployed and not taught:
-            del limits["train"]  # who is there already knows all labels, and a sliver may show fewer
+            limits["train"] = 2000  # who is there already knows all labels, of which fewer texts may show some only
         splits = {name: _sliver(split, most, name) for name, most in limits.items() if (split := getattr(self.data, name))}
         # of so few texts a smaller share may be none, and not every label is there
         sliver = {**splits, "holdout": max(0.2, self.data.holdout), "unknown_labels": "skip"}

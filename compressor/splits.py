@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -30,6 +30,15 @@ CHUNK = 4096
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Texts that are not learned from: the first, their number, and their share."""
+
+    first: str = ""
+    count: int = 0
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
 class Splits:
     """The data artifact, read back."""
 
@@ -53,6 +62,14 @@ class Splits:
     def texts(self) -> Iterator[Example]:
         """Yield all that is learned from: the labelled texts of train, then the unlabelled ones."""
         return chain(self.examples("train"), self.examples("unlabelled"))
+
+    def left_out(self, keeps: Callable[[Example], bool]) -> LeftOut:
+        """Return what is not kept of the texts that are learned from."""
+        first, count, total = "", 0, 0
+        for total, example in enumerate(self.texts(), 1):  # noqa: B007
+            if not keeps(example):
+                first, count = first or example.text, count + 1
+        return LeftOut(first, count, count / max(1, total))
 
     def encoded(self, split: str, task: Task, model: Path) -> Encoded:
         """Return a split as a model's tokenizer sees it, with what the model should answer; all but train can be scored."""

@@ -178,7 +178,9 @@ def _ancestors(inputs: Inputs) -> list[dict[str, Any]]:
 
     def visit(artifact: Artifact) -> None:
         for link in artifact.manifest["inputs"].values():
-            visit(Artifact(artifact.path.parent / link["path"]))
+            folder = artifact.path.parent / link["path"]
+            if folder.is_dir():  # data of which other splits have changed since is needed no more
+                visit(Artifact(folder))
         metrics, name = artifact.metrics, artifact.manifest["stage"]
         found.setdefault(name, {"name": name, "seconds": metrics["seconds"], "summary": told(metrics), "metrics": dict(metrics)})
 

@@ -27,6 +27,8 @@ from compressor.windows import Windows, pieces
 Scheme = Literal["IOB1", "IOB2", "BIOES"]
 _PIECE = re.compile(r"\w+|[^\w\s]")
 """Letters and digits in a row, or one other character; `\\w` holds no combining marks and no joiners, of which words have some."""
+_JOINERS = "\u00ad\u200c\u200d\u2060"
+"""Soft hyphen, the two joiners of Arabic, Persian and Indian scripts, and the word joiner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +210,17 @@ def words_of(example: Example) -> list[tuple[str, tuple[int, int]]]:
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where each word of a plain text begins and ends: at spaces and around punctuation, but at no mark within it."""
-    begin, end, open_ = 0, 0, False  # the word so far, and whether letters that touch it are its own
+    """Yield where each word of a plain text begins and ends: at spaces and around punctuation, but at no mark or joiner within it."""
+    begin, end, lettered, open_ = 0, 0, False, False  # the word so far, whether it has letters, and whether more that touch it are its own
     for match in _PIECE.finditer(text):
         start, stop = match.span()
-        inside = _is_inside(text[start])
-        if start == end > begin and (inside or (open_ and _is_letter(text[start]))):
-            end, open_ = stop, inside
+        letters, inside = _is_letter(text[start]), _is_inside(text[start])
+        if start == end > begin and (inside or (letters and open_)):
+            end, open_ = stop, inside and lettered
             continue
         if end > begin:
             yield begin, end
-        begin, end, open_ = start, stop, inside
+        begin, end, lettered, open_ = start, stop, letters, False
     if end > begin:
         yield begin, end
 
@@ -228,9 +230,8 @@ def _is_letter(character: str) -> bool:
 
 
 def _is_inside(character: str) -> bool:
-    """Say whether a character belongs to the word around it: a combining mark (of Devanagari, of e in a decomposed é), a soft hyphen, a
-    joiner."""
-    return character > "\x7f" and not _is_letter(character) and unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
+    """Say whether a character belongs to the word before it: a combining mark (of Devanagari, of e in a decomposed é), or a joiner."""
+    return character > "\x7f" and (character in _JOINERS or unicodedata.category(character) in ("Mn", "Mc", "Me"))
 
 
 def _items(where: str, column: str, value: object) -> list[str]:

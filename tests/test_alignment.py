@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from compressor.alignment import aligned, alike, joining_as, special_to_one
+from compressor.alignment import Apart, aligned, alike, joining_as
 from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.encoded import tokenizer_of
@@ -54,12 +54,15 @@ def test_another_vocabulary_splits_otherwise(tiny_model: Path, tmp_path: Path) -
 
 def test_what_is_special_to_one_tokenizer_says_nothing_of_how_texts_are_split(tiny_model: Path, tmp_path: Path) -> None:
     other = folder_of(tmp_path / "other", ["<unk>", "<s>", "</s>", "<pad>"], sorted([*WORDS, *GOOD, *BAD]))
-    apart = special_to_one(tiny_model, other)
-    assert apart == special_to_one(other, tiny_model)
-    assert {"</s>", "[SEP]"} <= apart
-    assert special_to_one(tiny_model, tiny_model) == frozenset()
+    apart = Apart(tiny_model, other)
+    assert apart.tokens == Apart(other, tiny_model).tokens
+    assert {"</s>", "[SEP]"} <= apart.tokens
+    assert Apart(tiny_model, tiny_model).tokens == frozenset()
+    assert [apart.keeps(e) for e in (Example("good"), Example("good </s>"), Example("good", "[SEP] bad"))] == [True, False, False]
     assert not aligned(*(encoded(folder, ["good </s>"]) for folder in (tiny_model, other)), tiny_model, other)
-    assert alike([*TEXTS, "good </s>"], tiny_model, other)
+    assert alike([*TEXTS * 10, "good </s>"], tiny_model, other)
+    assert not alike([*TEXTS, "good </s>"], tiny_model, other)  # of so many nobody wants to do without
+    assert not alike(["good </s>"], tiny_model, other)
 
 
 def test_a_tokenizer_is_aligned_with_itself(tiny_model: Path, tmp_path: Path) -> None:

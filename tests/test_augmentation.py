@@ -8,13 +8,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification
 
+from compressor.alignment import aligned
 from compressor.augmentation import Neighbours, _words, augmented, changed
+from compressor.classification import TextClassification
 from compressor.data import Example
 from compressor.distillation import _texts
 from compressor.encoded import mask_token, tokenizer_of
 from compressor.pretrained import load_model
 from compressor.settings.distilling import Augment, Distill, SoftLabels, Student
-from compressor.splits import Splits
+from compressor.splits import LeftOut, Splits
 from compressor.tagging import TokenClassification
 from tests.conftest import BAD, GOOD, WORDS
 
@@ -116,9 +118,27 @@ def test_a_teacher_reads_masked_words_with_its_own_mask_token(tiny_model: Path, 
     )
     splits, student = Splits(tmp_path, ("O",), 16, 0), load_model(tiny_model, ("O", "B-x"), "token-classification")
     *read, left_out = _texts(settings, splits, TokenClassification(), student, tiny_model, teacher, 1, False)
-    assert left_out == []
+    assert left_out == LeftOut()
     for texts in read:
         assert texts.tokens.of_text(1).ids.tolist() == [2, 4, 4, 3]  # [CLS] [MASK] [MASK] [SEP]
+
+
+@pytest.mark.parametrize(("odd", "told"), [(1, LeftOut("good <mask>", 1, 1 / 21)), (2, LeftOut())])
+def test_a_few_texts_that_two_tokenizers_read_otherwise_are_left_out(odd: int, told: LeftOut, tiny_model: Path, tmp_path: Path) -> None:
+    teacher = Path(shutil.copytree(tiny_model, tmp_path / "teacher"))
+    described = (teacher / "tokenizer.json").read_text(encoding="utf-8")
+    (teacher / "tokenizer.json").write_text(described.replace("[MASK]", "<mask>"), encoding="utf-8")
+    rows = [{"text": "good film"}] * 10 + [{"text": "good <mask>"}] * odd + [{"text": "bad"}] * 10
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row | {"label": "a"}) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "unlabelled.jsonl").touch()
+    settings = Distill(student=Student(layers="first 1"), objectives=(SoftLabels(type="soft_labels"),))
+    splits, student = Splits(tmp_path, ("a", "b"), 16, 0), load_model(tiny_model, ("a", "b"))
+    ours, theirs, left_out = _texts(settings, splits, TextClassification(), student, tiny_model, teacher, 1, True)
+    assert left_out == told
+    assert aligned(ours.tokens, theirs.tokens, tiny_model, teacher) is (odd == 1)
+    assert len(ours) == len(theirs) == 20 + (odd == 2) * odd
+    *_, whole = _texts(settings, splits, TextClassification(), student, tiny_model, teacher, 1, False)
+    assert whole == LeftOut()
 
 
 def test_the_mask_token_is_the_tokenizers_own(tiny_model: Path) -> None:

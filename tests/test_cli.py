@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -299,12 +300,23 @@ def test_without_a_terminal_lines_are_plain(project: Path) -> None:
     assert not re.search(r"[\x1b\r]", done.stdout + done.stderr)
 
 
-def test_a_log_that_may_have_colours_has_no_bar_and_whole_tables(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_may_have_colours_has_no_bar_and_whole_tables(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     done = compress(*SLIVER, cwd=project)
     assert done.returncode == 0, done.stderr
     assert not re.search(r"\x1b\[\?25l|\r", done.stderr)
-    assert any(len(line) > 80 for line in done.stdout.splitlines())
+    rows = [{"path": f"/srv/{'long/' * 30}store"}]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show("text", {"stores": rows})
+    assert rows[0]["path"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-"])
+def test_a_command_goes_on_where_an_output_was_closed_before_it_began(closed: str, built: Path) -> None:
+    line = shlex.join(command("validate", "tiny.yaml"))
+    assert subprocess.run(f"{line} {closed}", shell=True, cwd=built, capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize("arguments", [SLIVER, ("plan", "tiny.yaml")], ids=["run", "plan"])

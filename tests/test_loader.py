@@ -234,6 +234,17 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
             ),
             "1:1: recipe: distill.augment puts in words that an assistant with the vocabulary of the corpus does not know",
         ),
+        (
+            (
+                "layers: [0, 2]",
+                "bilstm: {}",
+                "length_adapt: {}\nquantize: {}\nsearch: {population: 12}",
+                "target: {backend: openvino}",
+                "{type: minilmv2, end: 0.5}",
+                "{type: logits, end: 0.5}",
+            ),
+            "1:1: recipe: OpenVINO reads a bilstm's padding: set target.backend onnxruntime, or add `quantize`",
+        ),
         (("layers: [0, 2]", "bilstm: {}"), "1:1: recipe: a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out"),
         (
             ("layers: [0, 2]", "model: ./small", "{type: soft_labels, start: 0.5}", "{type: hidden_cosine, start: 0.5}"),

@@ -101,7 +101,7 @@ def test_a_smoke_profile_never_reads_more_than_the_recipe_does(folder: Path) -> 
 
 def test_a_smoke_profile_shows_all_labels_to_those_who_know_them(folder: Path) -> None:
     assert load_recipe(folder / "recipe.yaml", ["teacher.finetune={}"]).smoke().data.train.limit == 192
-    assert load_recipe(folder / "recipe.yaml", []).smoke().data.train.limit is None  # a teacher that is taken as it is
+    assert load_recipe(folder / "recipe.yaml", []).smoke().data.train.limit == 2000  # a teacher that is taken as it is
 
 
 def test_what_is_drawn_belongs_to_a_limit(folder: Path) -> None:

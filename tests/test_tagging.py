@@ -176,8 +176,9 @@ def test_a_text_without_words_is_split_around_punctuation() -> None:
         ("Zell\u00adweger, Mu\u0308nchen!", ["Zell\u00adweger", ",", "Mu\u0308nchen", "!"]),
         ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
         ("می\u200cخواهم.", ["می\u200cخواهم", "."]),
-        ("\u200fab \u0301c x_1-y", ["\u200fab", "\u0301c", "x_1", "-", "y"]),
-        ("ok 👍\ufe0fgood", ["ok", "👍\ufe0fgood"]),
+        ("\u200fab \u0301c x_1-y", ["\u200f", "ab", "\u0301", "c", "x_1", "-", "y"]),
+        ("ok 👍\ufe0fgood", ["ok", "👍\ufe0f", "good"]),
+        ("Berlin,\u200bGermany (\u200fJohn", ["Berlin", ",", "\u200b", "Germany", "(", "\u200f", "John"]),
         ("", []),
     ],
 )

@@ -10,7 +10,7 @@ Limits:   a step costs 2 + sandwiches passes; short texts gain little (the repor
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from compressor import checkpoint
-from compressor.alignment import aligned
+from compressor.alignment import Apart, aligned
 from compressor.artifact import STATE
 from compressor.choices import UNLABELLED, Choice
+from compressor.data import Example
 from compressor.encoded import tokenizer_of
 from compressor.errors import RecipeError
 from compressor.inputs import Inputs
@@ -49,12 +50,18 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     settings = recipe.length_adapt
     splits, task = Splits.of(inputs["data"]), task_of(recipe)
     source, guide = inputs["checkpoint"].path / MODEL, inputs["teacher"].path / MODEL
-    train, validation = splits.encode(splits.texts(), task, source), splits.encoded("validation", task, source)
+    # As in distillation: what one tokenizer reads as a special token is no text of which answers for tokens can be compared.
+    apart = Apart(source, guide) if settings.soft_labels and task.per_token else None
+
+    def texts() -> Iterator[Example]:
+        return filter(apart.keeps, splits.texts()) if apart and apart.tokens else splits.texts()
+
+    train, validation = splits.encode(texts(), task, source), splits.encoded("validation", task, source)
     check_question(settings, source)
     outputs = None
     if settings.soft_labels:
         teacher = PlainModel(checkpoint.load_plain(inputs["teacher"], splits.labels, task.head))
-        teacher_train = splits.encode(splits.texts(), task, guide)
+        teacher_train = splits.encode(texts(), task, guide)
         check_tokens(settings, task, lambda: aligned(train.tokens, teacher_train.tokens, source, guide))
         outputs = TeacherOutputs(teacher, teacher_train, task.per_token, out / STATE / "teacher", 0.0, log)
 
