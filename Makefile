@@ -28,7 +28,7 @@ setup: .venv/ready
 $(DATA)/train.csv: recipes/movie_reviews.py | .venv/ready
 	$(BIN)/python recipes/movie_reviews.py $(DATA)
 
-# torch first and by its exact version: a range would let another package drag in a build with gigabytes of CUDA.
+# torch first and by its exact version, of which an index with CPU builds has one: a range would let another package drag in gigabytes of CUDA.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

@@ -28,6 +28,8 @@ from compressor.recipe import Recipe
 from compressor.settings.deploying import Search
 
 ARTIFACTS = Path("artifacts")
+USUAL = ["length_adapt.protect=cls", "length_adapt.neighbours=0", "length_adapt.counts=ratio"]
+"""What a variant has that does not say otherwise, whatever the recipe says."""
 VARIANTS: Mapping[str, list[str]] = {
     "attention": ["length_adapt.significance=attention"],
     "sampled": ["length_adapt.significance=sampled"],
@@ -64,7 +66,7 @@ def main() -> None:
     benches, seconds = dict[str, Evaluator](), dict[str, float]()
     with tempfile.TemporaryDirectory() as scratch:
         for name, changes in variants.items():
-            recipe = load_recipe(chosen.recipe, [*chosen.changes, *changes])
+            recipe = load_recipe(chosen.recipe, [*chosen.changes, *USUAL, *changes])
             recipe = recipe.smoke() if chosen.trial else recipe
             benches[name], seconds[name] = bench_of(recipe, Path(scratch))
     rows = compare(benches)

@@ -19,6 +19,7 @@ from compressor.encoded import Encoded
 from compressor.latency import interleaved, sample, timed
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
+from compressor.plan import check_extras
 from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS
 from compressor.recipe import Recipe
@@ -34,8 +35,10 @@ def main() -> None:
     """Build both graphs, score and time them, and record what was found."""
     chosen = recipe_parser(__doc__).parse_args()
     graphs, found = dict[str, tuple[Path, bool]](), dict[str, Artifact]()
-    for backend in BACKENDS:
-        recipe = load_recipe(chosen.recipe, [*chosen.changes, f"quantize.backend={backend}"])
+    recipes = {name: load_recipe(chosen.recipe, [*chosen.changes, f"quantize.backend={name}"]) for name in BACKENDS}
+    for recipe in recipes.values():
+        check_extras(recipe)
+    for backend, recipe in recipes.items():
         recipe = recipe.smoke() if chosen.trial else recipe
         int8 = pipeline.run(recipe, ARTIFACTS, Progress(), until="quantize")
         found = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in int8.manifest["inputs"].items()}

@@ -1,6 +1,6 @@
 """Would it pay to rank tokens as the last layer does (ToP, arXiv:2306.13812), instead of by each layer's own attention?
 
-    python -m benchmarks.rankings recipes/newsgroups.yaml --set data.train=…
+    python -m benchmarks.rankings recipes/newsgroups.yaml --set length_adapt.significance=sampled --set data.train=…
 
 ToP distils the last layer's ranking into the layers before it. Here they are given that ranking itself, from a full pass over the text:
 no distilled one can follow it more closely, so this is what the method could reach at most. The recipe is built up to its length-adaptive

@@ -20,7 +20,9 @@ _SHAPE = struct.Struct("<BII")
 
 
 def fits(values: Floats, dtype: DType) -> bool:
-    """Return whether the type holds numbers as large as these: float16 ends at 65,504."""
+    """Return whether the type holds such numbers: float16 ends at 65,504, and a row of int8 has one scale, which must be a number."""
+    if dtype == "int8":
+        return bool(np.isfinite(values).all())
     return dtype != "float16" or not bool((np.abs(values) > np.finfo(np.float16).max).any())
 
 

@@ -14,6 +14,7 @@ Limits:   outputs are (batch, rows, width) or (batch, width); code is known by i
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.entries import DType
+from compressor.errors import RecipeError
 from compressor.store import Identity, Store
 from compressor.tokens import Floats
 
@@ -30,6 +32,8 @@ KeyExtractor = Callable[[Any], bytes]
 """What tells an object from others."""
 _NO_FACTS = {"training", "name_or_path"}
 """Attributes that say nothing of what a module computes, as those that are its own affair (`_…`)."""
+_ORIGIN = {"architectures", "dtype", "transformers_version"}
+"""Keys of a transformers configuration that tell where it came from."""
 
 
 def bytes_of(tensor: Tensor) -> bytes:
@@ -45,31 +49,45 @@ def identity_of(module: nn.Module, dtype: DType) -> Identity:
     """
     digest = hashlib.sha256()
     for name, part in module.named_modules():
-        own = {key: _told(value) for key, value in vars(part).items() if key not in _NO_FACTS and not key.startswith("_")}
+        own = {key: _told(value) for key, value in _facts(part).items()}
         digest.update(json.dumps([name, _told(type(part)), own], sort_keys=True).encode())
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=itemgetter(0)):
         digest.update(name.encode() + bytes_of(tensor.reshape(-1)))
     return Identity(digest.hexdigest(), 0, "", "float32", dtype)
 
 
-def _told(value: object) -> Any:
-    """Return what JSON can hold of an attribute: numbers and texts, collections of them, the names of types and functions."""
+def _facts(owner: object) -> dict[str, Any]:
+    return {key: value for key, value in vars(owner).items() if key not in _NO_FACTS and not key.startswith("_")}
+
+
+def _told(value: object, within: tuple[int, ...] = ()) -> Any:
+    """Return what JSON can hold of an attribute: numbers and texts, collections and objects of them, the names of types and functions."""
+    if id(value) in within:
+        return "itself"
+    told = partial(_told, within=(*within, id(value)))
     if isinstance(value, Mapping):
-        return sorted(json.dumps([_told(key), _told(one)]) for key, one in value.items())
+        return sorted(json.dumps([told(key), told(one)]) for key, one in value.items())
     if isinstance(value, (set, frozenset)):
-        return sorted(json.dumps(_told(one)) for one in value)
+        return sorted(json.dumps(told(one)) for one in value)
     if isinstance(value, (list, tuple)):
-        return [_told(one) for one in value]
+        return [told(one) for one in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
+        return [list(value.shape), told(value.tolist())]
+    if isinstance(value, Enum):
+        return [told(type(value)), value.name]
     if isinstance(value, (Tensor, np.ndarray)):
         tensor = torch.as_tensor(value)
         return [list(tensor.shape), hashlib.sha256(bytes_of(tensor.reshape(-1))).hexdigest()]
     if isinstance(value, partial):
-        return [_told(value.func), _told(value.args), _told(value.keywords)]
+        return [told(value.func), told(value.args), told(value.keywords)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (np.generic, torch.dtype)):
         return str(value)
     named = value if hasattr(value, "__qualname__") else type(value)
+    if named is not value and hasattr(value, "__dict__"):
+        origin = _ORIGIN if hasattr(value, "model_type") else set()
+        return [told(named), told({key: one for key, one in _facts(value).items() if key not in origin})]
     return f"{getattr(named, '__module__', '')}.{named.__qualname__}"  # type: ignore[attr-defined]
 
 
@@ -94,11 +112,24 @@ class Frozen:
         self.module, self.store, self.extract, self.collate = module.requires_grad_(False), store, extract, collate
 
     def __call__(self, objects: Sequence[Any]) -> list[Floats]:
-        """Return the output of each object, float32 (rows, width)."""
-        keys = [self.store.identity.key(self.extract(one)) for one in objects]
+        """Return the output of each object, float32 (rows, width).
+
+        Raises:
+            RecipeError: the module returns something else than a tensor with a row of the batch for each object, or a key is not bytes.
+        """
+        told = [self.extract(one) for one in objects]
+        if wrong := next((one for one in told if not isinstance(one, bytes)), None):
+            raise RecipeError(f"a key is bytes, but extract returns a {type(wrong).__name__}; encode it")
+        keys = [self.store.identity.key(one) for one in told]
         return self.store.through(keys, lambda missing: self._computed([objects[number] for number in missing]))
 
     @torch.no_grad()
     def _computed(self, objects: list[Any]) -> list[Floats]:
-        whole: Tensor = self.module.eval()(self.collate(objects))
+        batch = self.collate(objects)
+        with torch.autocast(batch.device.type, enabled=False):  # what is kept must not depend on who asks first
+            whole: Tensor = self.module.eval()(batch)
+        if not isinstance(whole, Tensor) or whole.ndim not in (2, 3) or len(whole) != len(objects):
+            found = f"a tensor of shape {tuple(whole.shape)}" if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
+            shapes = f"(batch, rows, width) or (batch, width), and here are {len(objects)} objects"
+            raise RecipeError(f"a store keeps tensors {shapes}, but the module returns {found}; wrap it in one that returns such a tensor")
         return list(whole.reshape(len(objects), -1, whole.shape[-1]).float().cpu().numpy())

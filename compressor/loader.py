@@ -118,7 +118,10 @@ def _apply(document: Any, change: str) -> None:
         value = _plain(_yaml().load(text))
     except Exception:  # what is no YAML is a text: a path may begin with @
         value = text
-    node[last] = _from_here(last, value)
+    named, old = _from_here(last, value), node.get(last)
+    if last in SHORT and isinstance(old, dict) and isinstance(named, str | int):
+        named = {**old, SHORT[last]: named}  # another file, of which as much is read
+    node[last] = named
 
 
 def _from_here(key: str, value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from compressor import machine
 from compressor.data import Example
 from compressor.encoded import Encoded
+from compressor.errors import UnfitError
 from compressor.gates import Variant
 from compressor.halves import BACK, FRONT
 from compressor.inputs import Inputs, Kind, is_single
@@ -69,11 +70,13 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
         runs[cascade] = _routes(Runtime(folder, recipe.target.threads), [[examples[row] for row in rows] for rows in asked])
         sizes[cascade] = sum(p.stat().st_size for p in folder.rglob("*.onnx")) / 1e6
     threads = recipe.target.threads
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:  # beside the bundle: a small /tmp may not hold what is known
         if runtime.manifest["halves"]:
             recycling = Runtime(folder, threads, store=scratch)
             new, known = (row_name(name, inputs) for name in RECYCLED)
             outcomes |= {new: recycling.outcomes(examples), known: recycling.outcomes(examples)}  # the second from the store
+            if recycling.store is None or not recycling.store.filling:
+                raise UnfitError(f"no room under {folder.parent} for what the first layers make of the test split; free some and run again")
             runs |= {new: _reads(recycling, data["checkpoint"], asked, new=True), known: _reads(recycling, data["checkpoint"], asked)}
             sizes |= dict.fromkeys((new, known), sum((folder / half).stat().st_size for half in (FRONT, BACK)) / 1e6)
         log.note(f"latencies, interleaved, {threads} thread{'s' * (threads > 1)}, batch {recipe.target.batch}")

@@ -52,7 +52,7 @@ Thresholds = Annotated[
 Models = Annotated[list[Path], typer.Argument(help="Folders of bundles, or .onnx files.", show_default=False)]
 Texts = Annotated[Path | None, typer.Argument(help="One text a line; stdin when absent.", show_default=False)]
 Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help="Labelled examples: csv, tsv, jsonl, parquet.")]
-TaskName = Annotated[str, typer.Option("--task", envvar="COMPRESS_TASK", help="What the model answers, as in task.type of a recipe.")]
+TaskName = Annotated[str, typer.Option("--task", envvar="COMPRESS_TASK", help="What the model answers: a task.type but masked-lm.")]
 PairColumn = Annotated[str | None, typer.Option("--text-pair", envvar="COMPRESS_TEXT_PAIR", help="Column of the second text.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", envvar="COMPRESS_SKIP_BAD", help="Leave out rows that are no examples.")]
 UsualText = Annotated[str | None, typer.Option("--text", envvar="COMPRESS_TEXT", help="Column of the text; absent: the task's usual one.")]

@@ -160,6 +160,7 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *
     graph = onnx.load(source)
     for node in graph.graph.node:
         node.name = node.name or node.output[0]
+    _own_weights(graph.graph)
     with _quiet():
         import nncf
 
@@ -175,6 +176,16 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
         )
     return model
+
+
+def _own_weights(graph: onnx.GraphProto) -> None:
+    """Give each product a weight of its own where several share one behind an Identity, as DeBERTa's do: NNCF finds no weight there."""
+    weights = {weight.name: weight for weight in graph.initializer}
+    shared = [node for node in graph.node if node.op_type == "Identity" and node.input[0] in weights]
+    for node in shared:
+        graph.initializer.add().CopyFrom(weights[node.input[0]])
+        graph.initializer[-1].name = node.output[0]
+        graph.node.remove(node)
 
 
 @contextmanager

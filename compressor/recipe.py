@@ -316,6 +316,16 @@ def _hashed(item: Any, root: Path, declared: str) -> Any:
     return sources.bundle_fingerprint(item, root) if repr(BUNDLE) in declared else _key_value(item, root)
 
 
+SIZES = ("max_size", "teacher_store")
+"""Keys whose quantity is megabytes; the other defaults with a unit are shares."""
+
+
 def schema() -> Mapping[str, Any]:
-    """Return the JSON Schema of a recipe, for editors and checkers."""
-    return Recipe.model_json_schema()
+    """Return the JSON Schema of a recipe, for editors and checkers, with defaults as a recipe would write them."""
+    found = Recipe.model_json_schema()
+    for section in (found, *found["$defs"].values()):
+        for key, field in section.get("properties", {}).items():
+            if field.get("type") == "string" and isinstance(field.get("default"), int | float):
+                share, size = f"{field['default']:.0%}", f"{field['default'] / 1e3:g}GB"
+                field["default"] = size if key in SIZES else share
+    return found

@@ -24,7 +24,7 @@ import lmdb
 from compressor.behind import WriteBehind
 from compressor.entries import DType, decoded, encoded, fits
 from compressor.errors import RecipeError
-from compressor.store_file import StoreFile
+from compressor.store_file import StoreFile, bytes_there
 from compressor.tokens import Floats
 
 FORMAT = 2
@@ -39,6 +39,9 @@ WAITING = 64e6
 """Bytes of what requests filled in that may wait to be written."""
 TOUCHES = 2**16
 """Reads that are remembered before their times are written to disk: writing a few at a time would rewrite a page for each."""
+
+NOTED_EVERY = 60.0
+"""Seconds after which they are written at the latest: what another process lets go is what nobody has read."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Store:
         self.folder, self.identity, self.tell = folder, identity, tell
         self.touched: dict[bytes, int] = {}
         self.behind: WriteBehind | None = None
-        self._writing, self._touching = RLock(), Lock()
+        self._writing, self._touching, self._noted_at = RLock(), Lock(), time.monotonic()
         self.evicted, self.found, self.computed, self._openers = 0, 0, 0, 1
         self.size = size = max(SMALLEST, int(largest))
         self.limit, self._process, self._told, self._wide = FULL * size, os.getpid(), False, False
@@ -105,8 +108,9 @@ class Store:
     def shared(cls, folder: Path, identity: Identity, largest: float | None, tell: Callable[[str], None]) -> "Store":
         """Return this process's store of the folder, which lmdb cannot open twice; whoever comes second must want the same outputs.
 
-        Who names no size takes what it has, 20 GB where it is the first. It serves requests, so that what they fill in is written beside
-        their answers. It is closed when the process ends, if not when all that it was given to have closed it.
+        Who names no size takes what it has, 20 GB where it is the first and the store is no larger already. It serves requests, so that
+        what they fill in is written beside their answers. It is closed when the process ends, if not when all that it was given to have
+        closed it.
         """
         place = folder.resolve()
         with _OPENING:
@@ -114,7 +118,8 @@ class Store:
             if known is not None and not known.is_of_this_process and known.file.forsaken():
                 known = None
             if known is None:
-                known = _OPEN[place] = cls(folder, identity, USUAL if largest is None else largest, tell)
+                usual = max(USUAL, bytes_there(folder) / FULL)  # a larger one keeps what it has
+                known = _OPEN[place] = cls(folder, identity, usual if largest is None else largest, tell)
                 known.behind = WriteBehind(WAITING)
             else:
                 known.check(identity)
@@ -137,7 +142,7 @@ class Store:
         there, wanted = noted or self.identity.noted(), identity.noted()
         if there != wanted:
             named = [(k, str(there.get(k)), str(v)) for k, v in wanted.items() if there.get(k) != v]
-            differing = ", ".join(f"{k} {old[:12]}, not {new[:12]}" for k, old, new in named)
+            differing = ", ".join(f"{k} {_short(old)}, not {_short(new)}" for k, old, new in named)
             raise RecipeError(f"store {self.folder}: made for {differing}; name another folder, or remove this one")
 
     def _noted(self, identity: Identity) -> dict[str, Any] | None:
@@ -158,8 +163,9 @@ class Store:
         misses: list[Floats | None] = [None] * len(keys)
         found = self.file.guarded(lambda: self._found(keys), misses)
         self._touch(key for key, values in zip(keys, found, strict=True) if values is not None)
-        if len(self.touched) > TOUCHES:
-            self._write([])
+        if len(self.touched) > TOUCHES or (self.touched and time.monotonic() - self._noted_at > NOTED_EVERY):
+            self._noted_at = time.monotonic()
+            self.behind.add([], self.write) if self.behind else self._write([])
         if not waiting:
             return found
         written = {key: self._kept(key, values) for key, values in waiting.items()}
@@ -212,7 +218,7 @@ class Store:
         """Return an array as it is kept, and say once where that takes more than asked."""
         if not (self._wide or fits(values, self.identity.dtype)):
             self._wide = True
-            self.tell(f"{self.folder}: some of these outputs are beyond what float16 holds and are kept in float32, twice as large")
+            self.tell(f"{self.folder}: some of these outputs are beyond what {self.identity.dtype} holds and are kept in float32")
         return encoded(key, values, self.identity.dtype)
 
     def write(self, known: Iterable[tuple[bytes, Floats]]) -> None:
@@ -320,6 +326,11 @@ def _close_all() -> None:
         for store in list(_OPEN.values()):
             if store.is_of_this_process:
                 stack.callback(store._close)
+
+
+def _short(value: str) -> str:
+    """Return the beginning of a digest; what says more, as a model's name on the Hub, whole."""
+    return value if ":" in value else value[:12]
 
 
 def _when(stamp: bytes | None) -> int:

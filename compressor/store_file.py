@@ -46,19 +46,41 @@ class _Map:
             yield
 
 
+READERS = 1024
+"""Reads at once, of all processes and threads; lmdb's own default is 126."""
+SLACK = 2**22
+"""Bytes beside a file that is larger than it may be."""
+
+
+def bytes_there(folder: Path) -> int:
+    """Return the bytes of a store's file; 0 where there is none."""
+    try:
+        return (folder / "data.mdb").stat().st_size
+    except OSError:
+        return 0
+
+
 class StoreFile:
     """An lmdb file: its entries, and when each was read for the last time; `readable` and `filling` say what it is fit for."""
 
     def __init__(self, folder: Path, size: int, tell: Callable[[str], None]) -> None:
         """Open or make a file of at most so many bytes, to read only where it cannot be written; `tell` hears once what goes wrong."""
         self.folder, self.tell, self.filling, self._map = folder, tell, True, _Map()
-        self.readable = self._opened(size, readonly=False) or self._opened(size, readonly=True)
+        self._locked = False
+        self.readable = self._opened(size, readonly=False) or (not self._locked and self._opened(size, readonly=True))
 
     def _opened(self, size: int, *, readonly: bool) -> bool:
         try:
             if not readonly:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self.env, self.entries, self.used = _file(self.folder, size, readonly=readonly)
+        except lmdb.LockError:
+            # lmdb locks by process number, and reads without a lock are for files that nobody writes.
+            self.stop(
+                "a process of this number has it open elsewhere, in another container maybe: share its process numbers, or name another"
+            )
+            self._locked = True
+            return False
         except (lmdb.Error, OSError) as error:
             self.stop(f"it cannot be written ({error})")
             return False
@@ -121,7 +143,10 @@ class StoreFile:
 
 def _file(folder: Path, size: int, *, readonly: bool) -> tuple[Any, Any, Any]:
     """Return an open store's file, its entries, and when each was read."""
-    options = {"readonly": True, "lock": False} if readonly else {"metasync": False}
+    options = {"readonly": True, "lock": False} if readonly else {"metasync": False, "max_readers": READERS}
+    there = bytes_there(folder)
+    if there >= size:  # smaller now than it was: to remove entries takes some free pages first
+        size = there + SLACK
     env = lmdb.open(str(folder), map_size=size, max_dbs=2, **options)
     try:
         if not readonly:

@@ -254,3 +254,26 @@ def test_a_file_of_another_form_is_refused(content: str, tmp_path: Path) -> None
     (tmp_path / "train.json").write_text(content, encoding="utf-8")
     with pytest.raises(RecipeError, match=r"train\.json: no SQuAD file \(.*\); write data > paragraphs"):
         read(tmp_path / "train.json")
+
+
+def test_windows_that_lack_an_answer_do_not_outvote_the_one_that_has_it(tiny_model: Path) -> None:
+    context = " ".join([*["the plot is dull and"] * 6, "great film", *["it was weak"] * 6])
+    example = Example("what is good", context, [("great film", context.index("great"))])
+    windows = windows_of(tiny_model, [example])
+    targets = TASK.targets(windows, [example], ("start", "end")).tolist()
+    inside = {window: tuple(target) for window, target in enumerate(targets) if target != [0, 0]}
+    assert 0 < len(inside) < len(windows)
+    logits = logits_at(windows, inside, null=-5.0)
+    for window, (begin, _) in enumerate(windows.spans()):
+        logits[begin] = -5.0 if window in inside else 9.0
+    assert OPEN.decode(logits, windows, [example], ("start", "end"))[0].text == "great film"
+
+
+def test_an_answer_is_scored_by_the_nearest_of_its_right_ones(tiny_model: Path) -> None:
+    context, answers = "it was a great film", [("great film", 9), ("film", 15)]
+    windows = windows_of(tiny_model, [Example("what", context, answers)])
+    ((first, last),) = TASK.targets(windows, [Example("what", context, answers)], ("start", "end")).tolist()  # of "great film"
+    logits = logits_at(windows, {0: (first, last)})
+    for right in (answers, answers[::-1]):
+        for task in (TASK, OPEN):
+            assert task.outcomes(logits, windows, [Example("what", context, right)], ("start", "end")).tolist() == [[1.0, 1.0]]

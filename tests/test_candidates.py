@@ -1,12 +1,15 @@
 """What was found for a configuration is kept, whatever happens to the process."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from compressor.candidates import Evaluator, Results, sizes_of
-from compressor.evolution import Candidate, Space
+from compressor.evolution import Candidate, Genome, Space
+from compressor.latency import Latency, Run
 from compressor.lengths import LengthConfig
 from tests.test_families import CONFIGS
 
@@ -57,3 +60,39 @@ def test_what_long_texts_alone_lose_counts() -> None:
     ours, full = (np.dot(cost, (0.6, 0.2, 0.2)) for cost in costs)
     assert bench.macs(genome) == pytest.approx(ours / full)
     assert bench.macs(genome) < 0.7
+
+
+def bare(tmp_path: Path, latency: str) -> Any:
+    """A bench of two layers without a graph or data."""
+    bench: Any = object.__new__(Evaluator)
+    bench.space, bench.sizes, bench.absolute, bench.metric = Space(2, 16, 0), (8, 16), False, "accuracy"
+    bench.lengths, bench.texts, bench.requests = np.array([16]), np.array([1]), [None]
+    bench.settings, bench.results = SimpleNamespace(latency=latency), Results(tmp_path / "evaluated.jsonl")
+    return bench
+
+
+def test_a_configuration_is_scored_and_timed_at_its_own_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, seen = bare(tmp_path, "measured"), list[Genome]()
+    bench.data = SimpleNamespace(tokens=None, score=lambda logits, metric: logits)
+    bench.scorer = SimpleNamespace(logits=lambda tokens, lengths: sum(lengths) / 32)
+    bench.timed = SimpleNamespace(logits=lambda tokens, lengths: seen.append(lengths))
+    found = iter([(Latency(8, 9, 10), Latency(8, 9, 10)), (Latency(16, 18, 20), Latency(12, 13, 5))])  # the machine is half as fast by now
+
+    def interleaved(runs: dict[str, Run], rows: range, rounds: int) -> dict[str, Latency]:
+        for run in runs.values():
+            run(0)
+        return dict(zip(runs, next(found), strict=True))
+
+    monkeypatch.setattr("compressor.candidates.interleaved", interleaved)
+    full, half = bench.measured((16, 16)), bench.measured((8, 4))
+    assert seen == [(16, 16), (16, 16), (16, 16), (8, 4)]
+    assert (full.score, full.latency_ms, full.median_ms) == (1.0, 8.0, 8.0)
+    assert (half.score, half.cost, half.latency_ms, half.median_ms) == (12 / 32, 2.0, 2.0, 6.0)  # 8 · 5/20 and 8 · 12/16
+
+
+def test_of_proposals_the_nearest_to_full_length_is_rated_best(tmp_path: Path) -> None:
+    bench = bare(tmp_path, "macs")
+    bench._divergence = lambda genome, share: 1 / sum(genome)
+    near, far = bench.rated([(16, 8), (4, 2)], 0.25)
+    assert (near.score, far.score, near.share) == (-1 / 24, -1 / 6, 0.25)
+    assert near.cost == bench.macs((16, 8)) > far.cost

@@ -17,7 +17,19 @@ from compressor import calibration, members
 from compressor.answering import QuestionAnswering
 from compressor.artifact import Artifact
 from compressor.bundles import seal
-from compressor.calibration import HALVINGS, NEVER, Pass, across_halves, curve, fit_temperature, oracle, setting, within_drop, within_time
+from compressor.calibration import (
+    HALVINGS,
+    NEVER,
+    Pass,
+    Setting,
+    across_halves,
+    curve,
+    fit_temperature,
+    oracle,
+    setting,
+    within_drop,
+    within_time,
+)
 from compressor.cascade import GOES_ON, Cascade, Member
 from compressor.classification import MultiLabelClassification, TextClassification, TextRegression
 from compressor.confidence import Confidence, confidences
@@ -32,7 +44,7 @@ from compressor.session import Graph
 from compressor.settings.data import Task
 from compressor.settings.serving import Member as Asked
 from compressor.splits import Splits
-from compressor.stages.cascade import _useless
+from compressor.stages.cascade import _goal, _useless
 from compressor.stages.members import examples_of
 from compressor.tagging import TokenClassification
 from compressor.tokens import Floats, Tokens
@@ -579,3 +591,53 @@ def test_a_scheme_of_tags_is_no_other_task(tmp_path: Path) -> None:
     check_task(tmp_path, {"task": "token-classification", "task_settings": {"scheme": "IOB2"}}, recipe)
     with pytest.raises(RecipeError, match="task.type is question-answering there, token-classification here"):
         check_task(tmp_path, {"task": "question-answering", "task_settings": {}}, recipe)
+
+
+def test_without_a_file_of_its_own_a_cascade_is_calibrated_on_the_search_split(project: Path) -> None:
+    splits = Splits.of(Artifact(next(project.glob("artifacts/data-*"))))
+    assert examples_of(load_recipe(project / "tiny.yaml", [CASCADE]), splits, []) == list(splits.examples("search"))
+
+
+def test_an_answer_is_right_as_a_whole_or_not_at_all() -> None:
+    labels, spans = np.array([[0.0, 0], [0, 1]]), np.array([[1.0, 1.0], [0.0, 0.9]])
+    tags = np.array([[2.0, 2, 2], [2, 2, 3], [2, 3, 2], [0, 0, 0]])  # found, answered, there
+    sets = np.array([[[1.0, 0, 1], [1, 0, 1]], [[1, 0, 1], [1, 1, 1]]])
+    assert calibration.rightness(TextClassification(), labels).tolist() == [True, False]
+    assert calibration.rightness(QuestionAnswering(), spans).tolist() == [True, False]
+    assert calibration.rightness(TokenClassification(), tags).tolist() == [True, False, False, True]
+    assert calibration.rightness(MultiLabelClassification(), sets).tolist() == [True, False]
+
+
+def test_temperature_of_label_sets_makes_what_is_said_right_as_often() -> None:
+    logits, targets = np.full((10, 1), 4.0), np.array([[1]] * 8 + [[0]] * 2)
+    found = fit_temperature(MultiLabelClassification(), logits, windows_of([1] * 10), TEXTS[:10], targets, targets[:, 0] == 1)
+    assert found == pytest.approx(4 / math.log(4), rel=0.01)  # 1 / (1 + exp(-4 / t)) = 0.8
+
+
+def test_a_confidence_that_just_reaches_its_threshold_answers_in_calibration_and_in_service() -> None:
+    known: dict[str, Sequence[float]] = {TEXTS[0].text: (0.0, 0.0)}
+    cascade = Cascade([member("cheap", known, []), member("dear", known, [])], [0.5], "max_softmax")
+    (part,) = cascade.route(TextClassification(), TEXTS[:1])
+    assert (part.member, part.confidences.tolist()) == ("cheap", [0.5])
+    one = Pass("cheap", np.ones((1, 2)), np.array([True]), part.confidences, np.ones(1))
+    assert setting([one, dataclasses.replace(one, name="dear")], accuracy, (0.5,)).shares == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ({}, 2.0),
+        ({"max_drop": 0.0}, 3.0),
+        ({"max_drop": 0.02}, 1.0),
+        ({"latency_ms": 2.5}, 2.0),
+        ({"speedup": 4.0}, 2.0),
+        ({"speedup": 20.0}, None),
+    ],
+)
+def test_a_goal_picks_the_fastest_that_is_good_enough_or_the_best_that_is_fast(asked: dict[str, float], chosen: float | None) -> None:
+    front = [Setting((0.1,), 0.890, 1.0, ()), Setting((0.2,), 0.898, 2.0, ()), Setting((0.3,), 0.900, 3.0, ())]
+    unsaid: Any = dict.fromkeys(("thresholds", "speedup", "latency_ms", "max_drop"))
+    goal = _goal(SimpleNamespace(**unsaid | asked), 10.0)  # type: ignore[arg-type]
+    assert goal is not None
+    found = goal(front, 0.900)
+    assert (found and found.mean_ms) == chosen

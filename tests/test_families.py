@@ -197,6 +197,19 @@ def test_the_graph_of_every_family_runs_in_8_bits(kind: str, quantizer: Quantize
         np.testing.assert_allclose(eights, floats, atol=0.05)
 
 
+@pytest.mark.parametrize("quantizer", [dynamic, static, smoothed])
+def test_a_teacher_whose_weights_are_used_twice_runs_in_8_bits(quantizer: Quantizer, tmp_path: Path) -> None:
+    """DeBERTa-v3's queries and keys of positions are made by the weights of those of tokens."""
+    export_graph(PlainModel(model_of("deberta-v2")).eval(), tmp_path / "float.onnx")
+    feeds = [dict(zip(NAMES, (t.numpy() for t in batch(length)), strict=True)) for length in (16, 9, 3)]
+    quantizer(tmp_path / "float.onnx", tmp_path / "int8.onnx", feeds)
+    assert count_products(tmp_path / "int8.onnx")["int8"] > 0
+    ids = batch(16)[0][0].numpy()
+    text = Tokens(ids, ids * 0, np.array([0, len(ids)]))
+    floats, eights = (Graph(tmp_path / name, 1, single=True, pad_id=0).logits(text) for name in ("float.onnx", "int8.onnx"))
+    np.testing.assert_allclose(eights, floats, atol=0.05)
+
+
 def test_an_unsupported_family_is_refused_as_a_length_adaptive_student() -> None:
     with pytest.raises(RecipeError, match="deberta-v2 encoders cannot be length-adaptive students; choose one of bert, distilbert"):
         LengthAdaptiveModel(model_of("deberta-v2"), L)

@@ -2,8 +2,10 @@
 
 import copy
 import shutil
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,6 +127,44 @@ def test_where_a_model_came_from_is_no_part_of_what_it_computes(tmp_path: Path) 
     assert identity_of(loaded[0], "float16") != identity_of(made, "float16")
 
 
+class Pooling(Enum):
+    MEAN = 0
+    CLS = 1
+
+
+def test_an_object_that_holds_itself_has_an_identity() -> None:
+    module, held = nn.Identity(), SimpleNamespace(pool="mean")
+    held.own = held
+    module.how = held  # type: ignore[assignment]
+    assert identity_of(module, "float16") == identity_of(copy.copy(module), "float16")
+
+
+@pytest.mark.parametrize(
+    ("module", "objects", "told"),
+    [
+        (nn.Flatten(0, 1), torch.ones(2, 3, 4), r"a tensor of shape \(6, 4\)"),
+        (nn.Identity(), torch.ones(2, 3, 4, 5), r"a tensor of shape \(2, 3, 4, 5\)"),
+        (nn.LSTM(4, 4, batch_first=True), torch.ones(2, 3, 4), "a tuple"),
+    ],
+)
+def test_what_is_no_row_for_each_object_is_refused(module: nn.Module, objects: torch.Tensor, told: str, tmp_path: Path) -> None:
+    frozen = Frozen(module, store_of(module, tmp_path / "store"))
+    with pytest.raises(RecipeError, match=f"and here are 2 objects, but the module returns {told}"):
+        frozen(list(objects))
+    with pytest.raises(RecipeError, match="a key is bytes, but extract returns a str; encode it"):
+        Frozen(module, frozen.store, extract=lambda _: "a")(list(objects))  # type: ignore[arg-type, return-value]
+    frozen.store.close()
+
+
+def test_what_is_kept_does_not_depend_on_who_asks(tmp_path: Path) -> None:
+    module = nn.Linear(64, 64)
+    frozen, images = Frozen(module, store_of(module, tmp_path / "store")), list(torch.randn(2, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = frozen(images)
+    np.testing.assert_allclose(np.concatenate(found), module(torch.stack(images)).detach().numpy(), atol=1e-3)
+    frozen.store.close()
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -137,6 +177,10 @@ def test_where_a_model_came_from_is_no_part_of_what_it_computes(tmp_path: Path) 
         (torch.nn.functional.relu, torch.nn.functional.gelu),
         (partial(torch.clamp, min=0), partial(torch.clamp, min=1)),
         (torch.float32, torch.bfloat16),
+        (SimpleNamespace(pool="mean"), SimpleNamespace(pool="cls")),
+        (Pooling.MEAN, Pooling.CLS),
+        (np.array(["cat", "dog"]), np.array(["cat", "cow"])),
+        ([SimpleNamespace(heads=2)], [SimpleNamespace(heads=4)]),
     ],
 )
 def test_an_attribute_of_any_kind_tells_modules_apart(one: object, other: object) -> None:

@@ -1,6 +1,8 @@
 """Training at any length: the smallest sub-model, and what the full one learns."""
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor
 from compressor.errors import RecipeError
 from compressor.lengths import LengthConfig
 from compressor.settings.deploying import LengthAdapt
-from compressor.stages.length_adapt import sandwich, smallest_of, untaught
+from compressor.stages.length_adapt import _losses, drop_layers, sandwich, smallest_of, untaught
+from compressor.training import Step
 
 LAYERS, LONGEST = 4, 100
 
@@ -57,3 +60,29 @@ def test_without_soft_labels_the_full_model_learns_the_labels_alone() -> None:
 
     torch.testing.assert_close(first(None, 0.0), torch.nn.functional.cross_entropy(logits, labels))
     torch.testing.assert_close(first(torch.randn(2, 3), 0.0), first(None, 0.0))
+
+
+def test_random_sub_models_alone_skip_layers_and_never_all() -> None:
+    rng = random.Random(0)
+    assert drop_layers(LAYERS, 0.0, rng) == frozenset()
+    assert 0.25 < sum(len(drop_layers(LAYERS, 0.3, rng)) for _ in range(2000)) / (2000 * LAYERS) < 0.35
+    seen, logits = list[frozenset[int]](), torch.randn(2, 3)
+
+    def forward(_: LengthConfig | None, skipped: frozenset[int]) -> Tensor:
+        seen.append(skipped)
+        return logits
+
+    labels, mask = torch.tensor([0, 1]), torch.ones(2, LONGEST, dtype=torch.bool)
+    wanted = settings_of(layer_drop=0.9999, sandwiches=3)
+    list(sandwich(forward, labels, None, mask, wanted, LAYERS, LONGEST, "labels", random.Random(1)))
+    assert [len(skipped) for skipped in seen] == [0, 0, *[LAYERS - 1] * 3]  # full, smallest, random ones
+
+
+def test_absolute_lengths_are_trained_at_those_of_the_texts_at_hand() -> None:
+    seen, ids = list[Any](), torch.ones(2, 10, dtype=torch.long)
+    model: Any = SimpleNamespace(absolute=True, significance="attention", layers=2, max_length=LONGEST)
+    model.without_layers = lambda skipped, ids, mask, segments, lengths: seen.append(lengths) or torch.zeros(2, 3)
+    batch = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ids) | {"labels": torch.tensor([0, 1])}
+    list(_losses(settings_of(bound=0.5, sandwiches=0), model, None, "labels", 1)(batch, Step(0, 0.0)))
+    assert seen[0] is None
+    assert seen[1].tolist() == [5, 2]

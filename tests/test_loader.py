@@ -485,6 +485,13 @@ def test_set_changes_one_place_of_what_an_alias_shares(path: Path) -> None:
     assert (recipe.length_adapt.epochs, recipe.teacher.finetune.epochs) == (1, 3)
 
 
+def test_set_of_another_file_keeps_how_much_of_it_is_read(path: Path) -> None:
+    test = loaded(path, WHOLE, "data.test=other.csv").data.test
+    assert test is not None
+    assert (test.path, test.limit) == ("other.csv", 5)
+    assert loaded(path, WHOLE, "data.test=null").data.test is None
+
+
 def test_set_makes_a_section_that_is_not_there_and_removes_one(path: Path) -> None:
     recipe = loaded(path, WHOLE, "target.threads=2", "search=null", "gates=[{metric: latency, max: 8ms}]")
     assert (recipe.target.threads, recipe.search) == (2, None)

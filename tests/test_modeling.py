@@ -344,3 +344,18 @@ def test_what_a_token_is_worth_is_how_likely_an_answer_begins_or_ends_beside_it(
     torch.testing.assert_close(ranking.worth(logits, attention, mask, "positions", 1), torch.tensor([[0.5, 1, 1, 0.5]]) / 3)
     assert ranking.worth(logits, attention, mask, "labels", 1) is not attention
     assert ranking.worth(logits, attention, mask, "labels", 1).tolist() == attention.tolist()
+
+
+def test_nothing_is_learned_of_tokens_that_are_sure_to_stay(model: LengthAdaptiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, paid = torch.randn(1, 5, 8), torch.rand(1, 5)
+    rankers, open_ = torch.randn(1, 8), torch.tensor([[False, True, True, True, False]])
+    found = [ranking.ranking_loss([states], rankers, paid + more, open_, open_) for more in (0.0, torch.tensor([9.0, 0, 0, 0, 9.0]))]
+    goal, told = paid[0, 1:4] / paid[0, 1:4].sum(), (states[0, 1:4] @ rankers[0] * 8**0.5).log_softmax(0)
+    torch.testing.assert_close(found, [(goal * (goal.log() - told)).sum()] * 2)
+    asked, inputs = asking(model)
+    seen = list[tuple[Tensor, ...]]()
+    monkeypatch.setattr(ranking, "ranking_loss", lambda *given: seen.append(given[3:]) or torch.zeros(()))
+    asked.with_ranking_loss(*inputs, "positions")
+    for row, length in enumerate((16, 12)):
+        assert seen[0][0][row].tolist() == [6 <= place < length for place in range(L)]
+        assert seen[0][1][row].tolist() == [place < 6 for place in range(L)]

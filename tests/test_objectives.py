@@ -334,3 +334,10 @@ def test_objectives_that_fit_pass() -> None:
     own = Shape(2, 12, 3, own_scores=True)
     for objective in (TinyBERT(type="tinybert", attention=False), MiniLMv2(type="minilmv2"), HiddenCosine(type="hidden_cosine")):
         check("distill", (objective,), Shapes(own, replace(TEACHER, own_scores=True)))
+
+
+def test_each_objective_has_its_own_projection_whenever_it_begins() -> None:
+    views, both = random_views(), (TinyBERT(type="tinybert", end=0.5), HiddenCosine(type="hidden_cosine", start=0.5))
+    torch.manual_seed(0)
+    learned = learned_modules(both, views.shapes)
+    torch.testing.assert_close(total(both, views, 0.7, learned), OBJECTIVES[HiddenCosine].loss(both[1], views, learned["1"]))

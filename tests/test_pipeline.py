@@ -17,8 +17,10 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import BertForMaskedLM, DebertaV2Config, DebertaV2Model
@@ -29,10 +31,12 @@ from compressor.environments import Environment
 from compressor.errors import RecipeError, lacked
 from compressor.gates import Variant, judge
 from compressor.loader import load_recipe
+from compressor.measure import TEACHER, measure
 from compressor.preflight import check_encoders
 from compressor.progress import Progress
 from compressor.runtime import Runtime
 from compressor.settings.serving import DropGate, LatencyGate, SizeGate, SpeedGate
+from compressor.splits import Splits
 from compressor.stages.bundle import _front
 from tests.conftest import command, compress, sentences
 
@@ -811,3 +815,52 @@ def test_length_adaptation_over_seeds_goes_on_with_the_best(make_recipe: Callabl
     assert metrics["validation_score"] == max(metrics["seeds"]["scores"])
     assert metrics["seed"] in (17, 18)
     assert metrics["after"]["full"] == metrics["validation_score"]
+
+
+@pytest.mark.parametrize("name", ["quantize", "search"])
+def test_a_stage_reads_no_split_that_its_key_leaves_out(name: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What chooses by the test split would report its own choice, and a changed split would not make it anew."""
+    (stage,) = (one for one in pipeline.STAGES if one.name == name)
+    read, examples = set[str](), Splits.examples
+    monkeypatch.setattr(Splits, "examples", lambda own, split: read.add(split) or examples(own, split))  # type: ignore[func-returns-value]
+    made = {"data": "data", "checkpoint": "length_adapt", "float_graph": "export", "int8_graph": "quantize"}
+    inputs: Any = {kind: Artifact(next(built.glob(f"artifacts/{of}-*"))) for kind, of in made.items()}
+    import_module(f"compressor.stages.{name}").run(load_recipe(built / "tiny.yaml"), inputs, tmp_path, Progress(quiet=True))
+    assert stage.splits is not None
+    assert read
+    assert read <= set(stage.splits)
+
+
+def test_a_change_is_a_rows_score_less_the_others(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"data": "data", "teacher": "finetune", "checkpoint": "length_adapt", "float_graph": "export", "int8_graph": "quantize"}
+    inputs: Any = {kind: Artifact(next(built.glob(f"artifacts/{of}-*"))) for kind, of in made.items()}
+    outcomes = Runtime.outcomes
+
+    def worse(self: Runtime, examples: Any, point: Any = None) -> Any:
+        found = outcomes(self, examples, point)
+        found[:10, 0] = 1 - found[:10, 1]  # ten of forty answers are wrong
+        return found
+
+    monkeypatch.setattr(Runtime, "outcomes", worse)
+    monkeypatch.setattr("compressor.measure.LATENCY_TEXTS", 4)
+    rows = measure(load_recipe(built / "tiny.yaml"), inputs, built / "artifacts/dist/tiny", Progress(quiet=True)).variants
+    low, high = rows["INT8 full"].changes[TEACHER]
+    assert low < rows["INT8 full"].score - rows[TEACHER].score < high < 0
+    assert rows[TEACHER].changes["INT8 full"] == pytest.approx((-high, -low))
+
+
+def test_a_cascade_pays_where_it_is_faster_than_whatever_is_as_good() -> None:
+    others = {"teacher fp32": (0.95, 40.0), "INT8 full": (0.9, 4.0), "INT8 min": (0.8, 1.0)}
+    rows = [Variant(name, score, (0.7, 1), ms, ms, 20, ms) for name, (score, ms) in others.items()]
+    members = [{"name": "min", "mean_ms": 1.0}, {"name": "full", "mean_ms": 4.0}]
+    for ms, told in ((2.0, "pays: 2.0× the speed of INT8 full, "), (3.9, "does not pay here: 1.03× the speed of INT8 full, ")):
+        cascade = Variant("INT8 cascade", 0.9, (0.7, 1), 1, ms, 40, ms, routed=True)
+        policy = {"members": members, "chosen": {"mean_ms": ms}, "test_shares": [{"member": "min", "share": 0.75}]}
+        assert summary._paying(cascade, [*rows, cascade], policy).startswith(f"The cascade {told}the fastest row that is as good, and ")
+
+
+def test_a_client_that_names_no_lengths_gets_the_bundles_own_point(built: Path) -> None:
+    bundle = built / "artifacts/dist/tiny"
+    graph, points = onnx.load(bundle / "model.onnx").graph, Runtime(bundle).points
+    default = next(numpy_helper.to_array(i) for i in graph.initializer if i.name == "lengths")
+    assert tuple(default.tolist()) == points["fast"].lengths != points["full"].lengths  # [11, 1] and [32, 1] where this was written

@@ -146,6 +146,11 @@ def test_the_schema_wants_quantities_as_text_with_a_unit() -> None:
     found = dict(definitions())
     assert found["SizeGate"]["properties"]["max"]["type"] == "string"
     assert found["DropGate"]["properties"]["max_drop"]["type"] == "string"
+    assert found["Data"]["properties"]["holdout"]["default"] == "10%"
+    assert found["Recycle"]["properties"]["max_size"]["default"] == found["Distill"]["properties"]["teacher_store"]["default"] == "20GB"
+    for _, section in definitions():
+        for field in section.get("properties", {}).values():
+            assert not (field.get("type") == "string" and isinstance(field.get("default"), int | float))
 
 
 @pytest.mark.parametrize(("old", "new", "key"), [("data/train.csv", "data/other.csv", "data.train"), ("encoder", "bert", "teacher.model")])

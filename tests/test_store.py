@@ -536,6 +536,68 @@ def test_what_is_beyond_float16_is_kept_whole_and_told_of_once(opened: Callable[
     assert [line for line in told if "beyond what float16 holds and are kept in float32" in line] == told[:1] == told
 
 
+@pytest.mark.parametrize("read_before", [False, True])
+def test_a_store_that_may_be_no_longer_as_large_lets_go(read_before: bool, opened: Callable[..., Store], told: list[str]) -> None:
+    first = opened(largest=2**24)
+    first.write((key(n), values(n, rows=200, width=64)) for n in range(150))  # some 8 MB
+    if read_before:
+        first.read([key(n) for n in range(150)])
+    first.close()
+    store = opened(largest=2**22)
+    for number in range(200, 230):
+        store.write([(key(number), values(number, rows=200, width=64))])
+    assert store.filling
+    assert store.read([key(229)])[0] is not None
+    assert store.evicted > 0
+    assert store.bytes() <= 2**22
+    assert ["what was not read for longest goes" in line for line in told] == [True]
+
+
+def test_a_store_that_serves_keeps_a_size_that_nobody_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.store.USUAL", 2**20)
+    first = Store(tmp_path / "store", IDENTITY, 2**24, print)
+    first.write((key(n), values(n, rows=200, width=64)) for n in range(150))
+    first.close()
+    store = Store.shared(tmp_path / "store", IDENTITY, None, print)
+    store.through([key(999)], lambda _: [values(999)])
+    assert len(store) == 151
+    store.close()
+
+
+def test_what_was_read_is_written_down_from_time_to_time(opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened()
+    store.write([(key(1), values(1))])
+    store.read([key(1)])
+    assert store.touched
+    monkeypatch.setattr("compressor.store.NOTED_EVERY", 0.0)
+    store.read([key(1)])
+    assert not store.touched
+
+
+def test_a_row_that_has_no_scale_is_kept_whole(opened: Callable[..., Store], told: list[str]) -> None:
+    identity = replace(IDENTITY, dtype="int8")
+    store, odd = opened(identity), values(1)
+    odd[2, 3] = np.inf
+    (found,) = store.through([key(1, identity)], lambda _: [odd])
+    np.testing.assert_array_equal(found, odd)
+    assert ["beyond what int8 holds" in line for line in told] == [True]
+
+
+def test_a_store_that_is_locked_elsewhere_is_not_read_beside_its_writer(
+    opened: Callable[..., Store], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two containers on one volume are to lmdb, which knows them by their process numbers."""
+
+    def locked(*_: object, **how: object) -> None:
+        assert not how.get("readonly")
+        raise lmdb.LockError("mdb_txn_begin: Resource temporarily unavailable")
+
+    monkeypatch.setattr(lmdb, "open", locked)
+    store = opened()
+    assert (store.filling, store.read([key(1)])) == (False, [None])
+    assert ["in another container maybe" in line for line in told] == [True]
+
+
 @pytest.mark.parametrize("share", [0.5, 0.65, 0.7])
 def test_batches_of_most_of_the_room_take_turns(share: float, opened: Callable[..., Store], told: list[str]) -> None:
     store = opened(largest=4 * 2**20)

@@ -7,18 +7,23 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertForMaskedLM
 
+from compressor.choices import UNLABELLED
 from compressor.classification import TextClassification
+from compressor.data import Example
 from compressor.distillation import _epochs_inside, losses_of
-from compressor.encoded import Encoded
+from compressor.encoded import Encoded, tokenizer_of
 from compressor.families import Place, captured, shape_of
+from compressor.masking import MaskedText
 from compressor.modeling import PlainModel
 from compressor.objectives import Shapes, learned_modules
 from compressor.progress import Progress
-from compressor.settings.distilling import Distill, MiniLM, Student
+from compressor.settings.distilling import Distill, MiniLM, SoftLabels, Student
+from compressor.tasks import TRAINED
 from compressor.teaching import Ragged, TeacherOutputs
 from compressor.tokens import Tokens
 from compressor.training import Step
 from compressor.windows import Windows
+from tests.conftest import sentences
 from tests.test_families import model_of
 
 PLACES: list[Place] = [("queries", -1), ("hidden", 0)]
@@ -178,3 +183,17 @@ def test_under_autocast_a_table_that_also_decodes_stays_as_it_is(tmp_path: Path)
         _, insides = store._forward(np.array([0, 2]), PLACES, torch.device("cpu"), 0)
     for place in PLACES:
         torch.testing.assert_close(insides[place], seen[place], rtol=0, atol=0)
+
+
+def test_a_teacher_is_asked_about_the_tokens_that_this_step_hides(tiny_model: Path, tmp_path: Path) -> None:
+    task, read = TRAINED["masked-lm"](), [Example(text) for text, _ in sentences(8, 1)]
+    texts = MaskedText.of(task, task.windows(tokenizer_of(tiny_model), read, 16, 0), tiny_model)
+    model = PlainModel(BertForMaskedLM(model_of("bert").config).eval())
+    settings = Distill(student=Student(layers="first 3"), objectives=(SoftLabels(type="soft_labels"),))
+    shapes = Shapes(shape_of(model.model), shape_of(model.model))
+    store = TeacherOutputs(model, texts, True, tmp_path, 0.0, Progress(quiet=True))
+    losses, step = losses_of(settings, model, learned_modules(settings.objectives, shapes), shapes, store, "labels"), Step(3, 0.5)
+    batch = {name: torch.from_numpy(array) for name, array in texts.batch(np.arange(8), step.draw).items()}
+    (found,) = losses(batch, step)
+    assert (batch["labels"] != UNLABELLED).any()
+    assert found.abs() < 1e-6  # a student that is its teacher has nothing to learn

@@ -1,7 +1,8 @@
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from compressor.classification import TextClassification
 from compressor.encoded import Encoded
 from compressor.errors import StageError
 from compressor.progress import Progress
+from compressor.seeds import Trained, train_seeds
 from compressor.settings.training import Training
 from compressor.tokens import Ints, Tokens
-from compressor.training import Fitted, Step, _read_ahead, count_steps, fit
+from compressor.training import Fitted, Step, _decayed, _factor, _read_ahead, _step, batches, count_steps, fit
 from compressor.windows import Windows
 
 TEXTS = 12
@@ -200,3 +202,64 @@ def test_products_are_in_bfloat16_where_that_is_fast(
     with scoring.autocast(precision, torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+
+
+def test_an_epoch_is_rated_without_dropout_and_learned_with_it(tmp_path: Path) -> None:
+    trained, seen = model(), list[bool]()
+
+    def losses(batch: dict[str, Tensor], step: Step) -> list[Tensor]:
+        seen.append(trained.training)
+        return [nn.functional.cross_entropy(trained(batch["input_ids"]), batch["labels"])]
+
+    def score() -> float:
+        seen.append(trained.training)
+        return 0.5
+
+    asked = Training.model_validate(SETTINGS | {"epochs": 2, "keep": "best"})
+    fit(trained, losses, texts(), asked, 17, tmp_path, Progress(quiet=True), score)
+    assert seen == [*[True] * 3, False] * 2
+    assert not trained.training
+
+
+def test_the_learning_rate_rises_and_falls_in_straight_lines() -> None:
+    found = [_factor(step, 10, 0.2) for step in range(10)]
+    assert found == pytest.approx([0.5, 1.0, *(left / 8 for left in range(8, 0, -1))])
+    assert [_factor(step, 4, 0.0) for step in range(4)] == pytest.approx([1.0, 1.0, 2 / 3, 1 / 3])
+
+
+def test_of_several_seeds_the_best_goes_on_and_their_spread_is_told(tmp_path: Path) -> None:
+    asked, scores = list[tuple[int, Path]](), {5: 0.8, 6: 0.9, 7: 0.7}
+
+    def once(seed: int, state: Path) -> Trained:
+        asked.append((seed, state))
+        return Trained(f"of {seed}", {"validation_score": scores[seed], "texts_per_second": 10.0 * seed})
+
+    best = train_seeds(Training(seeds=3), 5, tmp_path, Progress(quiet=True), once)
+    assert asked == [(seed, tmp_path / f"seed-{seed}") for seed in (5, 6, 7)]
+    assert (best.model, best.metrics["seed"], best.metrics["validation_score"]) == ("of 6", 6, 0.9)
+    assert best.metrics["texts_per_second"] == pytest.approx(60)
+    assert best.metrics["seeds"] == {"scores": [0.8, 0.9, 0.7], "mean": pytest.approx(0.8), "standard_deviation": pytest.approx(0.1)}
+    assert train_seeds(Training(), 5, tmp_path, Progress(quiet=True), once).model == "of 5"
+    assert asked[-1] == (5, tmp_path)
+
+
+def test_each_epoch_has_an_order_of_its_own_and_a_second_process_goes_on_in_it() -> None:
+    lengths, settings = np.arange(1, 101), Training(epochs=2, batch_size=8)
+    whole = [(number, rows.tolist()) for number, rows in batches(lengths, settings, 17, 0, 26)]
+    assert [number for number, _ in whole] == list(range(26))
+    for epoch in (whole[:13], whole[13:]):
+        assert sorted(row for _, rows in epoch for row in rows) == list(range(100))
+    assert [rows for _, rows in whole[:13]] != [rows for _, rows in whole[13:]]
+    assert [(number, rows.tolist()) for number, rows in batches(lengths, settings, 17, 20, 26)] == whole[20:]
+
+
+def test_vectors_do_not_decay_and_a_gradient_is_cut_to_a_length_of_one() -> None:
+    decayed, others = _decayed(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), 0.01)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
+    assert ([p.ndim for p in decayed["params"]], [p.ndim for p in others["params"]]) == ([2], [1, 1, 1])
+    weight = nn.Parameter(torch.zeros(4))
+    accelerator: Any = SimpleNamespace(backward=lambda loss: loss.backward())
+    losses = ((factor * weight).sum() for factor in (100.0, 200.0))
+    precision, optimizer = cast(torch.autocast, nullcontext()), torch.optim.SGD([weight], lr=1.0)
+    _step(accelerator, precision, nn.ParameterList([weight]), optimizer, losses, 0, np.arange(1))
+    torch.testing.assert_close(weight.detach(), torch.full((4,), -0.5))

@@ -1,17 +1,23 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
+from compressor import finetuning
+from compressor.classification import TextClassification
 from compressor.errors import RecipeError
 from compressor.losses import balanced_weights, label_loss
 from compressor.modeling import PlainModel
 from compressor.pretrained import load_model
+from compressor.progress import Progress
 from compressor.settings.training import Finetune
+from compressor.training import Fitted, Step
 from compressor.tuning import learning_parameters, merged, prepare
 from tests.test_families import batch, model_of
 
@@ -155,3 +161,25 @@ def test_a_folder_with_adapters_serves_another_head(tmp_path: Path) -> None:
     for name, weight in again.base_model.state_dict().items():
         torch.testing.assert_close(weight, model.base_model.state_dict()[name])
     assert load_model(tmp_path, (), "masked-lm").config.adapter_size == 4
+
+
+def test_fine_tuning_weighs_classes_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, told = model_of("bert"), batch(16, 9, 3), list[float]()
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    texts = dict(zip(names, inputs, strict=True)) | {"labels": torch.tensor([0, 1, 2])}
+    model.classifier.weight.data *= 50  # so that the three texts are answered otherwise
+
+    def fitted(forward: Any, losses: Any, *_: Any) -> Fitted:
+        told.extend(loss.item() for loss in losses(texts, Step(0, 0.0)))
+        return Fitted(1, 0.0, 0.0, 0.0, 1)
+
+    monkeypatch.setattr(finetuning, "fit", fitted)
+    monkeypatch.setattr(finetuning, "score_of", lambda *_: 0.0)
+    train: Any = SimpleNamespace(targets=np.array([0, 0, 0, 1, 1, 2]))
+    data = finetuning.TrainingData(train, train, "accuracy")
+    for settings in (Finetune(), Finetune(class_weights="balanced")):
+        finetuning.finetune(model, settings, data, TextClassification(), 1, tmp_path, Progress(quiet=True))
+    logits, weights = PlainModel(model)(*inputs), torch.tensor([2 / 3, 1.0, 2.0])
+    expected = [torch.nn.functional.cross_entropy(logits, texts["labels"], weight).item() for weight in (None, weights)]
+    assert told == pytest.approx(expected, rel=1e-5)
+    assert abs(expected[0] - expected[1]) > 1e-4

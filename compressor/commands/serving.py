@@ -159,7 +159,7 @@ def evaluate(
 
 def bench(
     models: Models,
-    texts: Annotated[Path | None, typer.Option("--texts", envvar="COMPRESS_TEXTS", help="Time these, one a line.")] = None,
+    texts: Annotated[Path | None, typer.Option("--texts", envvar="COMPRESS_TEXTS", help="Time 64 of these, one a line.")] = None,
     shape: Annotated[
         list[str],
         typer.Option("--shape", envvar="COMPRESS_SHAPE", help="Texts x tokens, as 8x32 (default: 1x32, 1x128, 1x384). Repeatable."),

@@ -23,7 +23,7 @@ def doctor(artifacts: Artifacts = ARTIFACTS, format: OutputFormat = "text") -> N
 
 
 def cache_ls(artifacts: Artifacts = ARTIFACTS, format: OutputFormat = "text") -> None:
-    """List the artifacts: stage, size, what they are read by."""
+    """List the artifacts: stage, size, and whether they are in use."""
     from compressor.housekeeping import entries
 
     show(format, {"artifacts": [e.row() for e in entries(artifacts)]})

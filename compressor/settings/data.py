@@ -71,7 +71,8 @@ class Task(Section):
 
 class Split(Section):
     path: Source
-    """csv, tsv, jsonl or parquet (also .gz), package:NAME/FILE, or a Hub data set id."""
+    """csv, tsv, jsonl or parquet (also .gz), .conll of tagged words, SQuAD's .json, .txt of texts alone, package:NAME/FILE, or on the Hub
+    OWNER/NAME[:CONFIG][@REVISION][#SPLIT]."""
     limit: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Read only so many examples."""
     draw: Literal["first", "spread"] = "first"

@@ -69,6 +69,10 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
             f"quantize.isa is {bench.isa}, this machine has {here}: latencies are not the target's, and gates on them break unless "
             "they state measured_on: other"
         )
+        if machine.level() in machine.SATURATING and bench.isa not in machine.SATURATING:
+            log.warn(
+                f"8-bit products saturate on this machine ({machine.level()}), so scores are below the target's too: build there instead"
+            )
     feeds = [] if SINGLE.issuperset(names) else list(_feeds(recipe, inputs, source))
     if 0 < len(feeds) < FEW:
         told = f"{len(feeds)} texts calibrate, few to know what ranges activations take"
