@@ -36,50 +36,11 @@ def advise(recipe: Recipe) -> list[str]:
 
 
 def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
-    tuned = recipe.teacher.finetune
-    if facts.examples is not None and facts.examples < FEW and tuned and tuned.method == "full" and recipe.deployed:
-        methods, rate = _either(_few_weights(recipe, facts.teacher)), f" with learning_rate {LARGE_STEPS:g}" * (tuned.learning_rate < STEPS)
-        yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method {methods}{rate} overfits less"
-    if facts.skew > SKEWED and tuned and tuned.class_weights == "none" and recipe.task.metric == "macro_f1":
-        yield f"the commonest label comes {facts.skew:.0f} times as often as the rarest: teacher.finetune.class_weights balanced may help"
-    if facts.sharing and tuned and tuned.method != "freeze" and recipe.recycle is None and recipe.deployed and _is_known(facts.teacher):
-        others = ", ".join(facts.sharing[:NAMED]) + ", …" * (len(facts.sharing) > NAMED)
-        yield f"this encoder is that of {others} too: where they read the same texts, recycle runs its first layers once for all of them"
-    if recipe.recycle and tuned and tuned.method == "full" and recipe.task.type == "token-classification" and tuned.learning_rate < STEPS:
-        yield f"entities need larger steps above recycled layers: teacher.finetune.learning_rate {2 * STEPS:g} loses far less than 5e-05"
-    if recipe.recycle and recipe.recycle.layer != "auto" and recipe.task.type == "token-classification" and facts.teacher:
-        above = facts.teacher.layers - count_layers(recipe.recycle.layer, facts.teacher.layers)
-        if 0 < above <= ABOVE:
-            told = f"{above} layers above recycled ones learn entities badly (3 of MiniLM's 6 lost 2.9 points on BC5CDR)"
-            yield f"{told}: recycle.layer auto measures how many may stay"
-    stays = recipe.early_exit and facts.teacher and recipe.early_exit.layer >= facts.teacher.layers // 2
-    if recipe.distill is None and facts.teacher and facts.teacher.layers >= 6 and not recipe.export.halves and not stays:
-        half = f"{facts.teacher.layers // 2} of the {facts.teacher.layers} layers" if _is_known(facts.teacher) else "half as many layers"
-        yield f"no distill section: a student of {half} halves the time, before all else"
-    if facts.words is not None and facts.words < FEW_WORDS and recipe.length_adapt:
-        yield f"texts are short (median {facts.words:.0f} words read): length_adapt gains little on them; fewer layers and INT8 gain more"
     shipped = facts.student if recipe.distill else facts.teacher
-    has_lengths = recipe.deployed and not recipe.export.halves and not (recipe.distill and recipe.distill.student.bilstm)
-    windowed = recipe.task.type in WINDOWED  # elsewhere the last layer computes [CLS] alone
-    has_lengths &= shipped is None or (shipped.family in ADAPTIVE and (windowed or (shipped.pooling == "cls" and shipped.layers > 1)))
-    if facts.words is not None and facts.words > MANY_WORDS and not recipe.length_adapt and has_lengths:
-        yield f"texts are long (median {facts.words:.0f} words read): length_adapt and search pay on them"
-    if recipe.length_adapt and recipe.task.type == "question-answering" and recipe.length_adapt.significance != "learned":
-        told = "where tokenizers mark a second text, length_adapt with significance learned, protect question and neighbours 8"
-        yield f"{told} loses far fewer answers"
-    elif facts.words is not None and facts.words > MANY_WORDS and recipe.length_adapt and recipe.length_adapt.significance != "learned":
-        long = f"texts are so long (median {facts.words:.0f} words read) that length_adapt.significance"
-        if recipe.task.type == "text-classification":
-            yield f"{long} learned loses less at equal lengths, and is faster"
-        elif recipe.length_adapt.significance == "attention":
-            yield f"{long} sampled is faster"
-    if facts.words is not None and facts.words > MANY_WORDS and recipe.search and not recipe.search.truncate and recipe.reads_single_texts:
-        yield f"texts are so long (median {facts.words:.0f} words read) that search.truncate may find points that read only their beginning"
-    if facts.teacher and facts.student and recipe.assistant is None:
-        large, small = facts.teacher, facts.student
-        if 2 * small.layers <= large.layers and 2 * small.width <= large.width:
-            named = f"the student ({small.layers}x{small.width}) has at most half of the teacher's layers and width"
-            yield f"{named} ({large.layers}x{large.width}): an assistant section may help"
+    yield from _of_finetuning(recipe, facts)
+    yield from _of_recycling(recipe, facts)
+    yield from _of_students(recipe, facts)
+    yield from _of_lengths(recipe, facts, shipped)
     yield from _of_size(shipped, recipe)
     yield from _of_speed(facts.teacher, shipped, recipe)
     if facts.by_words is not None and recipe.deployed:
@@ -87,6 +48,74 @@ def _lines(recipe: Recipe, facts: Facts) -> Iterator[str]:
     only_float = recipe.export.portable and recipe.distill and recipe.distill.student.bilstm
     if recipe.quantize is None and recipe.deployed and not only_float:
         yield "no quantize section: INT8 is the cheapest gain on a processor with VNNI or AMX"
+
+
+def _of_finetuning(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    tuned = recipe.teacher.finetune
+    if tuned is None:
+        return
+    if facts.examples is not None and facts.examples < FEW and tuned.method == "full" and recipe.deployed:
+        methods, rate = _either(_few_weights(recipe, facts.teacher)), f" with learning_rate {LARGE_STEPS:g}" * (tuned.learning_rate < STEPS)
+        yield f"{facts.examples:,} labelled texts are few: teacher.finetune.method {methods}{rate} overfits less"
+    if facts.skew > SKEWED and tuned.class_weights == "none" and recipe.task.metric == "macro_f1":
+        yield f"the commonest label comes {facts.skew:.0f} times as often as the rarest: teacher.finetune.class_weights balanced may help"
+
+
+def _of_recycling(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    tuned, entities = recipe.teacher.finetune, recipe.task.type == "token-classification"
+    if facts.sharing and tuned and tuned.method != "freeze" and recipe.recycle is None and recipe.deployed and _is_known(facts.teacher):
+        others = ", ".join(facts.sharing[:NAMED]) + ", …" * (len(facts.sharing) > NAMED)
+        yield f"this encoder is that of {others} too: where they read the same texts, recycle runs its first layers once for all of them"
+    if recipe.recycle is None or not entities:
+        return
+    if tuned and tuned.method == "full" and tuned.learning_rate < STEPS:
+        yield f"entities need larger steps above recycled layers: teacher.finetune.learning_rate {2 * STEPS:g} loses far less than 5e-05"
+    if recipe.recycle.layer != "auto" and facts.teacher:
+        above = facts.teacher.layers - count_layers(recipe.recycle.layer, facts.teacher.layers)
+        if 0 < above <= ABOVE:
+            told = f"{above} layers above recycled ones learn entities badly (3 of MiniLM's 6 lost 2.9 points on BC5CDR)"
+            yield f"{told}: recycle.layer auto measures how many may stay"
+
+
+def _of_students(recipe: Recipe, facts: Facts) -> Iterator[str]:
+    large, small = facts.teacher, facts.student
+    if large is None:
+        return
+    exits_late = recipe.early_exit and recipe.early_exit.layer >= large.layers // 2 - 1  # so few layers would have no place for it
+    if recipe.distill is None and large.layers >= 6 and not recipe.export.halves and not exits_late:
+        half = f"{large.layers // 2} of the {large.layers} layers" if _is_known(large) else "half as many layers"
+        yield f"no distill section: a student of {half} halves the time, before all else"
+    if small and recipe.assistant is None and 2 * small.layers <= large.layers and 2 * small.width <= large.width:
+        named = f"the student ({small.layers}x{small.width}) has at most half of the teacher's layers and width"
+        yield f"{named} ({large.layers}x{large.width}): an assistant section may help"
+
+
+def _of_lengths(recipe: Recipe, facts: Facts, shipped: Size | None) -> Iterator[str]:
+    adapts, words = recipe.length_adapt, facts.words
+    long = words is not None and words > MANY_WORDS
+    if words is not None and words < FEW_WORDS and adapts:
+        yield f"texts are short (median {words:.0f} words read): length_adapt gains little on them; fewer layers and INT8 gain more"
+    if long and not adapts and _has_lengths(recipe, shipped):
+        yield f"texts are long (median {words:.0f} words read): length_adapt and search pay on them"
+    if adapts and recipe.task.type == "question-answering" and adapts.significance != "learned":
+        told = "where tokenizers mark a second text, length_adapt with significance learned, protect question and neighbours 8"
+        yield f"{told} loses far fewer answers"
+    elif long and adapts and adapts.significance != "learned":
+        named = f"texts are so long (median {words:.0f} words read) that length_adapt.significance"
+        if recipe.task.type == "text-classification":
+            yield f"{named} learned loses less at equal lengths, and is faster"
+        elif adapts.significance == "attention":
+            yield f"{named} sampled is faster"
+    if long and recipe.search and not recipe.search.truncate and recipe.reads_single_texts:
+        yield f"texts are so long (median {words:.0f} words read) that search.truncate may find points that read only their beginning"
+
+
+def _has_lengths(recipe: Recipe, shipped: Size | None) -> bool:
+    """Return whether what ships can be a length-adaptive student."""
+    if not recipe.deployed or recipe.export.halves or (recipe.distill and recipe.distill.student.bilstm):
+        return False
+    windowed = recipe.task.type in WINDOWED  # elsewhere the last layer computes [CLS] alone
+    return shipped is None or (shipped.family in ADAPTIVE and (windowed or (shipped.pooling == "cls" and shipped.layers > 1)))
 
 
 def _few_weights(recipe: Recipe, teacher: Size | None) -> list[str]:

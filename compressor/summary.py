@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -253,27 +253,32 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
         told = f"a text that the store knows is {times(ratio)} the speed of the whole graph, at {_change(known, full)}"
         found.append(f"Recycling {verdict}: {told}; one that it does not know takes {times(new.p50_ms / full.p50_ms)} as long.")
     for stage in stages:
-        found += stage["metrics"].get("against_baselines", ())
-        for name, without in stage["metrics"].get("useless", {}).items():
-            took = milliseconds(stage["metrics"]["mean_ms"])
-            found.append(f"Without {name} the cascade is as good in {milliseconds(without)} a text instead of {took}: leave {name} out.")
-        if halves := stage["metrics"].get("across_halves"):
-            here, there = (points_change(halves[name]) for name in ("chosen", "other"))
-            found.append(
-                f"Chosen on half of the calibration texts, thresholds score {here} points against the last member there, "
-                f"{there} on the other half (means of {halves['choices']} choices): expect the second on new texts."
-            )
-        if "before" in stage["metrics"]:
-            before, after = stage["metrics"]["before"], stage["metrics"]["after"]
-            whole, smallest = (points_change(after[k] - before[k]) for k in ("full", "smallest"))
-            gained = f"full length by {whole} points and the smallest sub-model by {smallest}"
-            found.append(f"LengthDrop training moved {gained} (validation split), for {duration(stage['seconds'])}.")
+        found += _of_stage(stage)
     low, high = full.score_interval
     found.append(
         f"A score on this test split is uncertain by about ±{(high - low) * 50:.1f} points; "
         "differences of rows, which answer the same texts, by the intervals beside them."
     )
     return found
+
+
+def _of_stage(stage: Mapping[str, Any]) -> Iterator[str]:
+    """Say what a stage found out about itself."""
+    metrics: Mapping[str, Any] = stage["metrics"]
+    yield from metrics.get("against_baselines", ())
+    for name, without in metrics.get("useless", {}).items():
+        took = milliseconds(metrics["mean_ms"])
+        yield f"Without {name} the cascade is as good in {milliseconds(without)} a text instead of {took}: leave {name} out."
+    if halves := metrics.get("across_halves"):
+        here, there = (points_change(halves[name]) for name in ("chosen", "other"))
+        yield (
+            f"Chosen on half of the calibration texts, thresholds score {here} points against the last member there, "
+            f"{there} on the other half (means of {halves['choices']} choices): expect the second on new texts."
+        )
+    if "before" in metrics:
+        whole, smallest = (points_change(metrics["after"][k] - metrics["before"][k]) for k in ("full", "smallest"))
+        gained = f"full length by {whole} points and the smallest sub-model by {smallest}"
+        yield f"LengthDrop training moved {gained} (validation split), for {duration(stage['seconds'])}."
 
 
 def _change(row: Variant, other: Variant) -> str:
