@@ -66,7 +66,7 @@ def main() -> None:
     benches, seconds = dict[str, Evaluator](), dict[str, float]()
     with tempfile.TemporaryDirectory() as scratch:
         for name, changes in variants.items():
-            recipe = load_recipe(chosen.recipe, [*chosen.changes, *USUAL, *changes])
+            recipe = load_recipe(chosen.recipe, [*USUAL, *chosen.changes, *changes])
             recipe = recipe.smoke() if chosen.trial else recipe
             benches[name], seconds[name] = bench_of(recipe, Path(scratch))
     rows = compare(benches)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor import checkpoint
-from compressor.alignment import FEW, Apart, aligned, joining_as
+from compressor.alignment import Apart, aligned, joining_as
 from compressor.artifact import STATE, STORE
 from compressor.augmentation import Neighbours, augmented
 from compressor.choices import Choice
@@ -85,8 +85,7 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
     by_token = bool(looks_inside(settings.objectives) or (task.per_token and compares_answers(settings.objectives)))
     train, teacher_train, left_out = _texts(settings, splits, task, model, folder, guide, recipe.seed, by_token)
     if left_out.count:
-        told = f"read otherwise by the student's tokenizer than by the teacher's, and left out; the first: {left_out.first!r:.60}"
-        log.warn(f"{section}: {left_out.count} texts hold a special token of one model, as </s>, {told}")
+        log.warn(f"{section}: {left_out.told()}")
     shapes = Shapes(shape_of(model), shape_of(teacher.model))
     same_tokens = aligned(train.tokens, teacher_train.tokens, folder, guide)
     check_objectives(section, settings, task, model, teacher.model, shapes, same_tokens=same_tokens)
@@ -147,8 +146,6 @@ def _texts(
     near = Neighbours.of(student, folder) if settings.augment else None
     apart = Apart(folder, guide) if by_token else None
     left_out = splits.left_out(apart.keeps) if apart and apart.tokens else LeftOut()
-    if left_out.share > FEW:  # nobody wants to do without so many: that the models do not fit is told below
-        left_out = LeftOut()
 
     def originals() -> Iterator[Example]:
         return filter(apart.keeps, splits.texts()) if apart and left_out.count else splits.texts()

@@ -14,9 +14,12 @@ Limits:   outputs are (batch, rows, width) or (batch, width); code is known by i
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
+from itertools import chain
 from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,7 +64,10 @@ def _facts(owner: object) -> dict[str, Any]:
 
 
 def _told(value: object, within: tuple[int, ...] = ()) -> Any:
-    """Return what JSON can hold of an attribute: numbers and texts, collections and objects of them, the names of types and functions."""
+    """Return what JSON can hold of an attribute: numbers and texts, collections of them, dataclasses, configurations; else a type's name.
+
+    Other objects hold what changes from process to process: loggers, caches, tokenizers.
+    """
     if id(value) in within:
         return "itself"
     told = partial(_told, within=(*within, id(value)))
@@ -85,9 +91,12 @@ def _told(value: object, within: tuple[int, ...] = ()) -> Any:
     if isinstance(value, (np.generic, torch.dtype)):
         return str(value)
     named = value if hasattr(value, "__qualname__") else type(value)
-    if named is not value and hasattr(value, "__dict__"):
-        origin = _ORIGIN if hasattr(value, "model_type") else set()
-        return [told(named), told({key: one for key, one in _facts(value).items() if key not in origin})]
+    if is_dataclass(value) and named is not value:
+        return [told(named), told({field.name: getattr(value, field.name) for field in fields(value)})]
+    if isinstance(value, SimpleNamespace):
+        return [told(named), told(_facts(value))]
+    if named is not value and hasattr(value, "model_type"):  # a configuration of transformers
+        return [told(named), told({key: one for key, one in _facts(value).items() if key not in _ORIGIN})]
     return f"{getattr(named, '__module__', '')}.{named.__qualname__}"  # type: ignore[attr-defined]
 
 
@@ -118,16 +127,16 @@ class Frozen:
             RecipeError: the module returns something else than a tensor with a row of the batch for each object, or a key is not bytes.
         """
         told = [self.extract(one) for one in objects]
-        if wrong := next((one for one in told if not isinstance(one, bytes)), None):
-            raise RecipeError(f"a key is bytes, but extract returns a {type(wrong).__name__}; encode it")
+        if wrong := [type(one).__name__ for one in told if not isinstance(one, bytes)]:
+            raise RecipeError(f"a key is bytes, but extract returns a {wrong[0]}; encode it")
         keys = [self.store.identity.key(one) for one in told]
         return self.store.through(keys, lambda missing: self._computed([objects[number] for number in missing]))
 
     @torch.no_grad()
     def _computed(self, objects: list[Any]) -> list[Floats]:
-        batch = self.collate(objects)
-        with torch.autocast(batch.device.type, enabled=False):  # what is kept must not depend on who asks first
-            whole: Tensor = self.module.eval()(batch)
+        held = next(chain(self.module.parameters(), self.module.buffers()), None)
+        with torch.autocast(held.device.type if held is not None else "cpu", enabled=False):  # what is kept must not depend on who asks
+            whole: Tensor = self.module.eval()(self.collate(objects))
         if not isinstance(whole, Tensor) or whole.ndim not in (2, 3) or len(whole) != len(objects):
             found = f"a tensor of shape {tuple(whole.shape)}" if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
             shapes = f"(batch, rows, width) or (batch, width), and here are {len(objects)} objects"

@@ -10,7 +10,6 @@ import numpy as np
 from compressor import machine
 from compressor.data import Example
 from compressor.encoded import Encoded
-from compressor.errors import UnfitError
 from compressor.gates import Variant
 from compressor.halves import BACK, FRONT
 from compressor.inputs import Inputs, Kind, is_single
@@ -74,11 +73,14 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
         if runtime.manifest["halves"]:
             recycling = Runtime(folder, threads, store=scratch)
             new, known = (row_name(name, inputs) for name in RECYCLED)
-            outcomes |= {new: recycling.outcomes(examples), known: recycling.outcomes(examples)}  # the second from the store
-            if recycling.store is None or not recycling.store.filling:
-                raise UnfitError(f"no room under {folder.parent} for what the first layers make of the test split; free some and run again")
-            runs |= {new: _reads(recycling, data["checkpoint"], asked, new=True), known: _reads(recycling, data["checkpoint"], asked)}
-            sizes |= dict.fromkeys((new, known), sum((folder / half).stat().st_size for half in (FRONT, BACK)) / 1e6)
+            found = {new: recycling.outcomes(examples), known: recycling.outcomes(examples)}  # the second from the store
+            store = recycling.store
+            if store and len(store) and store.filling:  # to count them waits until all are written
+                outcomes |= found
+                runs |= {new: _reads(recycling, data["checkpoint"], asked, new=True), known: _reads(recycling, data["checkpoint"], asked)}
+                sizes |= dict.fromkeys((new, known), sum((folder / half).stat().st_size for half in (FRONT, BACK)) / 1e6)
+            else:
+                log.warn(f"{', '.join(found)}: left out, because the store under {folder.parent} did not keep the test split")
         log.note(f"latencies, interleaved, {threads} thread{'s' * (threads > 1)}, batch {recipe.target.batch}")
         times = interleaved(runs, range(len(asked)))
     resamples = {name: resampled(metric, own) for name, own in outcomes.items()}

@@ -26,7 +26,9 @@ StoreFolder = Annotated[
 StoreSize = Annotated[
     str | None,
     typer.Option(
-        "--max-size", envvar="COMPRESS_MAX_SIZE", help="Largest store; what was not read for longest goes when it is full (default: 20GB)."
+        "--max-size",
+        envvar="COMPRESS_MAX_SIZE",
+        help="Largest store; what was not read for longest goes (default: 20GB, or what it takes).",
     ),
 ]
 BackendName = Annotated[

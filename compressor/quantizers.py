@@ -180,7 +180,8 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *
 
 def _own_weights(graph: onnx.GraphProto) -> None:
     """Give each product a weight of its own where several share one behind an Identity, as DeBERTa's do: NNCF finds no weight there."""
-    weights = {weight.name: weight for weight in graph.initializer}
+    given = {value.name for value in graph.input}  # with a default, as lengths, which may be given otherwise
+    weights = {weight.name: weight for weight in graph.initializer if weight.name not in given}
     shared = [node for node in graph.node if node.op_type == "Identity" and node.input[0] in weights]
     for node in shared:
         graph.initializer.add().CopyFrom(weights[node.input[0]])

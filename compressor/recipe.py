@@ -326,6 +326,6 @@ def schema() -> Mapping[str, Any]:
     for section in (found, *found["$defs"].values()):
         for key, field in section.get("properties", {}).items():
             if field.get("type") == "string" and isinstance(field.get("default"), int | float):
-                share, size = f"{field['default']:.0%}", f"{field['default'] / 1e3:g}GB"
+                share, size = f"{100 * field['default']:g}%", f"{field['default'] / 1e3:g}GB"
                 field["default"] = size if key in SIZES else share
     return found

@@ -24,7 +24,7 @@ import lmdb
 from compressor.behind import WriteBehind
 from compressor.entries import DType, decoded, encoded, fits
 from compressor.errors import RecipeError
-from compressor.store_file import StoreFile, bytes_there
+from compressor.store_file import StoreFile
 from compressor.tokens import Floats
 
 FORMAT = 2
@@ -118,8 +118,9 @@ class Store:
             if known is not None and not known.is_of_this_process and known.file.forsaken():
                 known = None
             if known is None:
-                usual = max(USUAL, bytes_there(folder) / FULL)  # a larger one keeps what it has
-                known = _OPEN[place] = cls(folder, identity, usual if largest is None else largest, tell)
+                known = _OPEN[place] = cls(folder, identity, USUAL if largest is None else largest, tell)
+                if largest is None:
+                    known._keep_what_is_there()
                 known.behind = WriteBehind(WAITING)
             else:
                 known.check(identity)
@@ -127,6 +128,11 @@ class Store:
                 if largest is not None and max(SMALLEST, int(largest)) != known.size:
                     tell(f"{folder}: open in this process already, at most {known.size / 1e6:.0f} MB; that stays, not {largest / 1e6:.0f}")
             return known
+
+    def _keep_what_is_there(self) -> None:
+        """Let a store that is larger than the usual one stay as large: nobody asked for less."""
+        self.limit = max(self.limit, self.bytes())
+        self.size = max(self.size, int(self.limit / FULL))
 
     def check(self, identity: Identity) -> None:
         """Refuse another model's outputs, and note whose these are where nobody did.
@@ -163,7 +169,9 @@ class Store:
         misses: list[Floats | None] = [None] * len(keys)
         found = self.file.guarded(lambda: self._found(keys), misses)
         self._touch(key for key, values in zip(keys, found, strict=True) if values is not None)
-        if len(self.touched) > TOUCHES or (self.touched and time.monotonic() - self._noted_at > NOTED_EVERY):
+        since = time.monotonic() - self._noted_at
+        # Beside answers at most once a second: what was handed over stays noted here until it is written.
+        if self.touched and (since > NOTED_EVERY or (len(self.touched) > TOUCHES and (self.behind is None or since > 1))):
             self._noted_at = time.monotonic()
             self.behind.add([], self.write) if self.behind else self._write([])
         if not waiting:

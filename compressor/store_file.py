@@ -52,7 +52,7 @@ SLACK = 2**22
 """Bytes beside a file that is larger than it may be."""
 
 
-def bytes_there(folder: Path) -> int:
+def _bytes_there(folder: Path) -> int:
     """Return the bytes of a store's file; 0 where there is none."""
     try:
         return (folder / "data.mdb").stat().st_size
@@ -144,7 +144,7 @@ class StoreFile:
 def _file(folder: Path, size: int, *, readonly: bool) -> tuple[Any, Any, Any]:
     """Return an open store's file, its entries, and when each was read."""
     options = {"readonly": True, "lock": False} if readonly else {"metasync": False, "max_readers": READERS}
-    there = bytes_there(folder)
+    there = _bytes_there(folder)
     if there >= size:  # smaller now than it was: to remove entries takes some free pages first
         size = there + SLACK
     env = lmdb.open(str(folder), map_size=size, max_dbs=2, **options)

@@ -1,7 +1,9 @@
 """A frozen module of another modality behind the store that texts have."""
 
 import copy
+import logging
 import shutil
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -127,6 +129,19 @@ def test_where_a_model_came_from_is_no_part_of_what_it_computes(tmp_path: Path) 
     assert identity_of(loaded[0], "float16") != identity_of(made, "float16")
 
 
+@dataclass(slots=True)
+class Slotted:
+    pool: str
+
+
+def test_what_changes_with_the_process_is_no_part_of_an_identity() -> None:
+    module = nn.Identity()
+    module.log = logging.getLogger("my.model")  # type: ignore[assignment]
+    before = identity_of(module, "float16")
+    logging.getLogger("another.library")
+    assert identity_of(module, "float16") == before
+
+
 class Pooling(Enum):
     MEAN = 0
     CLS = 1
@@ -142,17 +157,18 @@ def test_an_object_that_holds_itself_has_an_identity() -> None:
 @pytest.mark.parametrize(
     ("module", "objects", "told"),
     [
-        (nn.Flatten(0, 1), torch.ones(2, 3, 4), r"a tensor of shape \(6, 4\)"),
-        (nn.Identity(), torch.ones(2, 3, 4, 5), r"a tensor of shape \(2, 3, 4, 5\)"),
-        (nn.LSTM(4, 4, batch_first=True), torch.ones(2, 3, 4), "a tuple"),
+        (nn.Flatten(0, 1), torch.arange(24.0).reshape(2, 3, 4), r"a tensor of shape \(6, 4\)"),
+        (nn.Identity(), torch.arange(120.0).reshape(2, 3, 4, 5), r"a tensor of shape \(2, 3, 4, 5\)"),
+        (nn.LSTM(4, 4, batch_first=True), torch.arange(24.0).reshape(2, 3, 4), "a tuple"),
     ],
 )
 def test_what_is_no_row_for_each_object_is_refused(module: nn.Module, objects: torch.Tensor, told: str, tmp_path: Path) -> None:
     frozen = Frozen(module, store_of(module, tmp_path / "store"))
     with pytest.raises(RecipeError, match=f"and here are 2 objects, but the module returns {told}"):
         frozen(list(objects))
-    with pytest.raises(RecipeError, match="a key is bytes, but extract returns a str; encode it"):
-        Frozen(module, frozen.store, extract=lambda _: "a")(list(objects))  # type: ignore[arg-type, return-value]
+    for key, kind in (("a", "str"), (None, "NoneType")):
+        with pytest.raises(RecipeError, match=f"a key is bytes, but extract returns a {kind}; encode it"):
+            Frozen(module, frozen.store, extract=lambda _, key=key: key)(list(objects))  # type: ignore[misc]
     frozen.store.close()
 
 
@@ -181,6 +197,7 @@ def test_what_is_kept_does_not_depend_on_who_asks(tmp_path: Path) -> None:
         (Pooling.MEAN, Pooling.CLS),
         (np.array(["cat", "dog"]), np.array(["cat", "cow"])),
         ([SimpleNamespace(heads=2)], [SimpleNamespace(heads=4)]),
+        (Slotted("mean"), Slotted("cls")),
     ],
 )
 def test_an_attribute_of_any_kind_tells_modules_apart(one: object, other: object) -> None:

@@ -33,7 +33,7 @@ from compressor.recipe import Recipe
 from compressor.scoring import score_of
 from compressor.seeds import Trained, train_seeds
 from compressor.settings.deploying import LengthAdapt
-from compressor.splits import MODEL, Splits, task_of
+from compressor.splits import MODEL, LeftOut, Splits, task_of
 from compressor.tasks import Task
 from compressor.teaching import TeacherOutputs
 from compressor.training import Losses, Step, fit
@@ -52,9 +52,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     source, guide = inputs["checkpoint"].path / MODEL, inputs["teacher"].path / MODEL
     # As in distillation: what one tokenizer reads as a special token is no text of which answers for tokens can be compared.
     apart = Apart(source, guide) if settings.soft_labels and task.per_token else None
+    left_out = splits.left_out(apart.keeps) if apart and apart.tokens else LeftOut()
+    if left_out.count:
+        log.warn(f"length_adapt: {left_out.told()}")
 
     def texts() -> Iterator[Example]:
-        return filter(apart.keeps, splits.texts()) if apart and apart.tokens else splits.texts()
+        return filter(apart.keeps, splits.texts()) if apart and left_out.count else splits.texts()
 
     train, validation = splits.encode(texts(), task, source), splits.encoded("validation", task, source)
     check_question(settings, source)
