@@ -35,8 +35,8 @@ KeyExtractor = Callable[[Any], bytes]
 """What tells an object from others."""
 _NO_FACTS = {"training", "name_or_path"}
 """Attributes that say nothing of what a module computes, as those that are its own affair (`_…`)."""
-_ORIGIN = {"architectures", "dtype", "transformers_version"}
-"""Keys of a transformers configuration that tell where it came from."""
+_ORIGIN = {"architectures", "dtype", "model_type", "transformers_version"}
+"""Keys of a transformers configuration that tell where it came from, or what its class tells."""
 
 
 def bytes_of(tensor: Tensor) -> bytes:
@@ -91,12 +91,12 @@ def _told(value: object, within: tuple[int, ...] = ()) -> Any:
     if isinstance(value, (np.generic, torch.dtype)):
         return str(value)
     named = value if hasattr(value, "__qualname__") else type(value)
+    if named is not value and hasattr(value, "model_type"):  # a configuration of transformers, which is a dataclass too
+        return [told(named), told({key: one for key, one in _facts(value).items() if key not in _ORIGIN})]
     if is_dataclass(value) and named is not value:
         return [told(named), told({field.name: getattr(value, field.name) for field in fields(value)})]
     if isinstance(value, SimpleNamespace):
         return [told(named), told(_facts(value))]
-    if named is not value and hasattr(value, "model_type"):  # a configuration of transformers
-        return [told(named), told({key: one for key, one in _facts(value).items() if key not in _ORIGIN})]
     return f"{getattr(named, '__module__', '')}.{named.__qualname__}"  # type: ignore[attr-defined]
 
 

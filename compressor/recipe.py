@@ -116,7 +116,7 @@ class Recipe(Section):
                 told = f"{self.quantize.backend} leaves a bilstm's layers in float"
                 raise ValueError(f"{told}: set quantize.backend onnxruntime, which makes them INT8")
             if self.target.backend == "openvino" and not self.quantize:
-                told = "OpenVINO reads a bilstm's padding"
+                told = "a bilstm's padding is read by OpenVINO where its layers are in float"
                 raise ValueError(f"{told}: set target.backend onnxruntime, or add `quantize`, which feeds it one text a run")
             if self.export.portable and self.quantize:
                 told = "a bilstm in INT8 is an operator of onnxruntime's own"

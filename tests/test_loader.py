@@ -243,7 +243,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
                 "{type: minilmv2, end: 0.5}",
                 "{type: logits, end: 0.5}",
             ),
-            "1:1: recipe: OpenVINO reads a bilstm's padding: set target.backend onnxruntime, or add `quantize`",
+            "1:1: recipe: a bilstm's padding is read by OpenVINO where its layers are in float: set target.backend onnxruntime, or add",
         ),
         (("layers: [0, 2]", "bilstm: {}"), "1:1: recipe: a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out"),
         (
