@@ -39,6 +39,7 @@ def test_the_result_tables_are_what_was_measured(row: dict[str, Any]) -> None:
 def test_the_other_figures_are_what_was_measured() -> None:
     built, trained, memory = (result(name) for name in ("pipeline_times", "training_throughput", "memory_flat"))
     minutes, seconds = divmod(round(built["seconds"]), 60)
+    floor = {row["tokens"]: row["over_floor"] for row in result("floor_squad")["rows"]}
     peaks = [row["peak_mb_until_finetune"] / 1000 for row in memory["sizes"]]
     for figure in (
         f"{minutes} min {seconds:02d} s",
@@ -51,6 +52,7 @@ def test_the_other_figures_are_what_was_measured() -> None:
         f"{peaks[0]:.2f} GB",
         f"{peaks[-1]:.2f} GB",
         *(f"{row['times_as_fast']:.2f}×" for row in result("attending")["rows"]),
+        "takes {:.1f} times that at 128 tokens, {:.1f} times at 16".format(*(floor[tokens] for tokens in (128, 16))),
     ):
         assert figure in README, figure
 
