@@ -75,7 +75,7 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
             new, known = (row_name(name, inputs) for name in RECYCLED)
             found = {new: recycling.outcomes(examples), known: recycling.outcomes(examples)}  # the second from the store
             store = recycling.store
-            if store and len(store) and store.filling:  # to count them waits until all are written
+            if store is not None and len(store) and store.filling:  # to count what it keeps waits until all is written
                 outcomes |= found
                 runs |= {new: _reads(recycling, data["checkpoint"], asked, new=True), known: _reads(recycling, data["checkpoint"], asked)}
                 sizes |= dict.fromkeys((new, known), sum((folder / half).stat().st_size for half in (FRONT, BACK)) / 1e6)

@@ -174,14 +174,15 @@ def check_agreement(graph: Graph, longest: int) -> None:
     texts = Tokens(ids, np.zeros_like(ids, np.int8), np.array([0, *ends]))
     expected = [usual.run(text)[0] for text in texts]
     few = texts.rows(np.flatnonzero(texts.lengths <= SHORT).tolist())
+    batched = not graph.single and all(value.shape[:1] != [1] for value in usual.session.get_inputs())  # others' may read one text only
     try:
         alone = [graph.run(text)[0] for text in texts]
-        beside = alone[: len(few)] if graph.single else _beside(graph, few, alone)
+        beside = _beside(graph, few, alone) if batched else alone[: len(few)]
     except RuntimeError as error:
         what = one_line(error)
         raise UnfitError(f"{graph.path}: {graph.backend} cannot run this graph ({what}); choose backend onnxruntime") from error
     largest, moves = max(float(np.abs(one).max()) for one in expected), 0.0
-    if not graph.single:  # what others made may have one scale a batch: then onnxruntime's answers move too
+    if batched:  # what others made may have one scale a batch: then onnxruntime's answers move too
         moves = max(_differences(_beside(usual, few, expected), expected[: len(few)]))
     pairs = (
         ("otherwise", AGREEMENT * largest, alone, expected),

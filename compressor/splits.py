@@ -72,7 +72,8 @@ class Splits:
     def left_out(self, keeps: Callable[[Example], bool]) -> LeftOut:
         """Return what is not kept of the texts that are learned from; of more than a few, nothing, because nobody would do without."""
         first, count, total = "", 0, 0
-        for total, example in enumerate(self.texts(), 1):  # noqa: B007
+        for example in self.texts():
+            total += 1
             if not keeps(example):
                 first, count = first or example.text, count + 1
         return LeftOut(first, count) if count <= FEW * total else LeftOut()

@@ -99,6 +99,15 @@ def test_a_graph_that_a_backend_answers_otherwise_beside_longer_texts_is_refused
         check_agreement(graph, 32)
 
 
+def test_a_file_that_reads_one_text_a_run_is_asked_for_no_more(tmp_path: Path) -> None:
+    """As others export: bench runs them with a batch of one."""
+    path = tmp_path / "model.onnx"
+    head = '<ir_version: 8, opset_import: ["" : 17]> mean (int64[1, tokens] input_ids) => (float[1, 1] logits)'
+    body = "{ ids = Cast<to = 1>(input_ids) logits = ReduceMean<axes = [1], keepdims = 1>(ids) }"
+    onnx.save(onnx.parser.parse_model(f"{head} {body}"), path)
+    check_agreement(Graph(path, single=False, backend="openvino"), 32)
+
+
 def test_auto_measures_and_keeps_the_faster(built: Path, tmp_path: Path) -> None:
     project = shutil.copytree(built, tmp_path / "project")
     for chosen in ("auto", "openvino"):
