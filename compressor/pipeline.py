@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -289,13 +290,16 @@ def _why_not_cached(stage: Stage, folder: Path, *, content: bool = True) -> str:
 def _last_seconds(stage: Stage, recipe: Recipe, artifacts: Path) -> float | None:
     """Return, as an estimate, how long the newest artifact of this stage with these settings took; of any settings, if there is none."""
     folders = sorted(artifacts.glob(f"{stage.name}-*"), key=lambda f: f.stat().st_mtime, reverse=True)
-    intact = [a for f in folders if not (a := Artifact(f)).damage(content=False)]
+    intact = (a for f in folders if not (a := Artifact(f)).damage(content=False))  # one after the other: there may be hundreds
+    newest = next(intact, None)
+    if newest is None:
+        return None
     try:
-        asked = recipe.key_settings(stage.settings) if len(intact) > 1 else None
+        asked = recipe.key_settings(stage.settings) if len(folders) > 1 else None
     except CompressorError:  # a model of the Hub has no key without a network, and this is an estimate
         asked = None
-    alike = [a for a in intact if a.manifest["settings"] == asked]
-    return next((float(a.metrics["seconds"]) for a in (*alike, *intact)), None)
+    alike = (a for a in chain([newest], intact) if asked and a.manifest["settings"] == asked)
+    return float(next(alike, newest).metrics["seconds"])
 
 
 @contextmanager
