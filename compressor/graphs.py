@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from compressor.errors import RecipeError, StageError
 from compressor.exporters import export
-from compressor.fusion import merge_products
+from compressor.families import encoder_layers, family
+from compressor.fusion import check_fused, merge_products
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.operators import expand
 from compressor.session import Graph
@@ -61,6 +62,8 @@ def export_graph(model: PlainModel | FullLengthModel | LengthAdaptiveModel, path
         arguments.append(torch.full((model.layers,), model.max_length // 2))
         names.append("lengths")
     graph = traced(model, path, arguments, names, "logits", settings)
+    if not isinstance(model, PlainModel):
+        check_layers(graph, model.model, len(encoder_layers(model.model)), settings)
     if type(model.model).__name__.endswith("ForQuestionAnswering"):
         _add_start_and_end(graph.graph)
     if isinstance(model, LengthAdaptiveModel):
@@ -89,6 +92,16 @@ def traced(
     for node in graph.graph.node:
         node.doc_string, node.name = "", node.name or node.output[0]  # a product is called by its name where it must stay float
     return graph
+
+
+def check_layers(graph: onnx.ModelProto, model: PreTrainedModel, layers: int, settings: Export) -> None:
+    """Check that each of the layers of a model that ran one by one has fused attention, and one product for queries, keys and values.
+
+    Raises:
+        StageError: one has not.
+    """
+    apart = family(model).query != family(model).key  # where one product makes them, there is nothing to merge
+    check_fused(graph.graph, 0 if settings.portable else 2 * layers, layers if apart else 0)  # once with a mask, once without
 
 
 def _number_anew(graph: onnx.GraphProto, names: dict[str, str]) -> None:

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from compressor.backbones import BACKBONES, backbone
 from compressor.errors import RecipeError, StageError
 from compressor.exits import EXIT
-from compressor.graphs import NAMES, USUAL, texts_to_trace, torch_logits, traced
+from compressor.families import encoder_layers
+from compressor.graphs import NAMES, USUAL, check_layers, texts_to_trace, torch_logits, traced
 from compressor.halves import BACK, FRONT, STATES, Halves
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.settings.deploying import Export
@@ -79,11 +80,14 @@ def export_halves(model: PlainModel, layers: int, folder: Path, settings: Export
     arguments, front, back = texts_to_trace(), Front(model.model, layers).eval(), Back(model.model, layers).eval()
     with torch.no_grad():
         states = front(*arguments)
-    for module, name, given, names, output in (
-        (front, FRONT, arguments, NAMES, STATES),
-        (back, BACK, [states, arguments[1]], (STATES, "attention_mask"), "logits"),
+    above = len(encoder_layers(model.model)) - layers
+    for module, name, given, names, output, inside in (
+        (front, FRONT, arguments, NAMES, STATES, layers),
+        (back, BACK, [states, arguments[1]], (STATES, "attention_mask"), "logits", above),
     ):
-        onnx.save(traced(module, folder / name, given, names, output, settings), folder / name)
+        graph = traced(module, folder / name, given, names, output, settings)
+        check_layers(graph, model.model, inside, settings)
+        onnx.save(graph, folder / name)
 
 
 def export_exit(student: PlainModel, early: PlainModel, layers: int, folder: Path, settings: Export, texts: Tokens, pad_id: int) -> None:

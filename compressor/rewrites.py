@@ -5,14 +5,14 @@ Formula:  scale · (q - z) = scale · ((q + 128) - (z + 128)).
 Limits:   weights of two dimensions, symmetric, with one scale or one a column; tables with one scale, or symmetric with one a row.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compressor.fusion import CONTRIB, readers_of, replace
+from compressor.fusion import CONTRIB, read_by, readers_of, replace
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
@@ -120,21 +120,12 @@ def _axis(node: onnx.NodeProto, dimensions: int) -> int:
 
 def _tidy(graph: onnx.GraphProto) -> None:
     """Drop what nothing reads any more, and the noted types, which have changed."""
-    read = set(_read(graph.node)) | {output.name for output in graph.output}
+    read = set(read_by(graph))
     while unread := [n for n in graph.node if n.op_type in (QUANTIZE, DEQUANTIZE) and not read & set(n.output)]:
         for node in unread:
             graph.node.remove(node)
-        read = set(_read(graph.node)) | {output.name for output in graph.output}
+        read = set(read_by(graph))
     inputs = {i.name for i in graph.input}
     kept = [i for i in graph.initializer if i.name in read or i.name in inputs]
     del graph.initializer[:], graph.value_info[:]
     graph.initializer.extend(kept)
-
-
-def _read(nodes: Iterable[onnx.NodeProto]) -> Iterable[str]:
-    """Yield what nodes read, those of their branches too."""
-    for node in nodes:
-        yield from node.input
-        for branch in (a.g for a in node.attribute if a.HasField("g")):
-            yield from _read(branch.node)
-            yield from (output.name for output in branch.output)

@@ -12,6 +12,7 @@ from transformers import ModernBertConfig, ModernBertForTokenClassification
 
 from compressor.attention import Significance
 from compressor.errors import RecipeError
+from compressor.fusion import operators
 from compressor.graphs import export_graph, layered, parity
 from compressor.halving import check_parity, export_halves
 from compressor.loader import load_recipe
@@ -20,7 +21,6 @@ from compressor.products import products
 from compressor.settings.deploying import Export
 from tests.conftest import write_project
 from tests.test_families import model_of
-from tests.test_fusion import operators
 from tests.test_graphs import CONFIGURATIONS, TEXTS, adaptive, tiny, tokens
 from tests.test_halves import texts_of
 

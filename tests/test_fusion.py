@@ -14,9 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import BertForTokenClassification
 
 from compressor.attention import Significance
-from compressor.fusion import CONTRIB, merge_products
+from compressor.errors import StageError
+from compressor.fusion import CONTRIB, merge_products, operators
 from compressor.graphs import export_graph, parity
-from compressor.modeling import LengthAdaptiveModel
+from compressor.halving import export_halves
+from compressor.modeling import LengthAdaptiveModel, PlainModel
+from compressor.operators import expand
 from compressor.session import Graph, session
 from compressor.settings.deploying import Export
 from compressor.tokens import Tokens
@@ -36,14 +39,6 @@ def test_a_portable_graph_answers_alike_with_operators_of_onnx_alone(
     onnx.checker.check_model(onnx.load(paths[True]), full_check=True)
     assert {o.domain for o in onnx.load(paths[True]).opset_import} == {""}
     assert CONTRIB in {o.domain for o in onnx.load(paths[False]).opset_import}
-
-
-def operators(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield the types of a graph's operators, those of its branches too."""
-    for node in graph.node:
-        yield node.op_type
-        for branch in (a.g for a in node.attribute if a.HasField("g")):
-            yield from operators(branch)
 
 
 @pytest.mark.parametrize("kind", ["attention", "sampled", "cls", "learned"])
@@ -80,13 +75,20 @@ def ran_by(path: Path, text: Tokens, lengths: Sequence[int]) -> Iterator[str]:
 
 
 def test_queries_keys_and_values_are_one_product_where_all_tokens_ask(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = tiny()
-    for bias in (p for p in model.parameters() if p.ndim == 1):
-        torch.nn.init.normal_(bias)  # the exporter keeps equal weights once
-    export_graph(model, tmp_path / "model.onnx")
+    export_graph(tiny(), tmp_path / "model.onnx")
     assert capfd.readouterr().err == ""
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert [len(n.output) for n in graph.node if n.op_type == "Split"] == [3, 3, 2]  # the last layer's only query is [CLS]
+
+
+def test_a_graph_that_is_less_fused_than_it_should_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.graphs.merge_products", lambda graph: 0)
+    with pytest.raises(StageError, match=r"0 merged products of queries, keys and values instead of 3; choose the other export\.exporter"):
+        export_graph(tiny(), tmp_path / "model.onnx")
+    monkeypatch.undo()
+    monkeypatch.setattr("compressor.graphs.expand", lambda graph, opset, portable: expand(graph, opset, portable=True))
+    with pytest.raises(StageError, match="0 fused attentions instead of 2"):
+        export_halves(PlainModel(adaptive(tiny().model, 32, "cls").model), 1, tmp_path)
 
 
 def products(readers: int) -> onnx.ModelProto:
