@@ -3,7 +3,7 @@
     from compressor.runtime import Runtime
     runtime = Runtime("artifacts/dist/quickstart")
     runtime.predict(["a gorgeous, witty film"], point="fast")
-    runtime.predict(["a gorgeous, witty film"], policy="cascade")
+    Runtime("artifacts/dist/sst2").predict(["a gorgeous, witty film"], policy="cascade")  # of a recipe with a cascade
 
 A prediction never depends on what else is in its batch.
 """

@@ -63,7 +63,8 @@ class Target(Section):
     batch: Annotated[int, Field(ge=1, le=1024)] = 1
     """Texts of one request; latencies are those of a request, its texts of all lengths."""
     backend: Literal["onnxruntime", "openvino", "auto"] = "onnxruntime"
-    """What runs the bundle's graph; auto: the faster of those that are installed and answer as onnxruntime does."""
+    """What runs the bundle's graph; auto: the faster of those that are installed and answer as onnxruntime does, or
+    onnxruntime where there is a cascade, which is calibrated in one backend."""
 
     @property
     def settled(self) -> Literal["onnxruntime", "openvino"]:
