@@ -180,7 +180,10 @@ class ModernBertBackbone:
         self.model, self.encoder = model, model.model
         self.layers, self.heads = self.encoder.layers, model.config.num_attention_heads
         if model.config.classifier_pooling != "cls" and not reads_tokens(model):
-            raise RecipeError("modernbert students adapt their length with classifier_pooling cls only; set it in the model's config.json")
+            raise RecipeError(
+                "modernbert students adapt their length with classifier_pooling cls only; set it in the model's config.json and "
+                "let the head learn it (teacher.finetune)"
+            )
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """Return embeddings; this family has no segments."""

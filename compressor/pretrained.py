@@ -1,6 +1,6 @@
 """Encoders with a head, as transformers loads them from a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,21 @@ def load_model(folder: Path, labels: Sequence[str], head: str = "sequence-classi
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         own = own_labels(config)
+        config.problem_type = None  # a classifier's says how it was trained before, and refuses one output
+        config.update(settings)
         if hasattr(config, adapters.SIZE):
-            return _in_order(_with_adapters(folder, config, head, settings), own, labels)
-        model: PreTrainedModel = HEADS[head].from_pretrained(
+            return _in_order(_with_adapters(folder, config, head), own, labels)
+        model, read = HEADS[head].from_pretrained(
             folder,
-            **settings,
+            config=config,
             ignore_mismatched_sizes=True,
+            output_loading_info=True,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
         )
+        _check_encoder(model, [*read["missing_keys"], *(name for name, *_ in read["mismatched_keys"])])
         return _in_order(model, own, labels)
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise RecipeError(f"{folder}: {one_line(error, 300)}; name a folder of a transformers encoder") from error
@@ -85,17 +89,21 @@ def _in_order(model: PreTrainedModel, own: Sequence[str], labels: Sequence[str])
     return model
 
 
-def _with_adapters(folder: Path, config: Any, head: str, settings: dict[str, Any]) -> PreTrainedModel:
+def _check_encoder(model: PreTrainedModel, made_anew: Iterable[str]) -> None:
+    """Refuse an encoder some of whose weights were made at random: none of that name and size were there. Heads and poolers may be new."""
+    lacking = sorted(name for name in made_anew if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name)
+    if lacking:
+        raise ValueError(f"{lacking[0]} is missing, or of another size")
+
+
+def _with_adapters(folder: Path, config: Any, head: str) -> PreTrainedModel:
     """Return a model whose layers have adapters: these are put in before the weights are read; a head that does not fit is made anew."""
-    config.update(settings)
     model: PreTrainedModel = HEADS[head].from_config(config)
     adapters.insert_as_told(model, config)
     weights = load_file(folder / "model.safetensors")
     wanted = model.state_dict()
     fitting = {name: weight for name, weight in weights.items() if name in wanted and weight.shape == wanted[name].shape}
-    encoder = {name for name in wanted if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name}
-    if lacking := sorted(encoder - fitting.keys()):
-        raise ValueError(f"{lacking[0]} is missing, or of another size")
+    _check_encoder(model, wanted.keys() - fitting.keys())
     model.load_state_dict(fitting, strict=False)
     return model.eval()
 

@@ -96,6 +96,8 @@ def model_folder(source: str, root: Path) -> Path:
         raise RecipeError(
             f"{source}: config.json has auto_map, code of its own; trust_remote_code is refused: use an architecture of transformers"
         )
+    if config.get("quantization_config"):
+        raise RecipeError(f"{source}: its weights are quantized; load it in transformers and save model.dequantize().save_pretrained(...)")
     _check_weights(source, folder)
     if not (folder / "tokenizer.json").is_file():
         raise RecipeError(

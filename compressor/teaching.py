@@ -37,6 +37,8 @@ class Ragged:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         shape, texts = (int(self.starts[-1]), width), len(counts)
+        if not path.exists() or path.stat().st_size < shape[0] * width * np.dtype(dtype).itemsize:
+            path.with_suffix(".known").unlink(missing_ok=True)  # restored in part, or cut short: of what is gone nothing is known
         for file, size in ((path, shape[0] * width * np.dtype(dtype).itemsize), (path.with_suffix(".known"), texts)):
             with file.open("ab") as opened:
                 if hasattr(os, "posix_fallocate"):  # all of it at once: a memory map that meets a full disk later is killed, not told

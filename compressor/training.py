@@ -110,7 +110,8 @@ def fit(
         if settings.seeds > 1:
             run.save(finished=True)
     except Interrupted:
-        run.save()
+        with held_back():  # CI systems send a second signal soon after the first
+            run.save()
         raise
     seconds, rate = run.seconds, run.rate_of_reading()
     run.restore_best()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
@@ -98,6 +99,34 @@ def test_a_head_that_knows_the_labels_in_another_order_answers_in_theirs(kind: s
         told
         == "its labels Neutral, negative, positive are taken for 0, 1, 2, in this order; add teacher.finetune if they mean something else"
     )
+
+
+def test_made_up_names_tell_an_order_of_numbers_alone(tmp_path: Path) -> None:
+    BertConfig(num_labels=3).save_pretrained(tmp_path)
+    assert named_otherwise(tmp_path, ("0", "1", "2")) is None
+    told = named_otherwise(tmp_path, ("contradiction", "entailment", "neutral"))
+    assert told is not None
+    assert told.startswith("its labels LABEL_0, LABEL_1, LABEL_2 are taken for contradiction, entailment, neutral, in this order")
+    assert named_otherwise(tmp_path, ("value",)) is None
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+def test_a_trained_classifier_becomes_a_regressor_that_loads_again(tmp_path: Path, labels: int) -> None:
+    """transformers notes in config.json that a classifier learned from single labels, and refuses that of one output."""
+    ready = model_of("bert")
+    ready.config.problem_type, ready.config.num_labels = "single_label_classification", labels
+    ready.save_pretrained(tmp_path / "classifier")
+    load_model(tmp_path / "classifier", ("value",)).save_pretrained(tmp_path / "regressor")
+    assert load_model(tmp_path / "regressor", ("value",)).config.num_labels == 1
+
+
+def test_weights_by_other_names_are_no_encoder(tmp_path: Path) -> None:
+    ready = model_of("bert")
+    ready.save_pretrained(tmp_path)
+    weights = {f"_orig_mod.{name}": weight.contiguous() for name, weight in ready.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RecipeError, match=r"bert\.embeddings\.\S+ is missing, or of another size; name a folder of a transformers encoder"):
+        load_model(tmp_path, ("negative", "positive"))
 
 
 SHORTER = [(12, 8, 4), (16, 4, 1), (10, 10, 10), (1, 1, 1)]

@@ -207,6 +207,11 @@ def test_a_model_with_code_of_its_own_is_refused(model: Path) -> None:
     assert "trust_remote_code is refused: use an architecture of transformers" in message
 
 
+def test_quantized_weights_are_refused(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 3, "quantization_config": {"load_in_8bit": True}}))
+    assert "its weights are quantized; load it in transformers and save model.dequantize()" in refused("./encoder", model.parent)
+
+
 def test_a_missing_fast_tokenizer_says_how_to_save_one(model: Path) -> None:
     (model / "tokenizer.json").rename(model / "vocab.txt")
     assert f"AutoTokenizer.from_pretrained(...).save_pretrained('{model}')" in refused("./encoder", model.parent)

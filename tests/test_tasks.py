@@ -131,6 +131,9 @@ def test_a_recipe_of_any_task_ends_in_a_bundle(project: tuple[str, Path]) -> Non
     assert set(rows) == {"teacher fp32", "student fp32", *(f"INT8 {point}" for point in points)}
     assert all(-1 <= row["score_interval"][0] <= row["score"] <= row["score_interval"][1] <= 1 for row in rows.values())
     assert rows["teacher fp32"]["score"] > 0.5  # these tasks can be learned from single words
+    told = json.loads((folder / "artifacts/dist/tiny/config.json").read_text(encoding="utf-8")).get("problem_type")
+    problems = {"multi-label-classification": "multi_label_classification", "text-regression": "regression"}
+    assert told == problems.get(kind)  # else transformers' pipelines answer by a softmax, or a sigmoid
 
 
 @pytest.mark.parametrize(

@@ -197,3 +197,12 @@ def test_a_teacher_is_asked_about_the_tokens_that_this_step_hides(tiny_model: Pa
     (found,) = losses(batch, step)
     assert (batch["labels"] != UNLABELLED).any()
     assert found.abs() < 1e-6  # a student that is its teacher has nothing to learn
+
+
+def test_values_that_are_gone_are_not_known(tmp_path: Path) -> None:
+    """A cache that was restored in part: zeros for all that the teacher said would be learned from in silence."""
+    store, rows = Ragged(tmp_path / "x.bin", np.array([1, 2]), 2, "float32"), np.array([0, 1])
+    store.write(rows, np.ones((2, 2, 2), np.float32))
+    assert Ragged(tmp_path / "x.bin", np.array([1, 2]), 2, "float32").has(rows)
+    (tmp_path / "x.bin").unlink()
+    assert not Ragged(tmp_path / "x.bin", np.array([1, 2]), 2, "float32").known.any()

@@ -29,8 +29,9 @@ from compressor.measure import STUDENT, TEACHER, measure, row_name
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.report import render_card, render_report
-from compressor.splits import MODEL, Splits
+from compressor.splits import MODEL, Splits, task_of
 from compressor.summary import found_at, summarize
+from compressor.tasks import Task
 
 MEASURED = frozenset({"metrics.json", "gates.json", "report.html", "README.md"})
 """Files that hold times: they have a hash each, but no part in the bundle's digest."""
@@ -69,6 +70,7 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dic
     model = inputs["checkpoint"].path / MODEL
     shutil.copytree(model, folder, ignore=lambda _, names: [n for n in names if n.endswith(".safetensors")])
     _name_tokenizer_for_all(folder / "tokenizer_config.json")
+    _tell_choice(folder / "config.json", task_of(recipe))
     points = lengths_of(inputs)
     default = recipe.default_point or ("balanced" if "frontier" in inputs else "full")
     graph = onnx.load(deployed(inputs).path / "model.onnx")
@@ -144,6 +146,13 @@ def _name_tokenizer_for_all(path: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.get("tokenizer_class") == "TokenizersBackend":
             write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _tell_choice(path: Path, task: Task) -> None:
+    """Note what a text's logits are, by which transformers' own pipelines choose between softmax, sigmoid and neither."""
+    if task.head == "sequence-classification":
+        problems = {"labels": "single_label_classification", "each": "multi_label_classification", "number": "regression"}
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "problem_type": problems[task.choice]})
 
 
 def _seal(folder: Path, manifest: Mapping[str, Any]) -> str:

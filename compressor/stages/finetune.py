@@ -48,7 +48,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
 
     if settings is None:
         trained = _as_it_is(recipe, untrained(recipe.seed), splits.encoded("validation", task, folder), splits.labels, folder)
-        if told := named_otherwise(folder, splits.labels):
+        if task.choice != "positions" and (told := named_otherwise(folder, splits.labels)):
             log.warn(f"teacher.model: {told}")
     elif recipe.recycle is None:
         data = TrainingData(splits.encoded("train", task, folder), splits.encoded("validation", task, folder), recipe.task.metric)
@@ -87,10 +87,10 @@ def check_answers(recipe: Recipe, folder: Path, model: PreTrainedModel) -> None:
 
 
 def named_otherwise(folder: Path, labels: Sequence[str]) -> str | None:
-    """Say which labels a model's own are taken for, where it calls them otherwise; names that transformers made up tell nothing."""
+    """Say which labels a model's own are taken for, where it calls them otherwise: the order is a guess unless they are its numbers."""
     own = own_labels(AutoConfig.from_pretrained(folder, local_files_only=True))
-    made_up = own == [f"LABEL_{number}" for number in range(len(own))]
-    if not labels or made_up or {label.casefold() for label in own} == {label.casefold() for label in labels}:
+    numbered = own == [f"LABEL_{label}" for label in labels]
+    if len(labels) < 2 or numbered or {label.casefold() for label in own} == {label.casefold() for label in labels}:
         return None
     ours, theirs = (", ".join(some[:5]) + ", …" * (len(some) > 5) for some in (labels, own))
     return f"its labels {theirs} are taken for {ours}, in this order; add teacher.finetune if they mean something else"
