@@ -84,9 +84,10 @@ class Runtime:
         run once per text, for all bundles that have the same ones and name the same folder; when it reaches `max_size` megabytes (default:
         20,000), what was not read for longest goes.
         """
-        self.manifest = verify(Path(bundle))
+        folder = Path(bundle).resolve()  # what is opened later is there too after a change of the working directory, or of a link
+        self._folder, self._seen = folder, Seen(folder / "manifest.json")
+        self.manifest = verify(folder)
         check_isa(self.manifest)
-        folder = Path(bundle).absolute()  # what is opened later is there too after a change of the working directory
         self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
         self.points: Mapping[str, OperatingPoint] = {
             name: OperatingPoint(name, None if p["lengths"] is None else tuple(p["lengths"]), p["score"], p["latency_ms"])
@@ -96,7 +97,6 @@ class Runtime:
         self.default_policy: str | None = self.manifest.get("default_policy")
         self.max_length: int = self.manifest["max_length"]
         self.task: ServedTask = TASKS[self.manifest["task"]](**self.manifest["task_settings"])
-        self._folder, self._seen = folder, Seen(folder / "manifest.json")
         self.threads: int = threads or min(self.manifest["target"]["threads"], machine.usable_cores())
         self.backend: Backend = backend or (self.calibrated_in if store is None else "onnxruntime")
         self._exits = dict[Path, Exit]()
@@ -105,6 +105,7 @@ class Runtime:
         with readable(self.manifest):
             self._read = reader(folder, self.task, self.manifest)
             self._graph = self._opened(folder, None if store is None else self._store(Path(store), max_size))
+        self._seen.check()  # a rebuild while it opened: these labels may not be that graph's
 
     @property
     def store(self) -> "Store | None":
@@ -147,7 +148,9 @@ class Runtime:
             raise RecipeError(f"the cascade was calibrated in {self.calibrated_in}: leave out {other}, or name a point")
         self._seen.check()
         with readable(self.manifest):
-            return Cascade([self._member(facts) for facts in told["members"]], told["thresholds"], told["confidence"])
+            cascade = Cascade([self._member(facts) for facts in told["members"]], told["thresholds"], told["confidence"])
+        self._seen.check()
+        return cascade
 
     @property
     def calibrated_in(self) -> Backend:

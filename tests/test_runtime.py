@@ -15,6 +15,7 @@ import pytest
 from compressor import machine
 from compressor.artifact import Artifact, sha256, write_json
 from compressor.bundles import seal
+from compressor.cascade import reader
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError, UnfitError
 from compressor.evaluation import evaluate
@@ -376,3 +377,37 @@ def test_a_bundle_that_cannot_take_its_place_leaves_the_last_one(built: Path, tm
     with pytest.raises(UnfitError, match=r"tiny: .*quota"):
         publish(made, tmp_path, "tiny")
     assert (place / "tokenizer.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_what_came_before_a_bad_text_of_a_stream_is_answered(bundle: Path) -> None:
+    stream = Runtime(bundle).stream(["good film", "bad film", None])  # type: ignore[list-item]
+    assert len([next(stream), next(stream)]) == 2
+    with pytest.raises(RecipeError):
+        next(stream)
+
+
+def test_importing_sends_nothing_home(tmp_path: Path) -> None:
+    """onnxruntime's telemetry is on by default, and leaves its queue in the home folder."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", "import compressor.runtime"], env=environment, check=True)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_link_that_leads_elsewhere_changes_no_open_bundle(bundle: Path, tmp_path: Path) -> None:
+    link, other = tmp_path / "current", tmp_path / "next"
+    shutil.copytree(bundle, other)
+    link.symlink_to(bundle.absolute())
+    runtime, texts = Runtime(link, threads=2), ["good film", "bad film"]
+    link.unlink()
+    link.symlink_to(other)
+    assert len(runtime.predict(texts)) == 2
+
+
+def test_a_rebuild_while_a_bundle_opens_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reader_after_a_rebuild(folder: Path, *given: Any) -> Any:
+        os.utime(folder / "manifest.json")
+        return reader(folder, *given)
+
+    monkeypatch.setattr("compressor.runtime.reader", reader_after_a_rebuild)
+    with pytest.raises(BundleError, match="has changed since it was opened; open the bundle again"):
+        Runtime(bundle)
