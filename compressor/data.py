@@ -34,21 +34,17 @@ class Example:
 def in_chunks(examples: Iterable[Example], most: int, characters: int) -> Iterator[list[Example]]:
     """Yield up to so many examples at once, fewer where they reach so many characters together: what memory bears."""
     chunk, held = list[Example](), 0
-    source = iter(examples)
-    while True:
-        try:
-            example = next(source, None)
-        except Exception:  # what came before it is answered first
-            if chunk:
+    try:
+        for example in examples:
+            chunk.append(example)
+            held += len(example.text) + len(example.text_pair or "")
+            if len(chunk) == most or held >= characters:
                 yield chunk
-            raise
-        if example is None:
-            break
-        chunk.append(example)
-        held += len(example.text) + len(example.text_pair or "")
-        if len(chunk) == most or held >= characters:
-            yield chunk
-            chunk, held = [], 0
+                chunk, held = [], 0
+    except Exception:
+        if chunk:
+            yield chunk  # what came before the failure is answered first
+        raise
     if chunk:
         yield chunk
 

@@ -84,9 +84,10 @@ class Runtime:
         run once per text, for all bundles that have the same ones and name the same folder; when it reaches `max_size` megabytes (default:
         20,000), what was not read for longest goes.
         """
+        opening = Seen(Path(bundle).absolute() / "manifest.json")
         folder = Path(bundle).resolve()  # what is opened later is there too after a change of the working directory, or of a link
         self._folder, self._seen = folder, Seen(folder / "manifest.json")
-        self.manifest = verify(folder)
+        self.manifest = verify(Path(bundle))
         check_isa(self.manifest)
         self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
         self.points: Mapping[str, OperatingPoint] = {
@@ -105,7 +106,7 @@ class Runtime:
         with readable(self.manifest):
             self._read = reader(folder, self.task, self.manifest)
             self._graph = self._opened(folder, None if store is None else self._store(Path(store), max_size))
-        self._seen.check()  # a rebuild while it opened: these labels may not be that graph's
+        opening.check()  # after a rebuild, or a move of the link, while it opened these labels may not be that graph's
 
     @property
     def store(self) -> "Store | None":
