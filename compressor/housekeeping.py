@@ -1,15 +1,17 @@
 """What lies in the artifacts folder, and what may go."""
 
+import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import MANIFEST, STATE, STORE, Artifact
+from compressor import builds
+from compressor.artifact import STORE, Artifact
 from compressor.errors import UnfitError
 from compressor.locks import no_build
 from compressor.pipeline import LAST, STAGES
@@ -39,31 +41,44 @@ class Entry:
         }
 
 
-def entries(artifacts: Path) -> list[Entry]:
+def entries(artifacts: Path, *, unfinished: bool = True) -> list[Entry]:
     """Return every artifact by its status, and the stores that recipes named.
 
-    `in use`: a newest bundle was made from it, or a build that has not ended, which is what came after all bundles; `unfinished`: what
-    such a build goes on from; `damaged`; `old`: all else.
+    `in use`: a recipe's last build was made from it, or one that began since and has not ended, unless `unfinished` ones count for nothing;
+    `unfinished`: what such a build goes on from; `damaged`; `old`: all else.
     """
-    named, ended = _named_stores(artifacts), _ended(artifacts)
-    used = _used(artifacts, ended)
+    named, known = _named_stores(artifacts), builds.records(artifacts)
+    going_on = {path: record.begun for path, record in known.items() if unfinished and record.begun}
+    begun = {name for names in going_on.values() for name in names}
+    since = min((_stamp(path) for path in going_on), default=math.inf)
+    used = _made_from(artifacts, begun.union(*(record.used for record in known.values()), _unrecorded(artifacts, known)))
+
+    def status(folder: Path) -> str:
+        if folder.name.startswith("."):
+            return "unfinished" if folder.name[1:] in begun else "old"
+        if folder.name.startswith(f"{STORE}-"):  # a stage that has not ended says nowhere which it fills
+            return "in use" if folder.name in used or max(_stamp(folder), _stamp(folder / "data.mdb")) >= since else "old"
+        if not _readable(folder):
+            return "damaged"
+        return "in use" if folder.name in used else "old"
+
     folders = sorted(f for f in artifacts.glob("*") if f.is_dir() and _OURS.fullmatch(f.name) and f.resolve() not in named)
-    found = [Entry(f, f.name.lstrip(".").rpartition("-")[0], _megabytes(f), _status(f, used, ended)) for f in folders]
+    found = [Entry(f, f.name.lstrip(".").rpartition("-")[0], _megabytes(f), status(f)) for f in folders]
     return found + [Entry(f, STORE, _megabytes(f), NAMED) for f in named]
 
 
-def collect(artifacts: Path, *, dry_run: bool = False) -> list[Entry]:
-    """Remove what is old or damaged and return it.
+def collect(artifacts: Path, *, dry_run: bool = False, unfinished: bool = False) -> list[Entry]:
+    """Remove what is old or damaged and return it; with `unfinished`, also what builds that have not ended would go on from.
 
     Raises:
         UnfitError: a build is running, or a folder could not be removed.
     """
     if dry_run:
-        return _unused(artifacts)
+        return _unused(artifacts, unfinished)
     locks = {path: path.name[1:-5] for path in sorted(artifacts.glob(".*.lock"))}
     # An artifact's lock is only taken under a recipe's; there is one for each that was ever made, too many to hold.
     with no_build(path for path, name in locks.items() if not _OURS.fullmatch(name)):
-        gone = _unused(artifacts)
+        gone = _unused(artifacts, unfinished)
         for entry in gone:
             try:
                 shutil.rmtree(entry.path)
@@ -73,11 +88,13 @@ def collect(artifacts: Path, *, dry_run: bool = False) -> list[Entry]:
             if _OURS.fullmatch(name) and not (artifacts / name).exists():
                 with suppress(OSError):
                     path.unlink()
+        for path, record in builds.records(artifacts).items() if unfinished else ():
+            builds.write(path, builds.Record(record.used))
     return gone
 
 
-def _unused(artifacts: Path) -> list[Entry]:
-    return [e for e in entries(artifacts) if e.status in ("old", "damaged")]
+def _unused(artifacts: Path, unfinished: bool) -> list[Entry]:
+    return [e for e in entries(artifacts, unfinished=not unfinished) if e.status in ("old", "damaged")]
 
 
 def _named_stores(artifacts: Path) -> list[Path]:
@@ -90,22 +107,6 @@ def _named_stores(artifacts: Path) -> list[Path]:
     places = {path.parent for path in paths if _OURS.fullmatch(path.name)} - {artifacts.resolve()}
     beside = {other for place in places for other in place.glob(f"{STORE}-*") if _OURS.fullmatch(other.name)}
     return sorted(path for path in paths | beside if path.is_dir())
-
-
-def _status(folder: Path, used: frozenset[str], ended: float) -> str:
-    if folder.name.startswith("."):
-        return "unfinished" if _changed(folder) > ended else "old"
-    if folder.name.startswith(f"{STORE}-"):
-        return "in use" if folder.name in used or _changed(folder) > ended else "old"
-    if not _readable(folder):
-        return "damaged"
-    return "in use" if folder.name in used else "old"
-
-
-def _changed(folder: Path) -> float:
-    """Return when a folder was last changed, with the state in it that a stage goes on from; of a store, when it was written to."""
-    within = (Path(place) / name for place, _, names in os.walk(folder / STATE) for name in ("", *names))
-    return max(map(_stamp, (folder, *within, folder / "data.mdb")))
 
 
 def _stamp(path: Path) -> float:
@@ -125,27 +126,17 @@ def _readable(folder: Path) -> bool:
         return False
 
 
-def _ends(artifacts: Path) -> list[Path]:
-    """Return the bundles and encoders, the newest last."""
-    ends = [folder for stage in LAST for folder in artifacts.glob(f"{stage}-*") if _readable(folder)]
-    return sorted(ends, key=_changed)
+def _unrecorded(artifacts: Path, known: Iterable[Path]) -> set[str]:
+    """Return the newest bundle, or encoder, of each recipe whose record is gone, as from a cache that leaves out hidden files."""
+    ends = sorted((f for stage in LAST for f in artifacts.glob(f"{stage}-*") if _readable(f)), key=_stamp)
+    newest = {str(Artifact(folder).manifest["settings"]["name"]): folder.name for folder in ends}
+    return {end for recipe, end in newest.items() if builds.path_of(artifacts, recipe) not in known}
 
 
-def _ended(artifacts: Path) -> float:
-    """Return when the newest bundle, or encoder, was made; 0 where there is none. Being used again makes none newer."""
-    return max((_stamp(folder / MANIFEST) for folder in _ends(artifacts)), default=0.0)
-
-
-def _used(artifacts: Path, ended: float) -> frozenset[str]:
-    """Return the names of all artifacts that the newest bundle, or encoder, of each recipe was made from, and of these.
-
-    Those of builds that have not ended stay too: a disk that is full while they train must not cost them what they have.
-    """
-    newest = {str(Artifact(folder).manifest["settings"]["name"]): folder for folder in _ends(artifacts)}
-    going_on = [stage.name for stage in STAGES if stage.name not in LAST]
-    begun = [f for name in going_on for f in artifacts.glob(f"{name}-*") if _readable(f) and _changed(f) > ended]
+def _made_from(artifacts: Path, names: Iterable[str]) -> frozenset[str]:
+    """Return the names of these artifacts, of all that they were made from, and of the stores that were read."""
     used: set[str] = set()
-    waiting = [*newest.values(), *begun]
+    waiting = [artifacts / name for name in names]
     while waiting:
         folder = waiting.pop()
         if folder.name not in used and _readable(folder):

@@ -31,8 +31,9 @@ def source_hashes(module: str) -> dict[str, str]:
     return {name: source_hash(name) for name in sorted({module, *imported(module)})}
 
 
+@cache
 def source_hash(module: str) -> str:
-    """Return the hash of a module's text, or of all files of a folder that is none (the report's templates)."""
+    """Return the hash of a module's text when it was first asked for, or of all files of a folder that is none (the report's templates)."""
     return sha256(_file(module)) if _file(module).exists() else digest_of(files_of(ROOT / module))
 
 

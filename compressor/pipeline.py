@@ -3,18 +3,17 @@
 A recipe section that is absent is a stage that does not run; the newest artifact of each kind flows on.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from compressor import __version__, machine
+from compressor import __version__, builds, machine
 from compressor.artifact import STATE, Artifact, commit, digest_of, drop_state
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import CompressorError, StageError, UnfitError, lacked, one_line
@@ -130,14 +129,16 @@ class Planned:
 
 @dataclass
 class Flow:
-    """The newest artifact of each kind while the table is walked."""
+    """The artifacts while the table is walked: all of them, and the newest of each kind."""
 
+    all: list[Artifact] = field(default_factory=list)
     newest: dict[Kind, Artifact] = field(default_factory=dict)
 
     def inputs(self, stage: Stage) -> dict[Kind, Artifact]:
         return {kind: self.newest[kind] for kind in stage.reads if kind in self.newest}
 
     def add(self, stage: Stage, artifact: Artifact) -> None:
+        self.all.append(artifact)
         self.newest |= dict.fromkeys(stage.writes, artifact)
 
 
@@ -205,9 +206,13 @@ def run(
         CompressorError: a stage failed (StageError), or the machine did not let it work (UnfitError). Finished stages stay.
     """
     flow, stages = Flow(), stages_of(recipe)
-    for number, stage in enumerate(stages, 1):
+    asked = _asked(stages, until)
+    for stage in asked:
+        source_hashes(f"stages.{stage.name}")  # all of them now: what changes on the disk meanwhile is not what this build runs
+    for number, stage in enumerate(asked, 1):
         position, inputs = f"{number}/{len(stages)}", flow.inputs(stage)
         folder = _folder(stage, recipe, inputs, artifacts)
+        builds.begin(artifacts, recipe.name, folder.name)
         reason = "forced" if stage.name in force else _why_not_cached(stage, folder)
         if reason:
             with only_writer(folder, log):
@@ -217,19 +222,28 @@ def run(
                     log.warn(f"{folder}: {reason}; building it again")
                 if reason:
                     with log.stage(stage.name, position):
+                        _import(asked[number - 1 :])
                         _build(stage, recipe, inputs, folder, log)
         if not reason:
             drop_state(folder)  # of a build that was killed as it ended
-            if stage.name in LAST:
-                with suppress(OSError):
-                    os.utime(folder)  # the newest again: what it was made from is in use, whatever was built since
             log.cached(stage.name, position, str(folder))
         flow.add(stage, Artifact(folder))
         if stage.name == "data":
             check(Artifact(folder))
-        if stage.name == until:
-            break
+    if stage.name in LAST:
+        builds.end(artifacts, recipe.name, sorted({artifact.path.name for artifact in flow.all}))
     return Artifact(folder)
+
+
+def _asked(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:
+    names = [stage.name for stage in stages]
+    return stages[: names.index(until) + 1] if until in names else stages
+
+
+def _import(stages: Sequence[Stage]) -> None:
+    """Import the modules of these stages, so that a build ends with the code that it began with."""
+    for stage in stages:
+        import_module(f"compressor.stages.{stage.name}")
 
 
 def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> None:
@@ -241,18 +255,17 @@ def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Prog
     clock.write_text(str(spent), encoding="utf-8")
     work: Run = import_module(f"compressor.stages.{stage.name}").run
     started = time.perf_counter() - spent
+    manifest = {  # of what the work begins with: files that it has read may have changed when it ends
+        "stage": stage.name,
+        "settings": recipe.key_settings(stage.settings),
+        "inputs": {kind: {"path": artifact.path.name, "digest": artifact.digest} for kind, artifact in inputs.items()},
+        "key": cache_key(stage, recipe, inputs),
+        "versions": {"compressor": __version__} | machine.versions(*stage.packages),
+    }
     try:
         with _translated(stage, folder.parent):  # before the sweep, which frees the space that was lacking
             metrics = work(recipe, inputs, scratch, log)
-            manifest = {
-                "stage": stage.name,
-                "settings": recipe.key_settings(stage.settings),
-                "inputs": {kind: {"path": artifact.path.name, "digest": artifact.digest} for kind, artifact in inputs.items()},
-                "key": cache_key(stage, recipe, inputs),
-                "metrics": metrics | {"seconds": round(time.perf_counter() - started, 2)},
-                "versions": {"compressor": __version__} | machine.versions(*stage.packages),
-            }
-            commit(scratch, folder, manifest)
+            commit(scratch, folder, manifest | {"metrics": metrics | {"seconds": round(time.perf_counter() - started, 2)}})
     except BaseException:
         _sweep(scratch)
         raise

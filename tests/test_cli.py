@@ -567,17 +567,14 @@ def test_cache_ls_lists_every_stage(built: Path) -> None:
     assert {row["stage"]: row["status"] for row in rows} == dict.fromkeys(STAGES, "in use")
 
 
-def test_cache_gc_removes_what_no_newest_bundle_was_made_from(project: Path) -> None:
+def test_cache_gc_removes_what_no_last_build_was_made_from(project: Path) -> None:
     artifacts = project / "artifacts"
     for stage in ("export", "bundle"):
-        old = shutil.copytree(next(artifacts.glob(f"{stage}-*")), artifacts / f"{stage}-000000000000")
-        os.utime(old, (0, 0))
-    for number in (0, 1):
-        (artifacts / f".finetune-{number:012}" / ".state").mkdir(parents=True)
-    for left in (artifacts / ".finetune-000000000000" / ".state", artifacts / ".finetune-000000000000"):
-        os.utime(left, (0, 0))
+        shutil.copytree(next(artifacts.glob(f"{stage}-*")), artifacts / f"{stage}-000000000000")
+    (artifacts / ".finetune-000000000000" / ".state").mkdir(parents=True)
+    (artifacts / "store-000000000000").mkdir()
     (artifacts / "data-raw").mkdir()
-    gone = {f"artifacts/{name}-000000000000" for name in (".finetune", "export", "bundle")}
+    gone = {f"artifacts/{name}-000000000000" for name in (".finetune", "export", "bundle", "store")}
     before = sorted(artifacts.rglob("*"))
     looked = json.loads(compress("cache", "gc", "--dry-run", "--format", "json", cwd=project).stdout)
     assert (set(looked["removed"]), looked["dry_run"]) == (gone, True)
@@ -585,22 +582,27 @@ def test_cache_gc_removes_what_no_newest_bundle_was_made_from(project: Path) -> 
     removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)
     assert (set(removed["removed"]), removed["dry_run"]) == (gone, False)
     assert not any((project / name).exists() for name in gone)
-    assert (artifacts / ".finetune-000000000001").exists()
     assert (artifacts / "data-raw").exists()
     assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
 
 
-def test_cache_gc_keeps_what_the_last_build_used_though_another_was_made_since(project: Path) -> None:
+def test_cache_gc_keeps_the_newest_bundles_of_recipes_whose_record_is_gone(project: Path) -> None:
     artifacts = project / "artifacts"
-    (used,) = artifacts.glob("bundle-*")
-    os.utime(used, (0, 0))
-    later = shutil.copytree(used, artifacts / "bundle-000000000000")
-    os.utime(later)
-    removed = json.loads(compress("cache", "gc", "--dry-run", "--format", "json", cwd=project).stdout)["removed"]
-    assert removed == [f"artifacts/{used.name}"]
-    assert compress("tiny.yaml", cwd=project).returncode == 0
+    old = shutil.copytree(next(artifacts.glob("bundle-*")), artifacts / "bundle-000000000000")
+    os.utime(old, (0, 0))
+    (artifacts / ".tiny.build").unlink()
     removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"]
-    assert removed == [f"artifacts/{later.name}"]
+    assert removed == ["artifacts/bundle-000000000000"]
+    assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
+
+
+def test_cache_gc_keeps_a_stage_that_ran_again_to_equal_bytes(project: Path) -> None:
+    artifacts = project / "artifacts"
+    trained = next(artifacts.glob("distill-*"))
+    again = Path(shutil.move(trained, artifacts / "distill-000000000000"))  # by code that was changed, say: the bundle names the first one
+    record = artifacts / ".tiny.build"
+    record.write_text(record.read_text(encoding="utf-8").replace(trained.name, again.name), encoding="utf-8")
+    assert json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"] == []
 
 
 def test_cache_gc_holds_few_locks_and_clears_those_of_what_is_gone(project: Path) -> None:
@@ -615,31 +617,27 @@ def test_cache_gc_holds_few_locks_and_clears_those_of_what_is_gone(project: Path
     assert sorted(artifacts.glob(".*.lock")) == sorted(kept)
 
 
-def test_cache_gc_goes_by_what_was_written_last_inside(project: Path) -> None:
+def test_cache_gc_leaves_what_an_interrupted_build_goes_on_from_whatever_ended_since(project: Path) -> None:
     artifacts = project / "artifacts"
-    for number, later in enumerate((True, False)):
-        seed, store = artifacts / f".distill-{number:012}/.state/seed-1", artifacts / f"store-{number:012}"
-        for file in (seed / "fit.pt", store / "data.mdb"):
-            file.parent.mkdir(parents=True)
-            file.touch()
-        for path in (seed, seed.parent, seed.parent.parent, store):
-            os.utime(path, (0, 0))
-        for file in (seed / "fit.pt", store / "data.mdb"):
-            os.utime(file, None if later else (0, 0))
+    done = compress("tiny.yaml", "--set", "name=other", "--set", "distill.epochs=2", "--until", "finetune", cwd=project)
+    assert done.returncode == 0, done.stderr
+    record = artifacts / ".other.build"
+    begun = json.loads(record.read_text(encoding="utf-8"))["begun"]
+    assert [name.rpartition("-")[0] for name in begun] == ["data", "finetune"]
+    left, other = artifacts / ".distill-000000000000", artifacts / ".distill-000000000001"
+    for state in (left, other):
+        (state / ".state").mkdir(parents=True)
+    record.write_text(json.dumps({"used": [], "begun": [*begun, left.name[1:]]}), encoding="utf-8")
+    (artifacts / "store-000000000000").mkdir()  # which that stage fills, and says so when it ends
+    assert compress("tiny.yaml", "--force", "bundle", cwd=project).returncode == 0
     removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"]
-    assert set(removed) == {"artifacts/.distill-000000000001", "artifacts/store-000000000001"}
-
-
-def test_cache_gc_leaves_what_a_build_goes_on_from(project: Path) -> None:
-    artifacts = project / "artifacts"
-    for path in artifacts.glob("bundle-*"):
-        shutil.rmtree(path)
-    (artifacts / ".distill-000000000000" / ".state").mkdir(parents=True)
-    (artifacts / "store-000000000000").mkdir()  # which an unfinished stage fills
-    (artifacts / "store-000000000000" / "data.mdb").touch()
+    assert removed == [f"artifacts/{other.name}"]
     rows = json.loads(compress("cache", "ls", "--format", "json", cwd=project).stdout)["artifacts"]
-    assert {row["status"] for row in rows} == {"in use", "unfinished"}
-    assert json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"] == []
+    assert {row["artifact"]: row["status"] for row in rows}[left.name] == "unfinished"
+    removed = json.loads(compress("cache", "gc", "--unfinished", "--format", "json", cwd=project).stdout)["removed"]
+    assert removed == [f"artifacts/{left.name}", "artifacts/store-000000000000"]
+    assert json.loads(record.read_text(encoding="utf-8"))["begun"] == []
+    assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,13 @@ def cache_ls(artifacts: Artifacts = ARTIFACTS, format: OutputFormat = "text") ->
 def cache_gc(
     artifacts: Artifacts = ARTIFACTS,
     dry_run: Annotated[bool, typer.Option("--dry-run", envvar="COMPRESS_DRY_RUN", help="Only say what would go.")] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", envvar="COMPRESS_UNFINISHED", help="Also what builds that have not ended would go on from.")
+    ] = False,
     format: OutputFormat = "text",
 ) -> None:
-    """Remove artifacts that no newest bundle was made from, but for what came after all bundles: a build goes on from that."""
+    """Remove artifacts that no recipe's last build was made from, and none that began since and would go on."""
     from compressor.housekeeping import collect
 
-    gone = collect(artifacts, dry_run=dry_run)
+    gone = collect(artifacts, dry_run=dry_run, unfinished=unfinished)
     show(format, {"removed": [str(e.path) for e in gone], "megabytes": round(sum(e.megabytes for e in gone), 1), "dry_run": dry_run})

@@ -1,0 +1,74 @@
+"""What each recipe's builds need of the artifacts folder: a record beside its lock, which clearing the cache goes by.
+
+Links from one artifact to another do not tell it alone: a stage that ran again to equal bytes is what nothing later was made from,
+and another recipe's bundle, made since, does not end a build that was interrupted.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from compressor.errors import UnfitError
+
+
+@dataclass(frozen=True)
+class Record:
+    """The artifacts, by name, of a recipe's last build that ended, and of those that began since and did not."""
+
+    used: Sequence[str] = ()
+    begun: Sequence[str] = ()
+
+
+def begin(artifacts: Path, recipe: str, folder: str) -> None:
+    """Note that a build needs this artifact, which may not be made yet.
+
+    Raises:
+        UnfitError: the record cannot be written.
+    """
+    record = read(path_of(artifacts, recipe))
+    if folder not in (*record.used, *record.begun):
+        write(path_of(artifacts, recipe), Record(record.used, (*record.begun, folder)))
+
+
+def end(artifacts: Path, recipe: str, folders: Sequence[str]) -> None:
+    """Note that a build ended with these artifacts: what others began before it is needed no more.
+
+    Raises:
+        UnfitError: the record cannot be written.
+    """
+    write(path_of(artifacts, recipe), Record(folders))
+
+
+def records(artifacts: Path) -> dict[Path, Record]:
+    """Return the record of every recipe that was built here."""
+    return {path: read(path) for path in sorted(artifacts.glob(".*.build"))}
+
+
+def path_of(artifacts: Path, recipe: str) -> Path:
+    """Return where a recipe's record is."""
+    return artifacts / f".{recipe}.build"
+
+
+def read(path: Path) -> Record:
+    """Return a record; an empty one where there is none that can be read."""
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Record()
+
+
+def write(path: Path, record: Record) -> None:
+    """Write a record, unless it is there.
+
+    Raises:
+        UnfitError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UnfitError(f"{path}: {error.strerror or error}; free some space or mend permissions, then run again") from None
