@@ -29,9 +29,16 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Where it lies, or would lie."""
+        """Where it lies, or would lie.
+
+        Raises:
+            UnfitError: no cache is named, and the user has no home for one.
+        """
         facts = "\n".join([*self.pins, sys.version])
-        cache = Path(os.environ.get("COMPRESS_CACHE") or Path.home() / ".cache" / "encoder-compressor")
+        try:
+            cache = Path(os.environ.get("COMPRESS_CACHE") or Path.home() / ".cache" / "encoder-compressor")
+        except RuntimeError:
+            raise UnfitError("there is no home folder for environments: name another one in COMPRESS_CACHE") from None
         return cache.absolute() / "environments" / f"{self.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
     @property
@@ -41,7 +48,10 @@ class Environment:
 
     def is_made(self) -> bool:
         """Say whether it is there."""
-        return (self.folder / READY).exists()
+        try:
+            return (self.folder / READY).exists()
+        except UnfitError:
+            return False
 
     def make(self) -> None:
         """Make it unless it is there; another process that makes it is waited for.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from compressor.cheapening import cheapen
 from compressor.encoded import Encoded
-from compressor.errors import StageError
+from compressor.errors import StageError, one_line
 from compressor.interrupts import Interrupted, held_back
 from compressor.progress import Progress
 from compressor.scoring import autocast, on
@@ -88,7 +89,7 @@ def fit(
     optimizer = torch.optim.AdamW(_decayed(model, settings.weight_decay), lr=settings.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps, settings.warmup))
     torch.manual_seed(seed)
-    run = _State(state, model, optimizer, scheduler)
+    run = _State(state, model, optimizer, scheduler, log)
     if run.done:
         log.note(f"going on after step {run.done} of {steps}")
     try:
@@ -201,14 +202,18 @@ class _State:
     """What an interrupted training goes on from: weights, optimizer, schedule, random numbers, and the best epoch so far."""
 
     def __init__(
-        self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        log: Progress,
     ) -> None:
         """Resume from the folder when it holds a checkpoint."""
         self.folder, self.model, self.optimizer, self.scheduler = folder, model, optimizer, scheduler
         self.done, self.loss, self.best, self.best_step = 0, 0.0, -math.inf, 0
         self.texts, self._before, self._started = 0, 0.0, time.perf_counter()
-        if (folder / "fit.pt").exists():
-            saved = torch.load(folder / "fit.pt", map_location="cpu", weights_only=True)  # a GPU that began it may be gone
+        if saved := self._saved(log):
             for name, part in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler)):
                 if name in saved:
                     part.load_state_dict(saved[name])
@@ -217,6 +222,20 @@ class _State:
                 torch.cuda.set_rng_state_all(saved["cuda"])  # dropout on a GPU draws from its own
             self.done, self.loss, self.best, self.best_step = saved["progress"]
             self.texts, self._before = saved["work"]
+
+    def _saved(self, log: Progress) -> dict[str, Any] | None:
+        """Return what an earlier process left; nothing where it is not whole, as after the machine went down."""
+        if not (self.folder / "fit.pt").exists():
+            return None
+        try:
+            saved: dict[str, Any] = _load(self.folder / "fit.pt")
+            _, _, _, best_step = saved["progress"]
+            if best_step:
+                _load(self.folder / "best.pt")  # now, and not when all is learned
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
+            log.warn(f"{self.folder}: its checkpoint is not whole ({one_line(error, 100)}); the training begins anew")
+            return None
+        return saved
 
     @property
     def seconds(self) -> float:
@@ -245,7 +264,7 @@ class _State:
     def restore_best(self) -> None:
         """Go back to the best weights, if any were rated."""
         if self.best_step and self.best_step != self.done:
-            self.model.load_state_dict(torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True))
+            self.model.load_state_dict(_load(self.folder / "best.pt"))
 
     def save(self, *, finished: bool = False) -> None:
         """Commit everything by rename; of a finished training only the weights."""
@@ -261,3 +280,7 @@ class _State:
         partial = self.folder / f"{name}.partial"
         torch.save(content, partial)
         os.replace(partial, self.folder / name)
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)  # a GPU that wrote it may be gone

@@ -35,6 +35,17 @@ def test_a_cache_may_be_named_from_where_the_user_stands(tmp_path: Path, monkeyp
     assert NOTHING.python.is_relative_to(tmp_path)  # its interpreter is started elsewhere
 
 
+def test_without_a_home_no_environment_is_there_and_none_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("COMPRESS_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert not Environment("some", ("pin==1",)).is_made()
+    with pytest.raises(UnfitError, match="name another one in COMPRESS_CACHE"):
+        Environment("some", ("pin==1",)).make()
+
+
 def test_a_script_that_fails_is_told_by_its_last_line(tmp_path: Path) -> None:
     NOTHING.python.parent.mkdir(parents=True)
     NOTHING.python.symlink_to("/bin/sh")

@@ -386,11 +386,20 @@ def test_what_came_before_a_bad_text_of_a_stream_is_answered(bundle: Path) -> No
         next(stream)
 
 
-def test_importing_sends_nothing_home(tmp_path: Path) -> None:
-    """onnxruntime's telemetry is on by default, and leaves its queue in the home folder."""
-    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | {"HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", "import compressor.runtime"], env=environment, check=True)
-    assert not list(tmp_path.rglob("*"))
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_answering_sends_nothing_home(backend: str, bundle: Path, tmp_path: Path) -> None:
+    """Both runtimes' telemetry is on by default: onnxruntime's leaves its queue in the home folder, OpenVINO's a number of the user."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    answer = f"import sys; from compressor.runtime import Runtime; Runtime({str(bundle.absolute())!r}, backend={backend!r})"
+    told = "; print([n for n in sys.modules if n.startswith('openvino_telemetry') and sys.modules[n]])"
+    asked = [sys.executable, "-c", answer + told]
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(asked, env=environment | {"HOME": str(home)}, check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+    assert not list(home.rglob("*"))
 
 
 def test_a_link_that_leads_elsewhere_changes_no_open_bundle(bundle: Path, tmp_path: Path) -> None:

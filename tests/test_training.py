@@ -160,6 +160,26 @@ def test_a_training_that_goes_on_keeps_the_best_of_all_epochs(tmp_path: Path) ->
     assert torch.equal(weights(again), weights(whole))
 
 
+@pytest.mark.parametrize("content", [b"", b"half", None], ids=["empty", "half", "gone"])
+@pytest.mark.parametrize("broken", ["fit.pt", "best.pt"])
+def test_a_checkpoint_that_is_not_whole_is_told_and_the_training_begins_anew(
+    broken: str, content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, again = model(), model()
+    scores: dict[str, Any] = {"scores": [0.9, 0.1, 0.2, 0.3], "keep": "best", "checkpoint_every": 5}
+    train(whole, tmp_path / "whole", **scores)
+    with pytest.raises(StageError):
+        train(model(), tmp_path / "parts", fail_at=7, **scores)
+    left = (tmp_path / "parts" / broken).read_bytes()[:-100]
+    (tmp_path / "parts" / broken).unlink()
+    if content is not None:
+        (tmp_path / "parts" / broken).write_bytes(left if content else content)
+    train(again, tmp_path / "parts", **scores)
+    assert torch.equal(weights(again), weights(whole))
+    told = capsys.readouterr().err
+    assert ("its checkpoint is not whole" in told) == (content is not None or broken == "best.pt")
+
+
 def test_a_training_that_a_gpu_began_goes_on_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, again = model(), model()
     train(whole, tmp_path / "whole", [0.9, 0.1, 0.2, 0.3], keep="best", checkpoint_every=5)
