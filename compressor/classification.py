@@ -1,8 +1,10 @@
 """Tasks that answer for a whole text, or a pair of texts: one label, any number of labels, or a number."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from compressor.files import Columns, Reader
 from compressor.scores import Metric, accuracy, label_macro_f1, label_micro_f1, macro_f1, spearman
 from compressor.tokens import Floats, Ints
 from compressor.windows import Windows, whole_texts
+
+NUMBER = re.compile("-?[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +224,11 @@ class MaskedLanguageModelling(_WholeTexts):
 
 
 def by_name(names: Iterable[str]) -> tuple[str, ...]:
-    """Return distinct names in order: numbers by size, then the others by letter."""
+    """Return distinct names in order: whole numbers by size, then the others by letter."""
 
-    def place(name: str) -> tuple[bool, int, str, str]:
-        digits = name.lstrip("0") if name.isascii() and name.isdecimal() else ""
-        return not name.isascii() or not name.isdecimal(), len(digits), digits, name  # by size without int, which has a longest number
+    def place(name: str) -> tuple[bool, Decimal, str]:
+        number = Decimal(name) if NUMBER.fullmatch(name) else None  # int has a longest one
+        return number is None, number or Decimal(0), name
 
     return tuple(sorted(set(names), key=place))
 

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from compressor.errors import RecipeError, UnfitError
@@ -72,6 +73,7 @@ def write_recipe(
     train: str,
     task: str = "text-classification",
     text: str | None = None,
+    text_pair: str | None = None,
     label: str | None = None,
     student_layers: int = 3,
     threads: int = 1,
@@ -84,8 +86,9 @@ def write_recipe(
         UnfitError: the file cannot be written.
     """
     train, model = (_from_beside(path, source) for source in (train, model))
+    columns = {"text": text, "text_pair": text_pair, "label": label}
     depths = {"student_layers": student_layers, "teacher_layers": teacher_layers}
-    recipe = _composed(str(path), name=name, model=model, train=train, task=task, text=text, label=label, threads=threads, **depths)
+    recipe = _composed(str(path), name=name, model=model, train=train, task=task, columns=columns, threads=threads, **depths)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
@@ -109,8 +112,7 @@ def _composed(
     model: str,
     train: str,
     task: str,
-    text: str | None,
-    label: str | None,
+    columns: Mapping[str, str | None],
     student_layers: int,
     threads: int,
     teacher_layers: int,
@@ -121,7 +123,9 @@ def _composed(
     if task not in SERVED:
         raise RecipeError(f"no task {task!r}; choose {', '.join(SERVED)}")
     usual, windowed = USUAL[task], task in WINDOWED
-    columns = {"text": usual.text if text is None else text, "text_pair": usual.text_pair, "label": usual.label if label is None else label}
+    if columns["text_pair"] is not None and task in WINDOWED and usual.text_pair is None:
+        raise RecipeError(f"{task} reads one text: leave --text-pair out")
+    named = {key: getattr(usual, key) if column is None else column for key, column in columns.items()}
     return RECIPE.format(
         file=scalar(file),
         name=scalar(name),
@@ -130,7 +134,7 @@ def _composed(
         task=task,
         metric=usual.metrics[0],
         forms=", ".join(["csv", "tsv", "jsonl", "parquet", *OWN_FORMS.get(task, ())]),
-        columns="\n".join(f"  {key}: {scalar(column)}" for key, column in columns.items() if column is not None),
+        columns="\n".join(f"  {key}: {scalar(column)}" for key, column in named.items() if column is not None),
         max_length=384 if task == "question-answering" else 128,
         longer="go on in another window" if windowed else "are cut",
         distill=DISTILL.format(layers=spread_layers(student_layers, teacher_layers)),

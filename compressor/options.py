@@ -7,6 +7,8 @@ import typer
 
 from compressor.output import Format
 
+_FORMS = "csv, tsv, jsonl, parquet, conll or SQuAD json, also .gz, or package:NAME/FILE"
+
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 BundlePath = Annotated[Path, typer.Argument(help="A bundle: a folder that `compress run` wrote.", show_default=False)]
 Changes = Annotated[
@@ -53,7 +55,7 @@ Thresholds = Annotated[
 ]
 Models = Annotated[list[Path], typer.Argument(help="Folders of bundles, or .onnx files.", show_default=False)]
 Texts = Annotated[Path | None, typer.Argument(help="One text a line; stdin when absent.", show_default=False)]
-Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help="Labelled examples: csv, tsv, jsonl, parquet.")]
+Labelled = Annotated[str, typer.Option("--data", envvar="COMPRESS_DATA", help=f"Labelled examples: {_FORMS}.")]
 TaskName = Annotated[str, typer.Option("--task", envvar="COMPRESS_TASK", help="What the model answers: a task.type but masked-lm.")]
 PairColumn = Annotated[str | None, typer.Option("--text-pair", envvar="COMPRESS_TEXT_PAIR", help="Column of the second text.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", envvar="COMPRESS_SKIP_BAD", help="Leave out rows that are no examples.")]
@@ -62,8 +64,6 @@ UsualLabel = Annotated[
     str | None, typer.Option("--label", envvar="COMPRESS_LABEL", help="Column of what is known; absent: the task's usual one.")
 ]
 TeacherModel = Annotated[str, typer.Option("--model", envvar="COMPRESS_MODEL", help="The teacher: folder, package:NAME/FOLDER or Hub id.")]
-TrainData = Annotated[
-    str, typer.Option("--train", envvar="COMPRESS_TRAIN", help="Labelled examples: csv, tsv, jsonl, parquet, Hub data set id.")
-]
+TrainData = Annotated[str, typer.Option("--train", envvar="COMPRESS_TRAIN", help=f"Labelled examples: {_FORMS}, or a Hub data set id.")]
 ARTIFACTS = Path("artifacts")
 """Folder of stage artifacts and bundles, where nobody names one."""

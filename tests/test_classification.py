@@ -19,6 +19,7 @@ NONE = Windows.whole(Tokens.joined([]))
 
 def test_labels_are_ordered_numbers_by_size_then_names() -> None:
     assert by_name(["b", "10", "2", "a", "2"]) == ("2", "10", "a", "b")
+    assert by_name(["1", "-1", "0", "-10", "-a"]) == ("-10", "-1", "0", "1", "-a")
     assert by_name(["②", "①", "²", "10"]) == ("10", "²", "①", "②")  # digits that are no numbers
     assert by_name(["9" * 5000, "10", "007", "7", "0"]) == ("0", "007", "7", "10", "9" * 5000)  # int() reads 4,300 digits
 

@@ -149,3 +149,11 @@ def test_numbers_out_of_range_write_nothing(tmp_path: Path, numbers: dict[str, i
 )
 def test_layers_are_spread_evenly(student: int, layers: list[int]) -> None:
     assert spread_layers(student, 12) == layers
+
+
+def test_a_second_text_has_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    write_recipe(path, name="pairs", model=BERT, train="train.csv", text="premise", text_pair="hypothesis")
+    assert "  text: premise\n  text_pair: hypothesis\n  label: label\n" in path.read_text(encoding="utf-8")
+    with pytest.raises(RecipeError, match="reads one text: leave --text-pair out"):
+        write_recipe(tmp_path / "other.yaml", name="pairs", model=BERT, train="train.csv", task="token-classification", text_pair="second")

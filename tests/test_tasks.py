@@ -187,6 +187,19 @@ def test_numbers_out_of_reach_and_texts_that_choose_and_report_are_told(
     assert "a new head learns those beyond some 10 slowly or never: divide them" in " ".join(capsys.readouterr().err.split())
 
 
+def test_label_sets_that_are_not_told_apart_are_told(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = RECIPE.format(task="type: multi-label-classification", metric="micro_f1", model=tiny_model, data="", cascade="")
+    (tmp_path / "tiny.yaml").write_text(text.replace("jsonl", "csv"), encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    for between, told in ((", ", True), ("|", False)):
+        for name in ("train", "search", "test"):
+            rows = "".join(f'text {name} {n},"good{between}film"\ntext {name} {n} too,good\n' for n in range(20))
+            (tmp_path / f"{name}.csv").write_text(f"text,labels\n{rows}", encoding="utf-8")
+        data.run(load_recipe(tmp_path / "tiny.yaml"), {}, tmp_path / "out", Progress())
+        asked = "no text of train has more than one label ('good', 'good, film'): in csv and tsv, several stand with | between"
+        assert (asked in " ".join(capsys.readouterr().err.split())) == told
+
+
 def test_eval_gives_the_score_that_the_build_gave(project: tuple[str, Path]) -> None:
     kind, folder = project
     built = {row["name"]: row for row in json.loads((folder / "built.json").read_text(encoding="utf-8"))["variants"]}

@@ -15,6 +15,7 @@ from compressor.options import (
     Changes,
     Force,
     OutputFormat,
+    PairColumn,
     Profile,
     RecipePath,
     TaskName,
@@ -143,6 +144,7 @@ def init(
     train: TrainData = "train.csv",
     task: TaskName = "text-classification",
     text: UsualText = None,
+    text_pair: PairColumn = None,
     label: UsualLabel = None,
     student_layers: Annotated[
         int, typer.Option("--student-layers", envvar="COMPRESS_STUDENT_LAYERS", min=2, help="Layers of the student.")
@@ -162,6 +164,7 @@ def init(
         train=train,
         task=task,
         text=text,
+        text_pair=text_pair,
         label=label,
         student_layers=student_layers,
         threads=threads,

@@ -48,12 +48,16 @@ class Written:
     """Magnitude of the largest number."""
     answered: bool = False
     """Whether any question has an answer."""
+    several: bool = False
+    """Whether any text has more than one label."""
 
     def add(self, example: Example) -> None:
         """Write one example."""
         self.examples += 1
-        for name in self.task.names(example):
+        names = self.task.names(example)
+        for name in names:
             self.first.setdefault(name, self.examples)
+        self.several |= len(names) > 1
         self.answered |= bool(example.label)
         if self.task.choice == "number" and example.label is not None:
             self.largest = max(self.largest, abs(example.label))
@@ -104,6 +108,9 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     if splits["train"].largest > FAR:
         told = f"numbers of train reach {splits['train'].largest:g}, and a new head learns those beyond some {FAR} slowly or never"
         log.warn(f"{told}: divide them in all files (`predict` answers what was learned)")
+    if task.choice == "each" and not splits["train"].several:
+        told = f"no text of train has more than one label ({', '.join(map(repr, labels[:3]))}{', …' if len(labels) > 3 else ''})"
+        log.warn(f"{told}: in csv and tsv, several stand with | between; where there is only one, text-classification suits")
     if chose := len({*splits["validation"].hashes} & {*splits["test"].hashes} if "test" in splits else ()):
         told = "epochs, seeds and 8-bit products are chosen by the one, and the other is reported"
         log.warn(f"{chose} of {splits['test'].examples} texts of test are in validation too: {told}")
