@@ -159,18 +159,11 @@ def _of_speed(teacher: Size | None, shipped: Size | None, recipe: Recipe) -> Ite
     if max(asked) > fewer * INT8 and recipe.export.halves:
         yield f"INT8 is at most {INT8} times as fast: for a speed-up of {max(asked):g} leave export.halves out and distill a student"
     elif max(asked) > fewer * INT8:
-        others = ["a bilstm student"] * _may_be_bilstm(recipe)
+        others = ["a bilstm student"] * recipe.may_be_bilstm
         others += ["a cascade"] * (recipe.task.type != "text-regression")
         yield f"{told}: for a speed-up of {max(asked):g} take {_either(_smaller(shipped, recipe) + others)}"
     elif max(asked) > fewer and not recipe.quantize:
         yield f"{told}: for a speed-up of {max(asked):g} add a quantize section"
-
-
-def _may_be_bilstm(recipe: Recipe) -> bool:
-    """Return whether no other section of the recipe refuses a BiLSTM."""
-    dynamic = recipe.quantize is None or (recipe.quantize.backend in ("onnxruntime", "auto") and not recipe.export.portable)
-    whole = recipe.task.type not in WINDOWED and not recipe.length_adapt and not recipe.early_exit
-    return whole and dynamic and recipe.export.exporter == "torchscript"
 
 
 def _smaller(shipped: Size, recipe: Recipe) -> list[str]:

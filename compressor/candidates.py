@@ -107,9 +107,9 @@ class Evaluator:
 
         def find() -> Candidate:
             macs = self.macs(genome)
-            latency, median = self._latency(genome) if self.settings.latency == "measured" else (macs, None)
+            cost, median = self._latency(genome) if self.settings.latency == "measured" else (macs, None)
             score = self.data.score(self.scorer.logits(self.data.tokens, genome), self.metric)
-            return Candidate(genome, score, latency, macs, latency, median)
+            return Candidate(genome, score, macs, cost, median)
 
         return self.results.of(genome, 1.0, find)
 
@@ -119,11 +119,11 @@ class Evaluator:
         On few texts that tells more than their score does: every answer moves a little, few change sides.
         """
         known = [c for c in self.results.measured() if self.settings.latency == "measured"]
-        fit = fitted([self._asked(c.lengths) for c in known], [c.latency_ms for c in known]) if known else None
+        fit = fitted([self._asked(c.lengths) for c in known], [c.cost for c in known]) if known else None
 
         def find(genome: Genome) -> Candidate:
             cost = self.macs(genome) if fit is None else predicted(fit, self._asked(genome))
-            return Candidate(genome, -self._divergence(genome, share), cost, self.macs(genome), cost, share=share)
+            return Candidate(genome, -self._divergence(genome, share), self.macs(genome), cost, share=share)
 
         return [self.results.of(genome, share, lambda g=genome: find(g)) for genome in genomes]  # type: ignore[misc]
 
@@ -163,6 +163,6 @@ class Evaluator:
 
         found = interleaved({"full": at(self.space.full), "this": at(genome)}, range(len(self.requests)), rounds=2)
         first = self.results.known.get((self.space.full, 1.0))
-        reference = first.latency_ms if first else found["full"].p50_ms
+        reference = first.cost if first else found["full"].p50_ms
         this, full = found["this"], found["full"]
         return reference * this.mean_ms / full.mean_ms, reference * this.p50_ms / full.p50_ms

@@ -29,15 +29,16 @@ WORTHWHILE = 0.05
 
 @dataclass(frozen=True)
 class Candidate:
-    """A length configuration with what was found for it; `cost` is what the front trades the score against."""
+    """A length configuration with what was found for it; its cost is what the front trades the score against."""
 
     lengths: Genome
     score: float
-    latency_ms: float
     macs: float
+    """Multiply-accumulates, as a share of full length's."""
     cost: float
+    """Milliseconds, of means, or multiply-accumulates, as `search.latency` says."""
     median_ms: float | None = None
-    """Median latency, where it was timed; the cost is of means, which tell what long texts gain too."""
+    """Median latency, where it was timed."""
     share: float = 1.0
     """Part of the search split; below 1 the score is how near answers stay to full length's, and the cost is an estimate."""
 

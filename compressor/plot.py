@@ -129,7 +129,7 @@ def _axis(wanted: Sequence[float], cloud: Sequence[float], start: float, end: fl
 
 
 def _usable(candidates: Iterable[Candidate]) -> list[Candidate]:
-    return [c for c in candidates if is_number(c.get("score")) and is_number(c.get("latency_ms"))]
+    return [c for c in candidates if is_number(c.get("score")) and is_number(c.get("cost"))]
 
 
 def _as_searched(points: Mapping[str, Candidate], searched: Iterable[Candidate]) -> dict[str, Candidate]:
@@ -141,7 +141,7 @@ def _as_searched(points: Mapping[str, Candidate], searched: Iterable[Candidate])
 
 def _describe(candidate: Candidate, write: Callable[[float], str]) -> str:
     lengths = " ".join(map(str, candidate.get("lengths") or ()))
-    return f"{percent(candidate['score'])}, {write(candidate['latency_ms'])}" + (f", lengths {lengths}" if lengths else "")
+    return f"{percent(candidate['score'])}, {write(candidate['cost'])}" + (f", lengths {lengths}" if lengths else "")
 
 
 def _text_box(x: float, y: float, name: str, anchor: str) -> Box:
@@ -191,17 +191,17 @@ def front_plot(
     write: Callable[[float], str] = milliseconds,
 ) -> Plot | None:
     """Lay out score against latency, or what a search by MACs has in its place; None when the recipe searched nothing."""
-    best = sorted(_usable(front), key=lambda c: c["latency_ms"])
+    best = sorted(_usable(front), key=lambda c: c["cost"])
     if not best:
         return None
     cloud = _usable(evaluated)
     named = _as_searched(points, [*cloud, *best])
     wanted = [*best, *named.values()]
-    x = _axis([c["latency_ms"] for c in wanted], [c["latency_ms"] for c in cloud], AREA.left, AREA.right, side=1)
+    x = _axis([c["cost"] for c in wanted], [c["cost"] for c in cloud], AREA.left, AREA.right, side=1)
     y = _axis([100 * c["score"] for c in wanted], [100 * c["score"] for c in cloud], AREA.bottom, AREA.top, side=-1)
 
     def mark(candidate: Candidate) -> Mark:
-        return Mark(x(candidate["latency_ms"]), y(100 * candidate["score"]), _describe(candidate, write))
+        return Mark(x(candidate["cost"]), y(100 * candidate["score"]), _describe(candidate, write))
 
     dots = [dot for dot in map(mark, cloud) if AREA.holds(dot.x, dot.y)]
     line = [mark(c) for c in best]

@@ -11,7 +11,7 @@ from compressor.files import Columns
 from compressor.settings.base import BUNDLE, CONTENT, LARGEST, SPLITS, UNKEYED, Section
 from compressor.settings.data import USUAL, WINDOWED, Data, Split, Task
 from compressor.settings.deploying import EarlyExit, Export, LengthAdapt, PointName, Quantize, Search
-from compressor.settings.distilling import Distill
+from compressor.settings.distilling import BiLSTM, Distill, SoftLabels, Student
 from compressor.settings.serving import AnyGate, Cascade, DropGate, Target
 from compressor.settings.training import Recycle, Teacher
 
@@ -105,6 +105,20 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _bilstm_fits(self) -> "Recipe":
+        self._check_bilstms()
+        return self
+
+    @property
+    def may_be_bilstm(self) -> bool:
+        """Whether no other section refuses a student that is a BiLSTM."""
+        taught = Distill(student=Student(bilstm=BiLSTM()), objectives=(SoftLabels(type="soft_labels"),))
+        try:
+            self.model_copy(update={"distill": taught})._check_bilstms()
+        except ValueError:
+            return False
+        return True
+
+    def _check_bilstms(self) -> None:
         if self.distill and self.distill.student.bilstm:
             if self.length_adapt:
                 raise ValueError("a bilstm student has no lengths to adapt: leave `length_adapt` and `search` out")
@@ -135,7 +149,6 @@ class Recipe(Section):
                 raise ValueError(f"{name}.objectives: {told}; use soft_labels, logits and labels")
             if section.student.layers is not None and teacher and teacher.student.bilstm:
                 raise ValueError("a bilstm assistant has no layers to take: name the student of `distill` by `model` or `bilstm`")
-        return self
 
     @model_validator(mode="after")
     def _windows_fit(self) -> "Recipe":

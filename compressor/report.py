@@ -191,7 +191,7 @@ class CascadeDrawing:
 def _probe_plot(metrics: Mapping[str, Any]) -> Plot | None:
     """Lay out the short trainings that told how many layers stay: score against a text's time; None where the recipe states it."""
     probes = [probe for stage in metrics["stages"] for probe in (stage.get("metrics") or {}).get("probes", ())]
-    points = {f"{p['layers']} layers": {"score": p["score"], "latency_ms": 1000 / p["texts_per_second"]} for p in probes}
+    points = {f"{p['layers']} layers": {"score": p["score"], "cost": 1000 / p["texts_per_second"]} for p in probes}
     return front_plot(points.values(), (), points)
 
 
@@ -199,14 +199,14 @@ def _cascade_drawing(policy: Mapping[str, Any]) -> CascadeDrawing | None:
     """Lay out score against mean time."""
 
     def at(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"score": row["score"], "latency_ms": row["mean_ms"]}
+        return {"score": row["score"], "cost": row["mean_ms"]}
 
     members = {row["name"]: at(row) for row in policy["members"]}
     points = {**members, "oracle": at(policy["oracle"]), "cascade": at(policy["chosen"])}
     plot = front_plot([at(row) for row in policy["curve"]], (), points)
     if plot is None:
         return None
-    return CascadeDrawing(plot, " ".join(f"{plot.x(m['latency_ms']):g},{plot.y(100 * m['score']):g}" for m in members.values()))
+    return CascadeDrawing(plot, " ".join(f"{plot.x(m['cost']):g},{plot.y(100 * m['score']):g}" for m in members.values()))
 
 
 def _markdown(value: object) -> str:

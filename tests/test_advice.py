@@ -159,6 +159,7 @@ def test_what_a_recipe_would_be_refused_for_is_not_advised(make_recipe: Callable
     ways = "for a speed-up of 50 take fewer layers, a narrower hidden_size"
     assert f"{ways}, a bilstm student or a cascade" in advice(recipe, *large, speed)
     assert "a bilstm" not in advice(recipe, *large, speed, "quantize={backend: nncf}")
+    assert "a bilstm" not in advice(recipe, *large, speed, "quantize=null", "target.backend=openvino")
     adapters = "for a speed-up of 50 take fewer layers, a bilstm student or a cascade"
     assert adapters in advice(recipe, *large, speed, "teacher.finetune={method: adapters}")
     (tmp_path / "train.csv").write_text("tokens,tags\n" + '"[""good""]","[""B-X""]"\n' * 30)

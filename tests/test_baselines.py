@@ -10,7 +10,7 @@ SPACE = Space(6, 128, 1)
 
 
 def candidate(score: float, cost: float) -> Candidate:
-    return Candidate((1,), score, cost, cost, cost)
+    return Candidate((1,), score, cost, cost)
 
 
 def test_baselines_are_valid_configurations() -> None:

@@ -15,7 +15,7 @@ from tests.test_families import CONFIGS
 
 
 def candidate(length: int, share: float = 1.0) -> Candidate:
-    return Candidate((length, 1), 0.5, 2.0, 0.5, 2.0, share=share)
+    return Candidate((length, 1), 0.5, 0.5, 2.0, share=share)
 
 
 def test_a_result_is_found_once_and_read_back(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_configuration_is_scored_and_timed_at_its_own_lengths(tmp_path: Path, 
     monkeypatch.setattr("compressor.candidates.interleaved", interleaved)
     full, half = bench.measured((16, 16)), bench.measured((8, 4))
     assert seen == [(16, 16), (16, 16), (16, 16), (8, 4)]
-    assert (full.score, full.latency_ms, full.median_ms) == (1.0, 8.0, 8.0)
-    assert (half.score, half.cost, half.latency_ms, half.median_ms) == (12 / 32, 2.0, 2.0, 6.0)  # 8 · 5/20 and 8 · 12/16
+    assert (full.score, full.cost, full.median_ms) == (1.0, 8.0, 8.0)
+    assert (half.score, half.cost, half.median_ms) == (12 / 32, 2.0, 6.0)  # 8 · 5/20 and 8 · 12/16
 
 
 def test_of_proposals_the_nearest_to_full_length_is_rated_best(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from compressor.stages.search import starting_points
 
 
 def candidate(score: float, cost: float, lengths: Genome = (1,)) -> Candidate:
-    return Candidate(lengths, score, cost, cost, cost)
+    return Candidate(lengths, score, cost, cost)
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20))))

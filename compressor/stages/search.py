@@ -61,7 +61,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         "baselines": baselines,
     }
     write_json(out / "frontier.json", json.loads(json.dumps(frontier, default=dataclasses.asdict)))
-    gain = full.latency_ms / points["fast"].latency_ms
+    gain = full.cost / points["fast"].cost
     fast = (
         f"is {gain:.2f}x full length" if settings.latency == "measured" else f"takes {1 / gain:.0%} of full length's multiply-accumulates"
     )
@@ -84,7 +84,7 @@ def _measurer(bench: Evaluator, total: int, log: Progress) -> Measure:
         for genome in genomes:
             found.append(bench.measured(genome))
             done += 1
-            cost = {"latency": f"{found[-1].latency_ms:.2f} ms"} if bench.settings.latency == "measured" else {"macs": found[-1].macs}
+            cost = {"latency": f"{found[-1].cost:.2f} ms"} if bench.settings.latency == "measured" else {"macs": found[-1].cost}
             log.steps(done, total, score=found[-1].score, **cost)
         return found
 
