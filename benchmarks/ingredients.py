@@ -20,6 +20,7 @@ from compressor.loader import load_recipe
 from compressor.modeling import PlainModel
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.scores import interval
 from compressor.scoring import predict
 from compressor.splits import MODEL, Splits, task_of
 
@@ -65,7 +66,7 @@ def scored(recipe: Recipe, artifact: Artifact) -> dict[str, Any]:
     test = splits.encoded("test", task, artifact.path / MODEL)
     logits = predict(lambda b: model(b["input_ids"], b["attention_mask"], b["token_type_ids"]), test)
     metric, metrics = recipe.task.metric, artifact.metrics
-    low, high = test.interval(logits, metric)
+    low, high = interval(task.metrics[metric], test.outcomes(logits))
     facts = {"validation": metrics["validation_score"], "seconds": round(metrics["seconds"]), "steps": metrics["steps"]}
     return {"score": test.score(logits, metric), "low": low, "high": high, **facts}
 

@@ -64,7 +64,7 @@ class Artifact:
 
     @property
     def digest(self) -> str:
-        """Hash of the files, in which times and machines play no part."""
+        """Hash of the files; what was measured of their making plays no part."""
         return str(self.manifest["digest"])
 
     @property
@@ -84,11 +84,10 @@ class Artifact:
         return f"{changed[0]} has changed" if changed else None
 
 
-def commit(scratch: Path, folder: Path, manifest: Mapping[str, Any], measured: frozenset[str] = frozenset()) -> Artifact:
-    """Write the manifest and rename the scratch folder into place; `measured` files do not count in the digest."""
+def commit(scratch: Path, folder: Path, manifest: Mapping[str, Any]) -> Artifact:
+    """Write the manifest and rename the scratch folder into place."""
     files = files_of(scratch)
-    stable = {name: sha for name, sha in files.items() if name not in measured}
-    write_json(scratch / MANIFEST, {**manifest, "files": files, "digest": digest_of(stable)})
+    write_json(scratch / MANIFEST, {**manifest, "files": files, "digest": digest_of(files)})
     with interrupts.held_back():
         if folder.exists():
             shutil.rmtree(folder)

@@ -16,7 +16,6 @@ from torch import Tensor
 from compressor.choices import UNLABELLED
 from compressor.data import Example
 from compressor.losses import soft_label_loss
-from compressor.scores import interval
 from compressor.tasks import Task
 from compressor.tokens import Floats, Ints, Tokens
 from compressor.windows import Windows
@@ -104,10 +103,6 @@ class Encoded:
         real = [torch.ones(1, span.stop - span.start, dtype=torch.bool) for span in spans]
         found = [soft_label_loss(ours[None, s], theirs[None, s], mask, "positions", 1.0) for s, mask in zip(spans, real, strict=True)]
         return float(torch.stack(found).mean())
-
-    def interval(self, logits: Floats, metric: str) -> tuple[float, float]:
-        """Return the metric's 95 % interval."""
-        return interval(self.task.metrics[metric], self.outcomes(logits))
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")

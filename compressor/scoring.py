@@ -28,7 +28,7 @@ def inputs_of(batch: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def predict(forward: Callable[[dict[str, Tensor]], Tensor], data: Encoded, precision: str = "auto") -> Floats:
+def predict(forward: Callable[[dict[str, Tensor]], Tensor], data: Encoded) -> Floats:
     """Return what a score needs of a model's logits, in the order of the data; the model is in evaluation mode.
 
     The result is (windows, classes), or (tokens, classes) where every token has logits.
@@ -36,7 +36,7 @@ def predict(forward: Callable[[dict[str, Tensor]], Tensor], data: Encoded, preci
     device, batches, found = Accelerator().device, length_batches(data.tokens.lengths, data.rows_at_once), list[Floats]()
     for rows in batches:
         batch = on(device, data.batch(rows))
-        with autocast(precision, device):
+        with autocast("auto", device):
             found.append(data.reduced(forward(batch), batch).float().cpu().numpy())
     return in_order(found, batches, data.tokens.lengths)
 

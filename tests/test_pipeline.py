@@ -420,16 +420,6 @@ def test_fit_resumes_inside_an_epoch_with_the_same_result(make_recipe: Callable[
     assert Artifact(ours).digest == Artifact(theirs).digest
 
 
-def test_commit_leaves_measured_files_out_of_the_digest(tmp_path: Path) -> None:
-    digests = []
-    for seconds in ("1", "2"):
-        (tmp_path / "scratch").mkdir()
-        (tmp_path / "scratch/model").write_text("same")
-        (tmp_path / "scratch/times").write_text(seconds)
-        digests.append(commit(tmp_path / "scratch", tmp_path / seconds, {}, frozenset({"times"})).digest)
-    assert digests[0] == digests[1]
-
-
 def test_points_without_a_name_have_medians_beside_that_of_full_length(project: Path, tmp_path: Path) -> None:
     full, half = ({"lengths": [n], "score": 0.9, "latency_ms": 2.0 * n, "median_ms": 1.0 * n} for n in (8, 4))
     half["median_ms"] = 6.0  # a text of middle length gains less than a long one
