@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from compressor.errors import StageError, UnfitError
 from compressor.loader import load_recipe
 from compressor.products import count_products, products
 from compressor.progress import Progress
-from compressor.quantizers import QUANTIZERS, Quantizer, dynamic, smoothed, static
+from compressor.quantizers import QUANTIZERS, Feed, Quantizer, dynamic, smoothed, static
 from compressor.runtime import Runtime
 from compressor.session import Graph
 from compressor.settings.serving import Target
@@ -193,6 +194,25 @@ def test_a_backend_that_fails_or_answers_otherwise_is_left_out_by_auto(
     names = ["onnxruntime", "nncf"]
     with pytest.raises(RuntimeError, match="out of memory"):
         quantize.run(recipe, inputs, tmp_path, Progress())
+
+
+def test_products_that_stay_float_unasked_are_told(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {
+        kind: Artifact(next(built.glob(f"artifacts/{stage}-*")))
+        for kind, stage in (("data", "data"), ("checkpoint", "length_adapt"), ("float_graph", "export"))
+    }
+
+    def forgetful(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), **how: bool) -> None:
+        dynamic(source, target, feeds, [*kept, products(source)[0]], **how)
+
+    recipe, told = load_recipe(built / "tiny.yaml"), "1 of 11 matrix products stay float though 8 bits were asked"
+    quantize.run(recipe, inputs, tmp_path, Progress())
+    assert told not in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setitem(QUANTIZERS, "onnxruntime", forgetful)  # type: ignore[arg-type]
+    assert quantize.run(recipe, inputs, tmp_path, Progress())["products"] == {"int8": 10, "float": 1}
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_texts_that_calibrate_are_of_train_of_all_lengths_and_configurations(

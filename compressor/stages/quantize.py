@@ -88,7 +88,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         one.file.rename(out / "model.onnx") if name == chosen else one.file.unlink()
     if recipe.export.halves:
         _quantize_halves(bench, chosen, out, feeds, made[chosen].kept, log)
-    facts = {"backend": chosen, "single": chosen in SINGLE, "products": count_products(out / "model.onnx"), "validation": scores}
+    counted = count_products(out / "model.onnx")
+    if unasked := counted["float"] - len(made[chosen].kept):
+        told = f"{unasked} of {sum(counted.values())} matrix products stay float though 8 bits were asked"
+        log.warn(f"quantize: {chosen} has no 8-bit form of them, and {told}; 'compress explain' shows what they take, another backend may")
+    facts = {"backend": chosen, "single": chosen in SINGLE, "products": counted, "validation": scores}
     facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times, "isa": bench.isa}
     facts |= {"left_out": left_out} if left_out else {}
     return {**facts, "validation_score": made[chosen].score, "megabytes": (out / "model.onnx").stat().st_size / 1e6}
