@@ -108,12 +108,12 @@ class RecycledLayers(Section):
     layer: FirstLayers
     """Layers of the student that stay as they are: so many from the first on, or a share of them, as 50%."""
     dtype: DType | None = None
-    """How their outputs are kept; absent: as `recycle` says."""
+    """How their outputs are kept; absent: as `recycle` says, or float16."""
     store: Annotated[Folder | None, UNKEYED] = None
     """Folder in which a folder of these layers' own keeps them, and those of other teachers' stay until you remove them; absent: the
     artifacts folder."""
     max_size: Annotated[Megabytes | None, UNKEYED] = None
-    """Largest store; absent: as `recycle` says."""
+    """Largest store; absent: as `recycle` says, or 20GB."""
 
 
 class Teacher(Section):
