@@ -22,6 +22,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.scores import interval
 from compressor.scoring import predict
+from compressor.smoke import smoke
 from compressor.splits import MODEL, Splits, task_of
 
 RECIPE, ARTIFACTS = Path("recipes/sst2.yaml"), Path("artifacts")
@@ -51,7 +52,7 @@ def main() -> None:
     rows = []
     for name, changes in rows_of(load_recipe(RECIPE, chosen.changes)).items():
         recipe = load_recipe(RECIPE, [*chosen.changes, *changes])
-        recipe = recipe.smoke() if chosen.trial else recipe
+        recipe = smoke(recipe) if chosen.trial else recipe
         rows.append({"name": name, **scored(recipe, pipeline.run(recipe, ARTIFACTS, Progress(), until="distill"))})
         print(json.dumps(rows[-1]), flush=True)
     teacher = scored(recipe, pipeline.run(recipe, ARTIFACTS, Progress(), until="finetune"))

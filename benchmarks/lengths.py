@@ -26,6 +26,7 @@ from compressor.loader import load_recipe
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.settings.deploying import Search
+from compressor.smoke import smoke
 
 ARTIFACTS = Path("artifacts")
 USUAL = ["length_adapt.protect=cls", "length_adapt.neighbours=0", "length_adapt.counts=ratio"]
@@ -67,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name, changes in variants.items():
             recipe = load_recipe(chosen.recipe, [*USUAL, *chosen.changes, *changes])
-            recipe = recipe.smoke() if chosen.trial else recipe
+            recipe = smoke(recipe) if chosen.trial else recipe
             benches[name], seconds[name] = bench_of(recipe, Path(scratch))
     rows = compare(benches)
     conclude(f"lengths_{recipe.name}", {"recipe": str(chosen.recipe), "training_seconds": seconds, "rows": rows}, chosen.trial)

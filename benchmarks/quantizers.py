@@ -24,6 +24,7 @@ from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS
 from compressor.recipe import Recipe
 from compressor.session import Graph
+from compressor.smoke import smoke
 from compressor.splits import MODEL, Splits, task_of
 
 ARTIFACTS = Path("artifacts")
@@ -39,7 +40,7 @@ def main() -> None:
     for recipe in recipes.values():
         check_extras(recipe)
     for backend, recipe in recipes.items():
-        recipe = recipe.smoke() if chosen.trial else recipe
+        recipe = smoke(recipe) if chosen.trial else recipe
         int8 = pipeline.run(recipe, ARTIFACTS, Progress(), until="quantize")
         found = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in int8.manifest["inputs"].items()}
         graphs[backend] = (int8.path / "model.onnx", bool(int8.metrics["single"]))

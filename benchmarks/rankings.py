@@ -23,6 +23,7 @@ from compressor.modeling import LengthAdaptiveModel
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.scoring import score_of
+from compressor.smoke import smoke
 from compressor.splits import MODEL, Splits, task_of
 
 ARTIFACTS = Path("artifacts")
@@ -74,7 +75,7 @@ def main() -> None:
     """Build, score, record."""
     chosen = recipe_parser(__doc__).parse_args()
     recipe = load_recipe(chosen.recipe, chosen.changes)
-    recipe = recipe.smoke() if chosen.trial else recipe
+    recipe = smoke(recipe) if chosen.trial else recipe
     conclude(f"rankings_{recipe.name}", {"recipe": str(chosen.recipe), "rows": measure(recipe)}, chosen.trial)
 
 

@@ -24,6 +24,7 @@ from compressor.evolution import WORTHWHILE, Candidate, Genome, evolve, hypervol
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
 from compressor.recipe import Recipe
+from compressor.smoke import smoke
 from compressor.stages.search import starting_points
 
 ITERATIONS, CHILDREN, PROBABILITY = 30, 30, 0.5
@@ -135,7 +136,7 @@ def main() -> None:
     """Build the recipe, search twice, record."""
     chosen = recipe_parser(__doc__).parse_args()
     recipe = load_recipe(chosen.recipe, [*chosen.changes, "search.latency=macs"])
-    recipe = recipe.smoke() if chosen.trial else recipe
+    recipe = smoke(recipe) if chosen.trial else recipe
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(recipe, 1 if chosen.trial else ITERATIONS, Path(scratch))
     conclude("search_cost", found, chosen.trial)

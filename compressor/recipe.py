@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from compressor import sources
 from compressor.files import Columns
 from compressor.settings.base import BUNDLE, CONTENT, LARGEST, SPLITS, UNKEYED, Section
-from compressor.settings.data import USUAL, WINDOWED, Data, Split, Task
+from compressor.settings.data import USUAL, WINDOWED, Data, Task
 from compressor.settings.deploying import EarlyExit, Export, LengthAdapt, PointName, Quantize, Search
 from compressor.settings.distilling import BiLSTM, Distill, SoftLabels, Student
 from compressor.settings.serving import AnyGate, Cascade, DropGate, Target
@@ -258,36 +258,6 @@ class Recipe(Section):
         """Texts that are scored beside each other in the search: it changes the time, never the result."""
         return self._workers
 
-    def smoke(self) -> "Recipe":
-        """Return the same stages on a sliver of data: for CI and for a first look, not for judging."""
-        limits = dict.fromkeys((*SPLITS, "unlabelled"), 48) | {"train": 192}
-        taught = self.teacher.finetune is not None and not any(one.bundle for one in (self.cascade.members if self.cascade else ()))
-        if self.deployed and not taught:
-            limits["train"] = 2000  # who is there already knows all labels, of which fewer texts may show some only
-        splits = {name: _sliver(split, most, name) for name, most in limits.items() if (split := getattr(self.data, name))}
-        # of so few texts a smaller share may be none, and not every label is there
-        sliver = {**splits, "holdout": max(0.2, self.data.holdout), "unknown_labels": "skip"}
-        changed: dict[str, Any] = {"name": f"{self.name}-smoke", "gates": (), "data": self.data.model_copy(update=sliver)}
-        short = {"max_steps": 6, "batch_size": 16, "seeds": 1}
-        changed["teacher"] = self.teacher.model_copy(
-            update={"finetune": self.teacher.finetune and self.teacher.finetune.model_copy(update=short)}
-        )
-        changed |= {
-            k: section.model_copy(update=short)
-            for k in ("assistant", "distill", "length_adapt", "early_exit")
-            if (section := getattr(self, k))
-        }
-        if self.quantize:  # of a few texts one costs more than any drop allowed
-            changed["quantize"] = self.quantize.model_copy(update={"max_drop": 1.0})
-        if self.search:
-            changed["search"] = self.search.model_copy(update={"evaluations": 6, "population": 4, "texts": 8, "proposals": 2})
-        if self.cascade:
-            own = self.cascade.calibration
-            few = own and _sliver(own, 48, "calibration")
-            # a few texts reach no goal of speed
-            changed["cascade"] = self.cascade.model_copy(update={"speedup": None, "latency_ms": None, "calibration": few})
-        return self.model_copy(update=changed)
-
     def key_settings(self, names: Iterable[str]) -> dict[str, Any]:
         """Return what a result depends on: sections or single keys (`section.key`), every named file replaced by a hash of its content."""
         values = {name: self._key_setting(*name.split(".")) for name in names}
@@ -300,16 +270,6 @@ class Recipe(Section):
     def _key_setting(self, section: str, key: str | None = None) -> Any:
         found = _key_value(getattr(self, section), self.root)
         return found if key is None or found is None else found[key]
-
-
-def _sliver(split: Split, most: int, name: str) -> Split:
-    """Return at most so many examples of a split, from all over what it reads: a file that is sorted by label begins with one label.
-
-    Of texts without labels the first will do.
-    """
-    spread: dict[str, Any] = {} if name == "unlabelled" else {"draw": "spread"}
-    within = {"within": split.limit} if spread and split.draw == "first" else {}  # no rows beyond the recipe's own
-    return split.model_copy(update={"limit": min(most, split.limit or most), **spread, **within})
 
 
 def _key_value(value: Any, root: Path) -> Any:

@@ -18,6 +18,7 @@ from compressor.recipe import Recipe, schema
 from compressor.settings.base import Section
 from compressor.settings.distilling import Objective
 from compressor.settings.training import Training
+from compressor.smoke import smoke
 from tests.conftest import compress
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -80,18 +81,18 @@ def test_a_shipped_recipe_opens_with_purpose_needs_command_and_time(path: Path) 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
 def test_a_shipped_recipe_that_is_deployed_has_gates_and_each_a_smoke_profile_without_them(path: Path) -> None:
     recipe = load_recipe(path)
-    smoke = recipe.smoke()
+    sliver = smoke(recipe)
     assert bool(recipe.gates) == recipe.deployed
-    assert smoke.gates == ()
-    assert smoke.name != recipe.name  # so that it never takes the place of the real bundle
+    assert sliver.gates == ()
+    assert sliver.name != recipe.name  # so that it never takes the place of the real bundle
     assert [s for s in type(recipe).model_fields if getattr(recipe, s) is None] == [
-        s for s in type(smoke).model_fields if getattr(smoke, s) is None
+        s for s in type(sliver).model_fields if getattr(sliver, s) is None
     ]
-    assert smoke.data.train.limit is not None
+    assert sliver.data.train.limit is not None
 
 
 def test_a_smoke_profile_never_reads_more_than_the_recipe_does(folder: Path) -> None:
-    splits = load_recipe(folder / "recipe.yaml", ["data.train.limit=10", "teacher.finetune={}"]).smoke().data
+    splits = smoke(load_recipe(folder / "recipe.yaml", ["data.train.limit=10", "teacher.finetune={}"])).data
     assert splits.train.limit == 10
     assert splits.test is not None
     assert splits.test.limit == 48
@@ -100,8 +101,8 @@ def test_a_smoke_profile_never_reads_more_than_the_recipe_does(folder: Path) -> 
 
 
 def test_a_smoke_profile_shows_all_labels_to_those_who_know_them(folder: Path) -> None:
-    assert load_recipe(folder / "recipe.yaml", ["teacher.finetune={}"]).smoke().data.train.limit == 192
-    assert load_recipe(folder / "recipe.yaml", []).smoke().data.train.limit == 2000  # a teacher that is taken as it is
+    assert smoke(load_recipe(folder / "recipe.yaml", ["teacher.finetune={}"])).data.train.limit == 192
+    assert smoke(load_recipe(folder / "recipe.yaml", [])).data.train.limit == 2000  # a teacher that is taken as it is
 
 
 def test_what_is_drawn_belongs_to_a_limit(folder: Path) -> None:

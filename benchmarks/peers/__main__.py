@@ -32,6 +32,7 @@ from compressor.loader import load_recipe
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Runtime
+from compressor.smoke import smoke
 from compressor.splits import MODEL, Splits, task_of
 
 ARTIFACTS = Path("artifacts")
@@ -180,7 +181,7 @@ def main() -> None:
     parser.add_argument("--shapes", action="store_true", help="time fixed shapes only, beside BERT-base and DistilBERT")
     chosen = parser.parse_args()
     recipe = load_recipe(chosen.recipe, chosen.changes)
-    recipe = recipe.smoke() if chosen.trial else recipe
+    recipe = smoke(recipe) if chosen.trial else recipe
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(recipe, chosen.folder or Path(scratch), chosen.shapes)
     conclude(f"peers_{recipe.name}", {"recipe": str(chosen.recipe), **result}, chosen.trial)

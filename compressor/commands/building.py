@@ -33,11 +33,12 @@ from compressor.progress import Progress
 def _recipe(path: Path, changes: Sequence[str], profile: str) -> Any:
     from compressor.loader import load_recipe
     from compressor.plan import check_extras, check_sources
+    from compressor.smoke import smoke
 
     recipe = load_recipe(path, changes)
     check_sources(recipe)  # now, and not after hours of the stages before the one that reads it
     check_extras(recipe)
-    return recipe.smoke() if profile == "smoke" else recipe
+    return smoke(recipe) if profile == "smoke" else recipe
 
 
 def run(
