@@ -20,6 +20,7 @@ INSTALL_TRAIN = install("train")
 
 LEAST_PYTHON = (3, 11)
 LEAST_MEMORY_GB = 4.0
+GPU = Path("/dev/nvidia0")
 LEAST_DISK_GB = 2.0
 
 INT8_SETS = {"avx512_vnni", "avx_vnni", "amx_int8"}
@@ -117,10 +118,12 @@ def check_isa(isa: set[str], bf16: str | None) -> Iterator[Check]:
     if isa & INT8_SETS:
         yield Check("int8", "ok", ", ".join(sorted(isa & INT8_SETS)))
     else:
-        detail = "no VNNI or AMX: 8-bit weights may saturate (onnxruntime#5849) and INT8 is slower than on newer processors"
+        detail = "no VNNI or AMX: weights take 7 bits, as 8 would saturate (onnxruntime#5849), and INT8 is slower than on newer processors"
         yield Check("int8", "warn", detail, "build and measure on a processor like the one that will serve the bundle")
     if bf16 is not None:
         yield Check("bf16", "ok", bf16)
+    elif GPU.exists() and "+cpu" not in machine.versions("torch").get("torch", "+cpu"):
+        yield Check("bf16", "ok", "of the GPU, which trains")
     else:
         detail = "no AMX, nor AMD's AVX512-bf16: training runs in float32, several times slower than bfloat16 with them"
         yield Check("bf16", "warn", detail, "train on a processor with one of them or on a GPU if time matters")

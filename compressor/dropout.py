@@ -25,6 +25,8 @@ def drawn(shape: Sequence[int], p: float, device: torch.device) -> Tensor | None
     level = _level(p)
     if level == 0:
         return None
+    if device.type not in ("cpu", "cuda"):  # others, as Apple's, draw no 64 bits at once
+        return torch.rand(tuple(shape), device=device) >= level / 2**16
     count = math.prod(shape)
     numbers = torch.empty((count + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
     return numbers.view(torch.int16)[:count].view(*shape) >= level - 2**15

@@ -18,6 +18,9 @@ LEVELS = {"amx": {"amx_int8"}, "vnni": {"avx512_vnni", "avx_vnni"}, "avx512": {"
 SATURATING = frozenset({"avx512", "avx2"})
 """Levels whose sum of two 8-bit products does not fit where it goes (onnxruntime#5849): weights need 7 bits there."""
 
+MODEL = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "Features")
+"""What Linux tells of a processor beside its name, which guests call alike and ARM has not."""
+
 CPUINFO = Path("/proc/cpuinfo")
 CGROUP, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 GIGABYTE = 1e9
@@ -31,7 +34,7 @@ def describe() -> dict[str, Any]:
     cpuinfo = _cpuinfo()
     flags = set(cpuinfo.get("flags", "").split())
     return {
-        "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpuinfo.get("model name") or _arm(cpuinfo) or platform.processor() or platform.machine(),
         "cores": usable_cores(),
         "threads_per_core": _threads_per_core(cpuinfo),
         "isa": [name for name in ISA if name in flags],
@@ -52,8 +55,15 @@ def fast_bf16(machine: Mapping[str, Any]) -> str | None:
 
 
 def level() -> str | None:
-    """Return this processor's level, or None where it is not told."""
-    flags = set(_cpuinfo().get("flags", "").split())
+    """Return this processor's level; arm64 on ARM, where nothing saturates; None on processors of which nothing is known.
+
+    Where the system does not tell an x86 processor's sets, it is avx2: weights of 7 bits, which that needs, are right on all.
+    """
+    flags, kind = set(_cpuinfo().get("flags", "").split()), platform.machine().lower()
+    if kind in ("aarch64", "arm64"):
+        return "arm64"
+    if not flags and kind in ("x86_64", "amd64"):
+        return "avx2"
     return next((name for name, sets in LEVELS.items() if sets & flags), None)
 
 
@@ -77,8 +87,9 @@ def installed(package: str) -> bool:
 
 def fingerprint() -> str:
     """Hash what latency depends on (cpu model, usable cores, isa), so that no host is served another's latencies."""
-    machine = describe()
-    facts = "\n".join([machine["cpu"], str(machine["cores"]), *machine["isa"]])
+    machine, cpuinfo = describe(), _cpuinfo()
+    told = [f"{key} {cpuinfo[key]}" for key in MODEL if key in cpuinfo]
+    facts = "\n".join([machine["cpu"], str(machine["cores"]), *machine["isa"], *told])
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
@@ -87,6 +98,12 @@ def _cpuinfo() -> dict[str, str]:
     first_entry = _read(CPUINFO).split("\n\n")[0]
     pairs = (line.partition(":") for line in first_entry.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _arm(cpuinfo: Mapping[str, str]) -> str:
+    """Return what an ARM processor is called by its maker's and its own number, for which Linux has no names; else nothing."""
+    numbers = [cpuinfo[key] for key in ("CPU implementer", "CPU part") if key in cpuinfo]
+    return " ".join([platform.machine(), *numbers]) if numbers else ""
 
 
 def _read(path: Path) -> str:

@@ -33,7 +33,10 @@ def main() -> None:
     import numpy as np
     import onnx
     from neural_compressor import PostTrainingQuantConfig, quantization
+    from neural_compressor.adaptor.ox_utils import calibration
 
+    span = calibration._get_qrange_for_qType  # which would take a bit from activations too, where weights take 7
+    calibration._get_qrange_for_qType = lambda kind, reduce_range=False: span(kind, reduce_range and kind != onnx.TensorProto.UINT8)
     source, target, feeds, kept, reduce_range = sys.argv[1:]
     graph = onnx.load(source).graph
     loader = Feeds(np.load(feeds), [i.name for i in graph.input])

@@ -88,3 +88,12 @@ def check_extras(recipe: Recipe) -> None:
         if backend in ("nncf", "openvino") and not machine.installed(backend):
             extra = install(backend)
             raise UnfitError(f"{section}.backend {backend} needs the [{backend}] extra: {extra}, or choose onnxruntime")
+
+
+def crowded(recipe: Recipe) -> str | None:
+    """Say where the target's threads would share this machine's cores, if so: latencies measured here are then no one's."""
+    cores = machine.usable_cores()
+    if not recipe.deployed or recipe.target.threads <= cores:
+        return None
+    told = f"target.threads is {recipe.target.threads}, of {cores} usable cores here: times are measured with threads that share a core"
+    return f"{told}, and a bundle that is served here takes {cores}; set target.threads {cores}, or build where it will be served"

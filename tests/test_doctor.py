@@ -94,6 +94,17 @@ def test_omp_num_threads_is_held_against_the_cores(setting: str | None, status: 
     assert doctor.check_threads(4, setting).status == status
 
 
+def test_a_gpu_that_trains_makes_up_for_a_processor_without_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = tmp_path / "nvidia0"
+    monkeypatch.setattr(doctor, "GPU", gpu)
+    for version, status in (("2.13.0+cu130", "ok"), ("2.13.0+cpu", "warn")):
+        monkeypatch.setattr("compressor.machine.versions", lambda *_, version=version: {"torch": version})
+        gpu.touch()
+        assert statuses(list(doctor.check_isa({"avx2"}, None)))["bf16"] == status
+        gpu.unlink()
+        assert statuses(list(doctor.check_isa({"avx2"}, None)))["bf16"] == "warn"
+
+
 def test_a_busy_machine_is_no_place_to_measure() -> None:
     assert [check.status for check in doctor.check_load(9.5, cores=8)] == ["warn"]
     assert [check.status for check in doctor.check_load(0.5, cores=8)] == ["ok"]

@@ -68,8 +68,21 @@ def test_a_machine_without_x86_flags_has_an_empty_isa(host: Path, cpuinfo: str) 
         ("sse4_2", None),
     ],
 )
-def test_a_processor_s_level_is_that_of_its_fastest_8_bit_products(host: Path, flags: str, level: str | None) -> None:
+def test_a_processor_s_level_is_that_of_its_fastest_8_bit_products(
+    host: Path, flags: str, level: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     (host / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert machine.level() == level
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"), [("aarch64", "arm64"), ("arm64", "arm64"), ("AMD64", "avx2"), ("x86_64", "avx2"), ("riscv64", None)]
+)
+def test_where_no_sets_are_told_the_kind_of_processor_says_what_is_safe(
+    host: Path, kind: str, level: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: kind)
     assert machine.level() == level
 
 
@@ -121,6 +134,15 @@ def test_fingerprint_is_stable_and_changes_with_the_processor(host: Path) -> Non
     assert first == machine.fingerprint()
     (host / "cpuinfo").write_text(XEON.replace("avx512_vnni ", ""))
     assert machine.fingerprint() != first
+
+
+@pytest.mark.parametrize("model", ["model name\t: AMD EPYC\nmodel\t: {}\n", GRAVITON + "CPU implementer\t: 0x41\nCPU part\t: {}\n"])
+def test_processors_of_one_name_are_told_apart(host: Path, model: str) -> None:
+    found = set()
+    for number in ("1", "49"):
+        (host / "cpuinfo").write_text(model.format(number))
+        found.add(machine.fingerprint())
+    assert len(found) == 2
 
 
 def test_versions_leave_out_what_is_absent() -> None:

@@ -132,6 +132,8 @@ def test_a_processor_that_would_saturate_is_warned_of(built: Path, monkeypatch: 
         RuntimeWarning, match=r"for processors with vnni; on this one \(avx2\) .* saturate .* rebuild it with quantize.isa: avx2"
     ):
         check_isa(manifest)
+    with pytest.warns(RuntimeWarning, match="for processors with arm64"):
+        check_isa({"isa": "arm64"})
     for isa in ("avx2", "avx512", None):
         check_isa({"isa": isa, "cascade": {"members": [{"isa": isa}, {}]}})  # a warning would be an error here
     with pytest.warns(RuntimeWarning, match="for processors with amx"):  # a graph in float, and a teacher in 8 bits behind it
@@ -257,13 +259,24 @@ def test_auto_measures_all_and_keeps_one(project: Path) -> None:
     assert Runtime(project / "artifacts/dist/tiny").manifest["single"] is (metrics["backend"] == "onnxruntime")
 
 
+def scales_of_activations(path: Path) -> list[float]:
+    graph = onnx.load(path).graph
+    values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    return sorted(
+        float(values[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear" and values[node.input[1]].ndim == 0
+    )
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime-static", "nncf", ISOLATED])
 def test_products_stay_float_and_weights_take_seven_bits_in_every_static_backend(built: Path, tmp_path: Path, backend: str) -> None:
     source = next(built.glob("artifacts/export-*/model.onnx"))
     feeds = [{name: np.full((1, size), 1 + (name == "input_ids") * size) for name in INPUTS} for size in (5, 8)]
     kept = [name for name in products(source) if "Gemm" in name]
     lengths = next(numpy_helper.to_array(i) for i in onnx.load(source).graph.initializer if i.name == "lengths")
-    QUANTIZERS[backend](source, tmp_path / "int8.onnx", [{**feed, "lengths": lengths} for feed in feeds], kept, reduce_range=True)
+    given = [{**feed, "lengths": lengths} for feed in feeds]
+    QUANTIZERS[backend](source, tmp_path / "int8.onnx", given, kept, reduce_range=True)
+    QUANTIZERS[backend](source, tmp_path / "all-bits.onnx", given, kept)
+    assert scales_of_activations(tmp_path / "int8.onnx") == pytest.approx(scales_of_activations(tmp_path / "all-bits.onnx"), rel=0.05)
     assert count_products(tmp_path / "int8.onnx") == {"int8": 11 - len(kept), "float": len(kept)}
     graph = onnx.load(tmp_path / "int8.onnx").graph
     tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}  # rows are no products: they have all 8 bits

@@ -54,11 +54,13 @@ def run(
     """Build what is out of date, measure, judge by the gates, and write the bundle."""
     from compressor import machine, pipeline
     from compressor.locks import only_build
-    from compressor.plan import check_training
+    from compressor.plan import check_training, crowded
     from compressor.publish import publish
 
     chosen, log = _recipe(recipe, set_, profile), Progress()
     check_training(chosen)
+    if told := crowded(chosen):
+        log.warn(told)
     chosen._workers = workers or machine.usable_cores()
     _known_stages(chosen, [*force, *([until] if until else [])])
     if profile == "smoke":
@@ -128,12 +130,14 @@ def plan(
     """Show each stage: cached, or why it would run, and how long it took last time; and which methods suit."""
     from compressor import pipeline
     from compressor.advice import advise
+    from compressor.plan import crowded
 
     chosen = _recipe(recipe, set_, profile)
     _known_stages(chosen, force)
     rows = pipeline.plan(chosen, artifacts, force)
     stages = [{"stage": r.stage.name, "cached": r.cached, "reason": r.reason, "seconds_last_time": r.seconds} for r in rows]
-    show(format, {"stages": stages, "advice": advise(chosen)})
+    told = crowded(chosen)
+    show(format, {"stages": stages, "advice": [*([told] if told else []), *advise(chosen)]})
     if exit_code and not all(r.cached for r in rows):
         raise typer.Exit(10)
 
