@@ -5,7 +5,9 @@ and another recipe's bundle, made since, does not end a build that was interrupt
 """
 
 import json
+import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,17 +21,20 @@ class Record:
 
     used: Sequence[str] = ()
     begun: Sequence[str] = ()
+    since: float | None = None
+    """When the first of those that did not end began, in seconds of the epoch."""
 
 
-def begin(artifacts: Path, recipe: str, folder: str) -> None:
-    """Note that a build needs this artifact, which may not be made yet.
+def begin(artifacts: Path, recipe: str, folder: str, *, made: bool) -> None:
+    """Note that a build needs this artifact; with `made`, that it makes it, again where it was there.
 
     Raises:
         UnfitError: the record cannot be written.
     """
     record = read(path_of(artifacts, recipe))
-    if folder not in (*record.used, *record.begun):
-        write(path_of(artifacts, recipe), Record(record.used, (*record.begun, folder)))
+    if folder not in (record.begun if made else (*record.used, *record.begun)):
+        since = math.floor(time.time()) if record.since is None else record.since  # files' stamps lag behind the clock
+        write(path_of(artifacts, recipe), Record(record.used, (*record.begun, folder), since))
 
 
 def end(artifacts: Path, recipe: str, folders: Sequence[str]) -> None:
@@ -65,10 +70,12 @@ def write(path: Path, record: Record) -> None:
     Raises:
         UnfitError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial, text = path.with_name(f"{path.name}.partial"), json.dumps(asdict(record))
     try:
+        if path.exists() and path.read_text(encoding="utf-8") == text:  # a full disk must not end a build that writes nothing
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise UnfitError(f"{path}: {error.strerror or error}; free some space or mend permissions, then run again") from None

@@ -48,10 +48,10 @@ def entries(artifacts: Path, *, unfinished: bool = True) -> list[Entry]:
     `unfinished`: what such a build goes on from; `damaged`; `old`: all else.
     """
     named, known = _named_stores(artifacts), builds.records(artifacts)
-    going_on = {path: record.begun for path, record in known.items() if unfinished and record.begun}
-    begun = {name for names in going_on.values() for name in names}
-    since = min((_stamp(path) for path in going_on), default=math.inf)
-    used = _made_from(artifacts, begun.union(*(record.used for record in known.values()), _unrecorded(artifacts, known)))
+    going_on = [record for record in known.values() if unfinished and record.begun]
+    begun, since = {name for record in going_on for name in record.begun}, min((record.since or 0 for record in going_on), default=math.inf)
+    ended = {path: record.used for path, record in known.items() if record.used}
+    used = _made_from(artifacts, begun.union(*ended.values(), _unrecorded(artifacts, ended)))
 
     def status(folder: Path) -> str:
         if folder.name.startswith("."):
@@ -127,7 +127,7 @@ def _readable(folder: Path) -> bool:
 
 
 def _unrecorded(artifacts: Path, known: Iterable[Path]) -> set[str]:
-    """Return the newest bundle, or encoder, of each recipe whose record is gone, as from a cache that leaves out hidden files."""
+    """Return the newest bundle, or encoder, of each recipe whose record of it is gone, as from a cache that leaves out hidden files."""
     ends = sorted((f for stage in LAST for f in artifacts.glob(f"{stage}-*") if _readable(f)), key=_stamp)
     newest = {str(Artifact(folder).manifest["settings"]["name"]): folder.name for folder in ends}
     return {end for recipe, end in newest.items() if builds.path_of(artifacts, recipe) not in known}

@@ -7,12 +7,10 @@ Limits:   it always takes the general branch, which masks and drops even where n
           (`quantize.backend: onnxruntime`) have no fast kernel there.
 """
 
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,16 +26,6 @@ class Named(NamedTuple):
     shape: Sequence[Any] = ()
 
 
-def _imported() -> Any:
-    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))  # it sends its use home, and wants a home folder
-    try:
-        import openvino
-    except ImportError:
-        remedy = f"{install('openvino')}, or choose backend onnxruntime"
-        raise UnfitError(f"backend openvino needs the [openvino] extra: {remedy}") from None
-    return openvino
-
-
 class OpenVINOSession:
     """A compiled graph, which several threads may ask at once."""
 
@@ -47,7 +35,11 @@ class OpenVINOSession:
         Raises:
             UnfitError: OpenVINO is not installed, or cannot read the graph.
         """
-        openvino = _imported()
+        try:
+            import openvino
+        except ImportError:
+            remedy = f"{install('openvino')}, or choose backend onnxruntime"
+            raise UnfitError(f"backend openvino needs the [openvino] extra: {remedy}") from None
         core, options = openvino.Core(), dict[str, Any](INFERENCE_NUM_THREADS=threads * beside)
         options |= {"PERFORMANCE_HINT": "LATENCY"} if beside == 1 else {"NUM_STREAMS": beside}
         try:

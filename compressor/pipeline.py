@@ -212,9 +212,10 @@ def run(
     for number, stage in enumerate(asked, 1):
         position, inputs = f"{number}/{len(stages)}", flow.inputs(stage)
         folder = _folder(stage, recipe, inputs, artifacts)
-        builds.begin(artifacts, recipe.name, folder.name)
         reason = "forced" if stage.name in force else _why_not_cached(stage, folder)
+        builds.begin(artifacts, recipe.name, folder.name, made=bool(reason))
         if reason:
+            _import(asked[number - 1 :])  # before it waits for another build, however long
             with only_writer(folder, log):
                 if reason != "forced":
                     reason = _why_not_cached(stage, folder)  # another recipe's build may have made it while this one waited
@@ -222,7 +223,6 @@ def run(
                     log.warn(f"{folder}: {reason}; building it again")
                 if reason:
                     with log.stage(stage.name, position):
-                        _import(asked[number - 1 :])
                         _build(stage, recipe, inputs, folder, log)
         if not reason:
             drop_state(folder)  # of a build that was killed as it ended

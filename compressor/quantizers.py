@@ -156,7 +156,6 @@ def simulated(source: Path, feeds: Sequence[Feed], kept: Collection[str] = (), *
     """Return the graph as NNCF quantizes it: float products between nodes that quantize and dequantize."""
     if not machine.installed("nncf"):
         raise UnfitError(f"quantize.backend nncf needs the [nncf] extra: {install('nncf')}, or choose onnxruntime")
-    os.environ["NNCF_CI"] = "1"  # it would send telemetry
     graph = onnx.load(source)
     for node in graph.graph.node:
         node.name = node.name or node.output[0]

@@ -232,7 +232,7 @@ class _State:
             _, _, _, best_step = saved["progress"]
             if best_step:
                 _load(self.folder / "best.pt")  # now, and not when all is learned
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
+        except (OSError, EOFError, RuntimeError, ValueError, LookupError, UnpicklingError) as error:
             log.warn(f"{self.folder}: its checkpoint is not whole ({one_line(error, 100)}); the training begins anew")
             return None
         return saved

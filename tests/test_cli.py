@@ -20,10 +20,11 @@ import pytest
 from filelock import FileLock
 from typer.main import get_command
 
-from compressor import __version__
+from compressor import __version__, builds
 from compressor.cli import app
 from compressor.commands.serving import _json
 from compressor.errors import UnfitError
+from compressor.housekeeping import entries
 from compressor.lines import groups_of
 from compressor.loader import load_recipe
 from compressor.output import _number, show
@@ -591,6 +592,11 @@ def test_cache_gc_keeps_the_newest_bundles_of_recipes_whose_record_is_gone(proje
     old = shutil.copytree(next(artifacts.glob("bundle-*")), artifacts / "bundle-000000000000")
     os.utime(old, (0, 0))
     (artifacts / ".tiny.build").unlink()
+    for again in ("", "{"):
+        removed = json.loads(compress("cache", "gc", "--dry-run", "--format", "json", cwd=project).stdout)["removed"]
+        assert removed == ["artifacts/bundle-000000000000"]
+        (artifacts / ".tiny.build").write_text(again)  # cut off
+    builds.begin(artifacts, "tiny", "distill-000000000000", made=True)
     removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"]
     assert removed == ["artifacts/bundle-000000000000"]
     assert compress("plan", "tiny.yaml", "--exit-code", cwd=project).returncode == 0
@@ -617,6 +623,21 @@ def test_cache_gc_holds_few_locks_and_clears_those_of_what_is_gone(project: Path
     assert sorted(artifacts.glob(".*.lock")) == sorted(kept)
 
 
+def test_cache_gc_leaves_what_a_stage_that_is_made_again_goes_on_from(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = project / "artifacts"
+    made = next(artifacts.glob("distill-*")).name
+    builds.begin(artifacts, "tiny", made, made=False)  # as a build that finds it
+    assert not builds.read(artifacts / ".tiny.build").begun
+    builds.begin(artifacts, "tiny", made, made=True)  # as one that is told to make it again
+    (artifacts / f".{made}" / ".state").mkdir(parents=True)
+    (artifacts / "store-000000000000").mkdir()
+    monkeypatch.setattr("time.time", lambda: os.stat(artifacts / "store-000000000000").st_mtime + 1000)
+    builds.begin(artifacts, "tiny", "data-000000000000", made=True)  # and then begins something else
+    assert [entry for entry in entries(artifacts) if entry.status == "old"] == []
+    (artifacts / "store-000000000000").rmdir()
+    shutil.rmtree(artifacts / f".{made}")
+
+
 def test_cache_gc_leaves_what_an_interrupted_build_goes_on_from_whatever_ended_since(project: Path) -> None:
     artifacts = project / "artifacts"
     done = compress("tiny.yaml", "--set", "name=other", "--set", "distill.epochs=2", "--until", "finetune", cwd=project)
@@ -627,7 +648,7 @@ def test_cache_gc_leaves_what_an_interrupted_build_goes_on_from_whatever_ended_s
     left, other = artifacts / ".distill-000000000000", artifacts / ".distill-000000000001"
     for state in (left, other):
         (state / ".state").mkdir(parents=True)
-    record.write_text(json.dumps({"used": [], "begun": [*begun, left.name[1:]]}), encoding="utf-8")
+    builds.begin(artifacts, "other", left.name[1:], made=True)
     (artifacts / "store-000000000000").mkdir()  # which that stage fills, and says so when it ends
     assert compress("tiny.yaml", "--force", "bundle", cwd=project).returncode == 0
     removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"]
