@@ -188,7 +188,9 @@ def _of_words(told: Told, recipe: Recipe) -> str:
     facts = f"words alone answer {told.accuracy:.0%} of {which} ({told.guessed:.0%} by guessing; {fifths} from the surest fifth on; "
     bins = zip(pairwise(EDGES), told.shares, strict=True)
     facts += "confidence " + ", ".join(f"{100 * low:.0f}-{high:.0%}: {share:.0%}" for (low, high), share in bins)
-    facts += f" of texts), shuffled ones {100 * (told.accuracy - told.shuffled):.0f} points less: "
+    lost = round(100 * (told.accuracy - told.shuffled))
+    apart = f"{abs(lost)} points {'less' if lost > 0 else 'more'}" if lost else "as many"
+    facts += f" of texts), shuffled ones {apart}: "
     if told.easy:
         return facts + ("easy texts are there for the cascade" if recipe.cascade else "easy texts are there, a cascade section may pay")
     return facts + "no easy texts stand out, a cascade will gain little"

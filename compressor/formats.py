@@ -8,14 +8,14 @@ DASH = "—"
 
 
 def percent(fraction: float) -> str:
-    """Format a fraction as a percentage: 0.871 is `87.1%`."""
-    return f"{100 * fraction:.1f}%"
+    """Format a fraction as a percentage: 0.871 is `87.1%`; a rank correlation may be negative."""
+    return f"{round(100 * fraction, 1) + 0.0:.1f}%".replace("-", "−")
 
 
 def percent_interval(interval: Sequence[float]) -> str:
     """Format an interval of fractions: (0.85, 0.89) is `85.0–89.0%`."""
     low, high = interval
-    return f"{100 * low:.1f}–{percent(high)}"
+    return f"{percent(low)[:-1]}–{percent(high)}"
 
 
 def points_change(fraction: float) -> str:

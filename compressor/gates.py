@@ -1,6 +1,7 @@
 """Gates: what must hold before a bundle may be deployed. Pure arithmetic over the measured variants."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -59,8 +60,19 @@ def judge(
     return [v if getattr(gate, "measured_on", "other") == "other" else _unmeasured(v) for gate, v in zip(gates, verdicts, strict=True)]
 
 
-def _share(value: float) -> str:
-    return f"{round(value, 4) + 0.0:.2%}"  # no minus before nothing
+def _share(value: float, decimals: int = 2) -> str:
+    return f"{round(100 * value, decimals) + 0.0:.{decimals}f}%"  # no minus before nothing
+
+
+def _limit(share: float) -> str:
+    """Return a limit as it was given, with two decimals at least."""
+    _, _, decimals = f"{100 * share:.10g}".partition(".")
+    return _share(share, max(2, len(decimals)))
+
+
+def _decimals(found: float, limit: float, passed: bool, least: int = 2) -> int:
+    """Return how many decimals to show: where the gate breaks, so many that what was found is told from its limit."""
+    return least if passed else next((n for n in range(least, 10) if not math.isclose(round(found, n), limit)), least)
 
 
 def _unmeasured(verdict: Verdict) -> Verdict:
@@ -73,21 +85,28 @@ def _judge(gate: AnyGate, chosen: Variant, references: Mapping[str, Variant], po
             reference = references[gate.against]
             drop = reference.score - chosen.score
             high, low = (-bound for bound in chosen.changes.get(reference.name, (-drop, -drop)))
-            judged, limit = (high, f"≤ {gate.max_drop:.2%}, certainly") if gate.certain else (drop, f"≤ {gate.max_drop:.2%}")
-            told = f"{_share(drop)} ({_share(low)} to {_share(high)})"
-            return Verdict(f"{gate.metric} drop against {gate.against}", told, limit, judged <= gate.max_drop + 1e-9)
+            judged, limit = (high, f"≤ {_limit(gate.max_drop)}, certainly") if gate.certain else (drop, f"≤ {_limit(gate.max_drop)}")
+            passed = judged <= gate.max_drop + 1e-9
+            own = _decimals(100 * judged, 100 * gate.max_drop, passed)
+            told = f"{_share(drop, own)} ({_share(low, own)} to {_share(high, own)})"
+            return Verdict(f"{gate.metric} drop against {gate.against}", told, limit, passed)
         case SpeedGate():
             ratio = chosen.faster_than(references[gate.against])
-            return Verdict(f"speed-up over {gate.against} (fp32)", f"{ratio:.2f}x", f"≥ {gate.min:g}x", ratio >= gate.min)
+            passed = ratio >= gate.min
+            told = f"{ratio:.{_decimals(ratio, gate.min, passed)}f}x"
+            return Verdict(f"speed-up over {gate.against} (fp32)", told, f"≥ {gate.min:g}x", passed)
         case LatencyGate():
-            found, fastest = f"{chosen.time_ms:.2f} ms", min([*points, chosen], key=lambda point: point.time_ms)
-            if chosen.time_ms > gate.max and fastest is not chosen:
+            took, fastest = chosen.time_ms, min([*points, chosen], key=lambda point: point.time_ms)
+            found = f"{took:.{_decimals(took, gate.max, took <= gate.max)}f} ms"
+            if took > gate.max and fastest is not chosen:
                 found += f" ({fastest.name} takes {fastest.time_ms:.2f} ms{', the closest' * (fastest.time_ms > gate.max)})"
             what = "mean latency of the cascade" if chosen.routed else "median latency"
-            return Verdict(what, found, f"≤ {gate.max:g} ms", chosen.time_ms <= gate.max)
+            return Verdict(what, found, f"≤ {gate.max:g} ms", took <= gate.max)
         case SizeGate():
             what = "size of all graphs" if chosen.routed else "size of model.onnx"
-            return Verdict(what, f"{chosen.size_mb:.1f} MB", f"≤ {gate.max:g} MB", chosen.size_mb <= gate.max)
+            size, passed = chosen.size_mb, chosen.size_mb <= gate.max
+            told = f"{size:.{_decimals(size, gate.max, passed, least=1)}f} MB"
+            return Verdict(what, told, f"≤ {gate.max:g} MB", passed)
 
 
 @dataclass(frozen=True)

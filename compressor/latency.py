@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,6 +66,7 @@ def requests(lengths: Sequence[int], count: int, batch: int, groups: Sequence[st
     rows = sample(lengths, count * batch) if groups is None else _of_each(lengths, count * batch, groups)
     if batch > 1:
         random.Random(0).shuffle(rows)
+        rows += list(islice(cycle(rows), -len(rows) % batch))  # a smaller request would take less than what is told of
     return [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
 

@@ -17,7 +17,7 @@ from compressor.latency import Run, interleaved, requests, tokens_of
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Runtime
-from compressor.scores import Metric, bounds, changed, resampled
+from compressor.scores import Metric, certain, changed, resampled
 from compressor.session import Backend, Graph
 from compressor.splits import MODEL, Splits, task_of
 from compressor.tokens import Floats, Tokens
@@ -87,7 +87,7 @@ def measure(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> Meas
     references = {name: resamples[name] for name in (TEACHER, STUDENT, row_name("full", inputs))}
     rows = dict[str, Variant]()
     for name, own in outcomes.items():
-        took, size, sure = times[name], sizes.get(name, sizes["bundle"]), bounds(resamples[name])
+        took, size, sure = times[name], sizes.get(name, sizes["bundle"]), certain(resamples[name], len(examples))
         changes = {other: changed(resamples[name], scores, len(examples)) for other, scores in references.items()}
         facts = (name, metric(own), sure, took.p50_ms, took.p90_ms, size, took.mean_ms, lengths.get(name))
         rows[name] = Variant(*facts, routed=name == cascade, changes=changes)

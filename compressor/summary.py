@@ -71,14 +71,14 @@ def summarize(
         "stages": stages,
         "gates": verdicts,
         "findings": [
-            *_findings(inputs, rows, stages, frontier.get("losses", {})),
+            *_findings(inputs, rows, stages, frontier.get("losses", {}), manifest["backend"]),
             *(_truncated(manifest, recipe.data.max_length) if frontier.get("truncates") else []),
             *_backends(manifest),
             *_elsewhere(manifest),
             *([] if cascade is None else [_paying(cascade, fresh, policy), *_going_on(policy), *_calibrated(recipe)]),
         ],
         "pairs": manifest["pairs"],
-        "stage_gains": gains(_chain(seconds, rows, inputs, manifest["default_point"])),
+        "stage_gains": gains(_chain(seconds, rows, inputs, manifest["default_point"], manifest["backend"])),
     }
 
 
@@ -88,12 +88,18 @@ def _macs(name: str, frontier: Mapping[str, Any]) -> dict[str, float]:
     return {"macs": found["macs"]} if found else {}
 
 
-def _chain(seconds: Mapping[str, float], rows: Mapping[str, Variant], inputs: Inputs, default: str) -> list[Link]:
-    """Return what each stage made, from the teacher on; a student that nothing was taught is the teacher, in a graph that is faster."""
+def _chain(seconds: Mapping[str, float], rows: Mapping[str, Variant], inputs: Inputs, default: str, backend: str) -> list[Link]:
+    """Return what each stage made, from the teacher on; a student that nothing was taught is the teacher, in a graph that is faster.
+
+    Floats run in onnxruntime: where the bundle does not, what its backend gives is no stage's.
+    """
     taught = [name for name in ("distill", "length_adapt") if name in seconds]
     links = [Link("finetune", rows[TEACHER if taught else STUDENT], 0.0)]
     links += [Link(" and ".join(taught), rows[STUDENT], sum(seconds[name] for name in taught))] if taught else []
-    made = {"quantize": ("quantize", "full"), "search": (f"search: {default}", default), "cascade": ("cascade", "cascade")}
+    beside = "" if backend == "onnxruntime" else f" and {backend}"
+    if beside and "quantize" not in seconds:
+        links.append(Link(backend, rows[row_name("full", inputs)], 0.0))
+    made = {"quantize": (f"quantize{beside}", "full"), "search": (f"search: {default}", default), "cascade": ("cascade", "cascade")}
     return links + [Link(told, rows[row_name(row, inputs)], seconds[name]) for name, (told, row) in made.items() if name in seconds]
 
 
@@ -121,6 +127,7 @@ def _paying(cascade: Variant, rows: Iterable[Variant], policy: Mapping[str, Any]
     last = policy["members"][-1]
     alone = f"{times(last['mean_ms'] / policy['chosen']['mean_ms'])} that of {last['name']}, its last member, on the calibration texts"
     if not good:
+        alone = alone.replace("that of", "the speed of", 1)
         return f"The cascade scores {percent(cascade.score)}, more than any other row, at {alone} ({answered}; mean times)."
     rival = min(good, key=lambda v: v.mean_ms)
     ratio = rival.mean_ms / cascade.mean_ms
@@ -232,7 +239,9 @@ def _data_facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     return facts
 
 
-def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str, Any]], losses: Mapping[str, float]) -> list[str]:
+def _findings(
+    inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str, Any]], losses: Mapping[str, float], backend: str
+) -> list[str]:
     """Say what a user should know before trusting or repeating this build: what did not pay, what was not certain."""
     found, full, student = [], rows[row_name("full", inputs)], rows[STUDENT]
     if "frontier" in inputs:
@@ -245,7 +254,10 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
             found.append(f"{gained}, at {_change(row, full)} on the test split{promised}.")
     if "int8_graph" in inputs:
         ratio = student.p50_ms / full.p50_ms
-        found.append(f"INT8 is {times(ratio)} fp32 at {_change(full, student)}{'' if ratio > 1 else ': it does not pay here'}.")
+        where = ("", "") if backend == "onnxruntime" else (f" in {backend}", " in onnxruntime")
+        found.append(
+            f"INT8{where[0]} is {times(ratio)} fp32{where[1]} at {_change(full, student)}{'' if ratio > 1 else ': it does not pay here'}."
+        )
     new, known = (rows.get(row_name(name, inputs)) for name in RECYCLED)
     if new and known:
         ratio = full.p50_ms / known.p50_ms
@@ -254,9 +266,9 @@ def _findings(inputs: Inputs, rows: Mapping[str, Variant], stages: list[dict[str
         found.append(f"Recycling {verdict}: {told}; one that it does not know takes {times(new.p50_ms / full.p50_ms)} as long.")
     for stage in stages:
         found += _of_stage(stage)
-    low, high = full.score_interval
+    around = max(full.score_interval[1] - full.score, full.score - full.score_interval[0])
     found.append(
-        f"A score on this test split is uncertain by about ±{(high - low) * 50:.1f} points; "
+        f"A score on this test split is uncertain by about ±{100 * around:.1f} points; "
         "differences of rows, which answer the same texts, by the intervals beside them."
     )
     return found

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import random
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.advice import ADAPTIVE, KNOWN, advise
+from compressor.advice import ADAPTIVE, KNOWN, _of_words, advise
 from compressor.facts import _size, facts_of
 from compressor.loader import load_recipe
 from compressor.words import told_by_words
@@ -331,6 +332,15 @@ def test_words_alone_tell_whether_easy_texts_are_there(make_recipe: Callable[...
     assert "no easy texts stand out, a cascade will gain little" in told
     write(recipe, 100, "few")
     assert "words alone" not in advice(recipe)
+
+
+@pytest.mark.parametrize(("shuffled", "told"), [(0.80, "as many"), (0.77, "3 points less"), (0.84, "4 points more"), (0.803, "as many")])
+def test_shuffled_texts_may_be_answered_better(shuffled: float, told: str, make_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(make_recipe(), [])
+    by_words = facts_of(recipe).by_words
+    assert by_words is not None
+    line = _of_words(dataclasses.replace(by_words, accuracy=0.80, shuffled=shuffled), recipe)
+    assert f"shuffled ones {told}: " in line
 
 
 def test_of_sets_of_labels_words_alone_tell_the_whole_set(make_recipe: Callable[..., Path]) -> None:

@@ -63,8 +63,13 @@ def test_each_stage_is_credited_with_what_it_gave(stages: list[str], links: list
     table = {name: Variant(name, 0.9, (0.8, 1.0), ms, ms, 1.0, ms) for name, ms in milliseconds.items()}
     seconds = {name: 10.0 * (number + 1) for number, name in enumerate(stages)}
     inputs = cast(Inputs, {"int8_graph": None} if quantized else {})
-    found = gains(_chain(seconds, table, inputs, "fast"))
+    found = gains(_chain(seconds, table, inputs, "fast", "onnxruntime"))
     assert [link["stage"] for link in found] == links
+    elsewhere = [link["stage"] for link in gains(_chain(seconds, table, inputs, "fast", "openvino"))]
+    if quantized:
+        assert elsewhere == [f"{name} and openvino" if name == "quantize" else name for name in links]
+    else:  # full length in floats is timed in both
+        assert elsewhere == [name for link in links for name in (["openvino", link] if link.startswith("search") else [link])] or not links
     for link in found:
         own = [name for name in stages if name in link["stage"].split(":")[0].split(" and ")]
         assert link["seconds"] == sum(seconds[name] for name in own)

@@ -8,6 +8,7 @@ from compressor.formats import count, duration, megabytes, milliseconds, percent
     [
         (percent(0.871), "87.1%"),
         (percent_interval([0.85, 0.89]), "85.0–89.0%"),
+        (percent_interval([-0.12, -0.0001]), "−12.0–0.0%"),
         (points_change(-0.006), "−0.6"),
         (points_change(-0.0004), "±0.0"),
         (milliseconds(1.234), "1.23 ms"),

@@ -50,7 +50,10 @@ def test_requests_have_a_batch_of_texts_of_all_lengths_each() -> None:
     assert all(max(lengths[row] for row in rows) - min(lengths[row] for row in rows) > 500 for rows in asked)
     assert requests(lengths, 8, 16) == asked
     assert requests(lengths, 8, 1) == [[row] for row in sample(lengths, 8)]
-    assert [len(rows) for rows in requests([3, 1, 2], 8, 2)] == [2, 1]
+    whole = requests([3, 1, 2], 8, 2)
+    assert [len(rows) for rows in whole] == [2, 2], "some texts are asked twice, none of fewer at once"
+    assert {row for rows in whole for row in rows} == {0, 1, 2}
+    assert [len(rows) for rows in requests([3, 1, 2], 8, 7)] == [7]
 
 
 @pytest.mark.parametrize("batch", [1, 4])

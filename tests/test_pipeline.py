@@ -482,6 +482,27 @@ def test_gates_judge_the_arithmetic() -> None:
     assert [v.passed for v in verdicts] == [True, False, True, True, False, True, False]
 
 
+def test_a_gate_that_breaks_by_a_little_does_not_read_as_if_it_held() -> None:
+    teacher = Variant("t", 0.9, (0.8, 1), 7.992, 12, 400, 11)
+    chosen = Variant("c", 0.88996, (0.8, 1), 2.0004, 3, 20.004, 2)
+    gates = [
+        DropGate(metric="accuracy", max_drop="1%"),
+        DropGate(metric="accuracy", max_drop="0.125%"),
+        SpeedGate(metric="speedup", min=4),
+        LatencyGate(metric="latency", max="2ms"),
+        SizeGate(metric="size", max="20MB"),
+    ]
+    verdicts = judge(gates, chosen, {"teacher": teacher, "student": teacher}, [chosen])
+    assert not any(v.passed for v in verdicts)
+    assert [(v.value.partition(" (")[0], v.limit) for v in verdicts] == [
+        ("1.004%", "≤ 1.00%"),
+        ("1.00%", "≤ 0.125%"),
+        ("3.995x", "≥ 4x"),
+        ("2.0004 ms", "≤ 2 ms"),
+        ("20.004 MB", "≤ 20 MB"),
+    ]
+
+
 def test_a_drop_may_have_to_be_certain() -> None:
     teacher = Variant("t", 0.9, (0.8, 1), 10, 12, 400, 11)
     chosen = Variant("c", 0.89, (0.8, 1), 2, 3, 20, 2, changes={"t": (-0.018, -0.004)})

@@ -55,6 +55,12 @@ def test_an_interval_holds_the_score_and_narrows_with_examples() -> None:
     assert widths[1] < widths[0] / 5
 
 
+@pytest.mark.parametrize(("right", "expected"), [(20, (0.85, 1.0)), (0, (0.0, 0.15))])
+def test_a_score_that_no_resample_changes_is_not_certain_for_all_that(right: int, expected: tuple[float, float]) -> None:
+    outcomes = np.stack([np.zeros(20), np.arange(20) >= right], 1).astype(float)
+    assert interval(accuracy, outcomes) == pytest.approx(expected)
+
+
 def test_a_difference_on_the_same_examples_is_surer_than_either_score() -> None:
     rng = np.random.default_rng(0)
     right = rng.integers(0, 4, 1000)
