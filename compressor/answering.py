@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from compressor.characters import is_inside
 from compressor.choices import UNLABELLED, Choice, softmax
 from compressor.data import Example, given_texts, text_of
 from compressor.errors import RecipeError, one_line
 from compressor.files import Columns, Reader, Row, opened
 from compressor.scores import Metric
 from compressor.tokens import Floats, Ints, Tokens
-from compressor.windows import Windows, pieces
+from compressor.windows import Windows, pieces, settle
 
 N_BEST, LONGEST = 20, 30
 """Starts and ends of a window that are tried, and the most tokens of an answer: the values of BERT's own script."""
@@ -144,8 +145,7 @@ class QuestionAnswering:
     def windows(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int, stride: int) -> Windows:
         """Return each question with each window of its context; a token of the context stands at its characters (start, end)."""
         questions = _cut(tokenizer, [e.text for e in examples], max_length // 4)
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length, stride=stride, strategy="only_second")
+        settle(tokenizer, max_length, stride, "only_second")
         pairs = [(question, str(e.text_pair)) for question, e in zip(questions, examples, strict=True)]
         parts, owners = list[Encoding](), list[int]()
         for row, encoding in enumerate(tokenizer.encode_batch(pairs)):
@@ -209,8 +209,12 @@ class QuestionAnswering:
 
 
 def _words(context: str, span: Span) -> tuple[str, int, int]:
-    """Return a span's text, its start and its end, without the space that some tokenizers count to the word behind it."""
-    text = context[span.start : span.end]
+    """Return a span's text, its start and its end, without the space that some tokenizers count to the word behind it, and with marks at
+    its end that some leave out."""
+    end = span.end
+    while span.start < end < len(context) and is_inside(context[end]):
+        end += 1
+    text = context[span.start : end]
     start = span.start + len(text) - len(text.lstrip())
     return text.strip(), start, start + len(text.strip())
 
@@ -255,9 +259,18 @@ def _tokens_of(answer: tuple[str, int], places: NDArray[np.int32]) -> tuple[int,
     end = start + len(text)
     inside = np.flatnonzero((places[:, 0] >= 0) & (places[:, 1] > start) & (places[:, 0] < end))
     there = (places[:, 0] >= 0).nonzero()[0]
-    if not len(inside) or places[there[0], 0] > start or places[there[-1], 1] < end:
+    first, last = start + len(text) - len(text.lstrip()), start + len(_seen(text))  # what a tokenizer may leave out is not cut off
+    if not len(inside) or places[there[0], 0] > first or places[there[-1], 1] < last:
         return 0, 0
     return int(inside[0]), int(inside[-1])
+
+
+def _seen(text: str) -> str:
+    """Return a text without the spaces and marks at its end, of which a tokenizer may have no token."""
+    end = len(text)
+    while end and (text[end - 1].isspace() or is_inside(text[end - 1])):
+        end -= 1
+    return text[:end]
 
 
 def _best_spans(logits: Floats, places: NDArray[np.int32]) -> list[Span]:

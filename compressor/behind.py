@@ -31,11 +31,16 @@ class WriteBehind:
             for key, own in entries:
                 self._waiting[key] = own
                 self._bytes += own.nbytes
-            full = self._bytes > self._most
+            full, alone = self._bytes > self._most, False
             if asleep:  # else the thread, which has not taken them yet, takes these too
-                self._last = self._thread.submit(self._empty, write)
-        if full:
+                try:
+                    self._last = self._thread.submit(self._empty, write)
+                except RuntimeError:  # the process ends while others still ask, or it may have no more threads
+                    alone = True
+        if alone or full:
             self.flush()
+        if alone:
+            self._empty(write)
 
     def waiting(self, keys: Iterable[bytes]) -> dict[bytes, Floats]:
         """Return what waits under these keys, or is being written."""

@@ -7,6 +7,7 @@ Limits:   a text that goes on is read again from its start, but for one that goe
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -134,10 +135,14 @@ class Cascade:
 
 def reader(folder: Path, task: Task, facts: Mapping[str, Any]) -> Callable[[Sequence[Example]], Windows]:
     """Return the function that reads examples with a folder's tokenizer, at its max_length and stride."""
-    tokenizer, alone = Tokenizer.from_file(str(folder / "tokenizer.json")), Lock()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # Questions and contexts are cut otherwise, each by settings of the tokenizer, which other threads must not see meanwhile.
+    alone: AbstractContextManager[object] = Lock() if task.choice == "positions" else nullcontext()
+    if task.choice != "positions":
+        task.windows(tokenizer, [Example("")], facts["max_length"], facts["stride"])  # it is settled: a long text stops no other thread's
 
     def read(examples: Sequence[Example]) -> Windows:
-        with alone:  # how it truncates is set before it reads, and other threads' texts may be cut otherwise
+        with alone:
             return task.windows(tokenizer, examples, facts["max_length"], facts["stride"])
 
     return read

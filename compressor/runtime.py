@@ -65,7 +65,7 @@ class Runtime:
 
     Raises:
         BundleError: the folder is no bundle, of another format, or not what was built; or a store is given and it has no halves.
-        RecipeError: the store holds another model's outputs, or is given together with a backend that reads none.
+        RecipeError: the store holds another model's outputs, or is given together with a backend that reads none; or threads are below 0.
         UnfitError: the backend is not installed, or its answers are not those of onnxruntime; or a file cannot be read here.
     """
 
@@ -84,6 +84,8 @@ class Runtime:
         run once per text, for all bundles that have the same ones and name the same folder; when it reaches `max_size` megabytes (default:
         20,000), what was not read for longest goes.
         """
+        if threads is not None and threads < 0:
+            raise RecipeError(f"threads is {threads}: give 1 or more, or none for as many as it was built for")
         opening = Seen(Path(bundle).absolute() / "manifest.json")
         folder = Path(bundle).resolve()  # what is opened later is there too after a change of the working directory, or of a link
         self._folder, self._seen = folder, Seen(folder / "manifest.json")
@@ -195,7 +197,10 @@ class Runtime:
         policy: str | None = None,
         thresholds: Sequence[float] | None = None,
     ) -> Iterator[Any]:
-        """Yield the answers of any number of texts with flat memory."""
+        """Yield the answers of any number of texts with flat memory.
+
+        They are read some thousands at a time: of a source that is still being written, ask `predict` what is there.
+        """
         policy = self.policy(point, policy, thresholds)
         if policy is not None:
             yield from (routed.answer for routed in self.trace(texts, policy, thresholds))

@@ -148,7 +148,12 @@ def run_all(batches: Sequence[T], run: Callable[[Session, T], Floats], graph: Op
         return [run(graph.session, batch) for batch in batches]
     beside = graph.beside
     with ThreadPoolExecutor(graph.workers) as pool:
-        return list(pool.map(lambda batch: run(beside, batch), batches))
+        try:
+            asked = [pool.submit(run, beside, batch) for batch in batches]
+        except RuntimeError:  # the process ends while others still ask, or it may have no more threads
+            pool.shutdown(cancel_futures=True)
+            return [run(graph.session, batch) for batch in batches]
+        return [one.result() for one in asked]
 
 
 def _beside(graph: Graph, texts: Tokens, alone: Sequence[Floats]) -> list[Floats]:

@@ -291,7 +291,7 @@ class Store:
         self.evicted += gone
 
     def __len__(self) -> int:
-        if self.behind:
+        if self.behind and self.is_of_this_process:  # the thread that writes did not come along in a fork
             self.behind.flush()
         return self.file.guarded(self._count, 0)
 
@@ -314,6 +314,9 @@ class Store:
             self._close()  # meanwhile nobody opens it: lmdb opens no file twice
 
     def _close(self) -> None:
+        if not self.is_of_this_process:
+            self.file.forsaken()
+            return
         try:
             if self.behind:
                 self.behind.close()
@@ -325,6 +328,15 @@ class Store:
 _OPEN: dict[Path, Store] = {}
 """Stores that requests share in this process, by their folders."""
 _OPENING = Lock()
+
+
+def _forget() -> None:
+    global _OPENING
+    _OPENING = Lock()  # a fork may have come while the parent held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @atexit.register

@@ -7,7 +7,6 @@ Limits:   a text that comes without words is split at spaces and around punctuat
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +15,18 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from compressor.characters import is_inside
 from compressor.choices import UNKNOWN, UNLABELLED, Choice, softmax
 from compressor.data import Example, label_of, text_of
 from compressor.errors import RecipeError
 from compressor.files import Columns, Reader, Row, decoded, opened
 from compressor.scores import Metric, entity_f1
 from compressor.tokens import Floats, Ints, Tokens
-from compressor.windows import Windows, pieces
+from compressor.windows import Windows, pieces, settle
 
 Scheme = Literal["IOB1", "IOB2", "BIOES"]
 _PIECE = re.compile(r"\w+|[^\w\s]")
 """Letters and digits in a row, or one other character; `\\w` holds no combining marks and no joiners, of which words have some."""
-_JOINERS = "\u00ad\u200c\u200d\u2060"
-"""Soft hyphen, the two joiners of Arabic, Persian and Indian scripts, and the word joiner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +118,7 @@ class TokenClassification:
 
     def windows(self, tokenizer: Tokenizer, examples: Sequence[Example], max_length: int, stride: int) -> Windows:
         """Return each text's windows; a token's place is its word, if it is the word's first and belongs to this window."""
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length, stride=stride)
+        settle(tokenizer, max_length, stride)
         words = [_for(tokenizer, [text for text, _ in words_of(e)]) for e in examples]
         parts, owners, places = list[Encoding](), list[int](), list[list[int]]()
         for row, encoding in enumerate(tokenizer.encode_batch(words, is_pretokenized=True)):
@@ -214,7 +211,7 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
     begin, end, lettered, open_ = 0, 0, False, False  # the word so far, whether it has letters, and whether more that touch it are its own
     for match in _PIECE.finditer(text):
         start, stop = match.span()
-        letters, inside = _is_letter(text[start]), _is_inside(text[start])
+        letters, inside = _is_letter(text[start]), is_inside(text[start])
         if start == end > begin and (inside or (letters and open_)):
             end, open_ = stop, inside and lettered
             continue
@@ -227,11 +224,6 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
 
 def _is_letter(character: str) -> bool:
     return character.isalnum() or character == "_"
-
-
-def _is_inside(character: str) -> bool:
-    """Say whether a character belongs to the word before it: a combining mark (of Devanagari, of e in a decomposed é), or a joiner."""
-    return character > "\x7f" and (character in _JOINERS or unicodedata.category(character) in ("Mn", "Mc", "Me"))
 
 
 def _items(where: str, column: str, value: object) -> list[str]:

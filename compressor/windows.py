@@ -65,9 +65,17 @@ class Windows:
 
 def whole_texts(tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int) -> Windows:
     """Return each text, or pair of texts, in one piece: the longer side is cut first."""
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    settle(tokenizer, max_length)
     return Windows.whole(Tokens.of(tokenizer.encode_batch(list(texts))))
+
+
+def settle(tokenizer: Tokenizer, max_length: int, stride: int = 0, strategy: str = "longest_first") -> None:
+    """Make a tokenizer cut texts so, and pad none; one that does is left alone, so that several threads may read with it at once."""
+    wanted = {"max_length": max_length, "stride": stride, "strategy": strategy, "direction": "right"}
+    if tokenizer.padding is not None:
+        tokenizer.no_padding()
+    if tokenizer.truncation != wanted:
+        tokenizer.enable_truncation(max_length, stride=stride, strategy=strategy)
 
 
 def pieces(encoding: Encoding) -> list[Encoding]:

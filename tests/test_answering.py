@@ -89,6 +89,22 @@ def test_an_answer_is_found_again_from_its_own_tokens(text: str, tiny_model: Pat
     assert TASK.outcomes(logits_at(windows, {0: (first, last)}), windows, [example], ("start", "end")).tolist() == [[1.0, 1.0]]
 
 
+@pytest.mark.parametrize("mark", ["\u0301", "\ufe0f", "\u0301\u200d"])
+def test_marks_that_a_tokenizer_leaves_out_are_part_of_the_answer(mark: str, tiny_model: Path) -> None:
+    """An uncased tokenizer's last token ends before them: so would the answer, and at a context's end its target would be none."""
+    tokenizer = tokenizer_of(tiny_model)
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=True)
+    for context in (f"the plot was a great film{mark} and good", f"the plot was a great film{mark}", f"it was great film{mark} "):
+        text = context[context.index("great") :].removesuffix(" and good")
+        example = Example("what is good", context, [(text, context.index("great"))])
+        windows = TASK.windows(tokenizer, [example], 32, 8)
+        (target,) = TASK.targets(windows, [example], ("start", "end")).tolist()
+        assert target != [0, 0]
+        (answer,) = TASK.decode(logits_at(windows, {0: tuple(target)}), windows, [example], ("start", "end"))
+        assert (answer.text, context[answer.start : answer.end]) == (text.strip(), text.strip())
+        assert TASK.outcomes(logits_at(windows, {0: tuple(target)}), windows, [example], ("start", "end")).tolist() == [[1.0, 1.0]]
+
+
 def test_a_long_context_is_read_in_windows_that_overlap(tiny_model: Path) -> None:
     words = [*["the plot is dull and"] * 6, "great film", *["it was weak"] * 6]
     context = " ".join(words)

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -377,6 +379,43 @@ def test_a_bundle_that_cannot_take_its_place_leaves_the_last_one(built: Path, tm
     with pytest.raises(UnfitError, match=r"tiny: .*quota"):
         publish(made, tmp_path, "tiny")
     assert (place / "tokenizer.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_a_server_that_ends_answers_what_was_asked(bundle: Path) -> None:
+    """While its main thread has ended, Python starts no more threads for the others; what they ask is answered one after the other."""
+    code = f"""
+import threading
+from compressor.runtime import Runtime
+runtime = Runtime({str(bundle.absolute())!r}, threads=2)
+def last():
+    threading.main_thread().join()
+    print(len(runtime.predict(["good film", "bad film", "great plot"] * 50)))
+threading.Thread(target=last).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("150\n", "")
+
+
+def test_a_long_text_keeps_no_other_waiting(bundle: Path) -> None:
+    runtime, begun = Runtime(bundle), Event()
+    long = "a good film and a bad plot " * 60_000
+
+    def read() -> None:
+        begun.set()
+        runtime.predict([long])
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(read)
+        assert begun.wait(10)
+        for _ in range(3):
+            runtime.predict(["good film"])
+        assert not asked.done()
+        asked.result()
+
+
+def test_threads_below_none_are_refused(bundle: Path) -> None:
+    with pytest.raises(RecipeError, match="threads is -1: give 1 or more"):
+        Runtime(bundle, threads=-1)
 
 
 def test_what_came_before_a_bad_text_of_a_stream_is_answered(bundle: Path) -> None:

@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
+from unittest.mock import Mock
 
 import lmdb
 import numpy as np
 import pytest
 
+from compressor import store as store_module
 from compressor.behind import Entries, WriteBehind
 from compressor.entries import DType
 from compressor.errors import RecipeError
@@ -467,6 +469,22 @@ def test_no_more_than_so_much_waits() -> None:
     behind.close()
 
 
+def test_where_no_thread_can_be_had_what_is_handed_over_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a process ends and others still ask; the next that comes finds a queue that works."""
+    written, behind = list[bytes](), WriteBehind(1e6)
+
+    def write(entries: Entries) -> None:
+        written.extend(key for key, _ in entries)
+
+    with monkeypatch.context() as ending:
+        ending.setattr(behind._thread, "submit", Mock(side_effect=RuntimeError("cannot schedule new futures after interpreter shutdown")))
+        behind.add([(b"one", np.ones((1, 1), np.float32))], write)
+        assert written == [b"one"]
+    behind.add([(b"two", np.ones((1, 1), np.float32))], write)
+    behind.close()
+    assert written == [b"one", b"two"]
+
+
 def test_what_fails_beside_is_told_at_the_latest_in_the_end() -> None:
     def write(entries: Entries) -> None:
         raise OSError("no space left")
@@ -656,6 +674,32 @@ def test_who_opens_a_shared_store_after_a_fork_reads_and_fills_it(tmp_path: Path
     assert len(store) == 3
     store.close()
     assert not told
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_while_another_thread_opens_a_store_leaves_the_child_free_to_open_one(tmp_path: Path, told: list[str]) -> None:
+    with store_module._OPENING:  # held by the parent, which in the child nobody lets go
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            shared_in(tmp_path / "store", told).close()
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_that_closes_its_parents_store_waits_for_no_thread(tmp_path: Path, told: list[str]) -> None:
+    may_write, store = Event(), shared_in(tmp_path / "store", told)
+    assert store.behind is not None
+    store.behind.add([(key(0), values(0))], lambda _: may_write.wait(20) and None)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        store.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    may_write.set()
+    store.close()
 
 
 def test_what_is_being_closed_is_opened_afterwards(tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
