@@ -13,7 +13,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -195,7 +195,8 @@ class QuestionAnswering:
                 spans.append(Span(min(float(logits[places[w][0]].sum()) for w in own), 0, 0))
             once: dict[tuple[int, int], Span] = {}  # windows overlap: the same words are found by two of them
             for span in sorted(spans, key=lambda span: -span.score):
-                once.setdefault((span.start, span.end), span)
+                end = _end_of(str(examples[len(found)].text_pair), span)
+                once.setdefault((span.start, end), replace(span, end=end))
             found.append(list(once.values())[:N_BEST] or [NOTHING])
         return found
 
@@ -209,14 +210,18 @@ class QuestionAnswering:
 
 
 def _words(context: str, span: Span) -> tuple[str, int, int]:
-    """Return a span's text, its start and its end, without the space that some tokenizers count to the word behind it, and with marks at
-    its end that some leave out."""
+    """Return a span's text, its start and its end, without the space that some tokenizers count to the word behind it."""
+    text = context[span.start : span.end]
+    start = span.start + len(text) - len(text.lstrip())
+    return text.strip(), start, start + len(text.strip())
+
+
+def _end_of(context: str, span: Span) -> int:
+    """Return where a span ends with the marks behind it, of which some tokenizers have no token."""
     end = span.end
     while span.start < end < len(context) and is_inside(context[end]):
         end += 1
-    text = context[span.start : end]
-    start = span.start + len(text) - len(text.lstrip())
-    return text.strip(), start, start + len(text.strip())
+    return end
 
 
 def normalized(text: str) -> str:

@@ -33,7 +33,7 @@ def begin(artifacts: Path, recipe: str, folder: str, *, made: bool) -> None:
     """
     record = read(path_of(artifacts, recipe))
     if folder not in (record.begun if made else (*record.used, *record.begun)):
-        since = math.floor(time.time()) if record.since is None else record.since  # files' stamps lag behind the clock
+        since = record.since if record.begun else math.floor(time.time())  # files' stamps lag behind the clock
         write(path_of(artifacts, recipe), Record(record.used, (*record.begun, folder), since))
 
 
@@ -72,7 +72,7 @@ def write(path: Path, record: Record) -> None:
     """
     partial, text = path.with_name(f"{path.name}.partial"), json.dumps(asdict(record))
     try:
-        if path.exists() and path.read_text(encoding="utf-8") == text:  # a full disk must not end a build that writes nothing
+        if path.exists() and path.read_bytes() == text.encode():  # a full disk must not end a build that writes nothing
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")

@@ -72,7 +72,10 @@ def _limit(share: float) -> str:
 
 def _decimals(found: float, limit: float, passed: bool, least: int = 2) -> int:
     """Return how many decimals to show: where the gate breaks, so many that what was found is told from its limit."""
-    return least if passed else next((n for n in range(least, 10) if not math.isclose(round(found, n), limit)), least)
+    if passed:
+        return least
+    beyond = (n for n in range(least, 10) if (round(found, n) - limit) * (found - limit) > 0 and not math.isclose(round(found, n), limit))
+    return next(beyond, least)
 
 
 def _unmeasured(verdict: Verdict) -> Verdict:

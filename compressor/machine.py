@@ -55,16 +55,16 @@ def fast_bf16(machine: Mapping[str, Any]) -> str | None:
 
 
 def level() -> str | None:
-    """Return this processor's level; arm64 on ARM, where nothing saturates; None on processors of which nothing is known.
-
-    Where the system does not tell an x86 processor's sets, it is avx2: weights of 7 bits, which that needs, are right on all.
-    """
-    flags, kind = set(_cpuinfo().get("flags", "").split()), platform.machine().lower()
-    if kind in ("aarch64", "arm64"):
+    """Return this processor's level; arm64 on ARM, where nothing saturates; None where it is not told."""
+    flags = set(_cpuinfo().get("flags", "").split())
+    if platform.machine().lower() in ("aarch64", "arm64"):
         return "arm64"
-    if not flags and kind in ("x86_64", "amd64"):
-        return "avx2"
     return next((name for name, sets in LEVELS.items() if sets & flags), None)
+
+
+def needs_seven_bits(isa: str | None) -> bool:
+    """Return whether weights for this level need 7 bits: also on x86 where the system does not tell, as they are right on all."""
+    return isa in SATURATING or (isa is None and platform.machine().lower() in ("x86_64", "amd64"))
 
 
 def versions(*packages: str) -> dict[str, str]:

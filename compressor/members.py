@@ -178,7 +178,7 @@ def _isa(inputs: Inputs) -> str | None:
 
 def _to_int8(source: Path, target: Path, inputs: Inputs) -> None:
     """Put the graph's 8-bit form in its place, with weights of 7 bits where the bundle is for processors that need it."""
-    dynamic(source, target, [], reduce_range=_isa(inputs) in machine.SATURATING)
+    dynamic(source, target, [], reduce_range=machine.needs_seven_bits(_isa(inputs)))
     check_int8(target, f"cascade: {target.name}")
     source.unlink()
 

@@ -21,7 +21,10 @@ Profile = Annotated[
     Literal["full", "smoke"], typer.Option("--profile", envvar="COMPRESS_PROFILE", help="smoke: the same stages on a sliver of data.")
 ]
 Force = Annotated[list[str], typer.Option("--force", envvar="COMPRESS_FORCE", help="Run this stage though it is cached. Repeatable.")]
-Threads = Annotated[int | None, typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads (default: the bundle's target).")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads (default: the bundle's target, at most the cores)."),
+]
 StoreFolder = Annotated[
     Path | None, typer.Option("--store", envvar="COMPRESS_STORE", help="Keep what the first layers make of each text here (export.halves).")
 ]

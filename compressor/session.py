@@ -153,7 +153,11 @@ def run_all(batches: Sequence[T], run: Callable[[Session, T], Floats], graph: Op
         except RuntimeError:  # the process ends while others still ask, or it may have no more threads
             pool.shutdown(cancel_futures=True)
             return [run(graph.session, batch) for batch in batches]
-        return [one.result() for one in asked]
+        try:
+            return [one.result() for one in asked]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # who interrupts, or fails, does not wait for the others
+            raise
 
 
 def _beside(graph: Graph, texts: Tokens, alone: Sequence[Floats]) -> list[Floats]:

@@ -15,6 +15,7 @@ from compressor.data import Example, read_examples
 from compressor.encoded import tokenizer_of
 from compressor.errors import RecipeError
 from compressor.files import Columns
+from compressor.tokens import Tokens
 from compressor.windows import Windows
 
 with warnings.catch_warnings():
@@ -103,6 +104,20 @@ def test_marks_that_a_tokenizer_leaves_out_are_part_of_the_answer(mark: str, tin
         (answer,) = TASK.decode(logits_at(windows, {0: tuple(target)}), windows, [example], ("start", "end"))
         assert (answer.text, context[answer.start : answer.end]) == (text.strip(), text.strip())
         assert TASK.outcomes(logits_at(windows, {0: tuple(target)}), windows, [example], ("start", "end")).tolist() == [[1.0, 1.0]]
+
+
+def test_a_word_with_its_marks_and_one_without_are_one_answer(tiny_model: Path) -> None:
+    """Marks that have tokens of their own: two spans end at one letter, and are the same words."""
+    context = "film f\u0301\u0302 good"
+    example = Example("what", context)
+    places = np.array([[-1, -1], [0, 4], [5, 6], [6, 7], [7, 8], [9, 13]], np.int32)
+    ids = np.arange(6, dtype=np.int32)
+    windows = Windows(Tokens(ids, np.zeros(6, np.int8), np.array([0, 6])), np.array([0]), places)
+    logits = np.full((6, 2), -5.0, np.float32)
+    logits[2, 0], logits[2:5, 1] = 5, (5, 4.9, 4.8)
+    (answer,) = TASK.decode(logits, windows, [example], ("start", "end"))
+    assert (answer.text, answer.start, answer.end) == (context[5:8], 5, 8)
+    assert answer.score > 0.9
 
 
 def test_a_long_context_is_read_in_windows_that_overlap(tiny_model: Path) -> None:

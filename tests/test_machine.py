@@ -77,13 +77,16 @@ def test_a_processor_s_level_is_that_of_its_fastest_8_bit_products(
 
 
 @pytest.mark.parametrize(
-    ("kind", "level"), [("aarch64", "arm64"), ("arm64", "arm64"), ("AMD64", "avx2"), ("x86_64", "avx2"), ("riscv64", None)]
+    ("kind", "level", "narrow"), [("aarch64", "arm64", False), ("AMD64", None, True), ("x86_64", None, True), ("riscv64", None, False)]
 )
 def test_where_no_sets_are_told_the_kind_of_processor_says_what_is_safe(
-    host: Path, kind: str, level: str | None, monkeypatch: pytest.MonkeyPatch
+    host: Path, kind: str, level: str | None, narrow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: kind)
     assert machine.level() == level
+    assert machine.needs_seven_bits(machine.level()) == narrow
+    assert machine.needs_seven_bits("avx2")
+    assert not machine.needs_seven_bits("vnni")
 
 
 def test_a_container_quota_limits_cores_and_memory(host: Path) -> None:

@@ -492,6 +492,13 @@ def test_a_gate_that_breaks_by_a_little_does_not_read_as_if_it_held() -> None:
         LatencyGate(metric="latency", max="2ms"),
         SizeGate(metric="size", max="20MB"),
     ]
+    finer = [
+        LatencyGate(metric="latency", max="1.9996ms"),
+        SizeGate(metric="size", max="20.003MB"),
+        SpeedGate(metric="speedup", min=3.9953),
+    ]
+    told = [v.value.split()[0] for v in judge(finer, chosen, {"teacher": teacher, "student": teacher}, [chosen])]
+    assert told == ["2.00", "20.004", "3.995x"], "beyond the limit, by the decimals that it takes"
     verdicts = judge(gates, chosen, {"teacher": teacher, "student": teacher}, [chosen])
     assert not any(v.passed for v in verdicts)
     assert [(v.value.partition(" (")[0], v.limit) for v in verdicts] == [

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from compressor.errors import BundleError, RecipeError, UnfitError
 from compressor.evaluation import evaluate
 from compressor.publish import publish
 from compressor.runtime import CHARACTERS, Runtime
-from compressor.session import WORTH_A_RUN, Graph, batches_of
+from compressor.session import WORTH_A_RUN, Graph, batches_of, run_all
 from compressor.tokens import Tokens
 from tests.conftest import compress, sentences
 
@@ -396,21 +398,42 @@ threading.Thread(target=last).start()
     assert (done.stdout, done.stderr) == ("150\n", "")
 
 
-def test_a_long_text_keeps_no_other_waiting(bundle: Path) -> None:
-    runtime, begun = Runtime(bundle), Event()
-    long = "a good film and a bad plot " * 60_000
+def test_a_long_text_keeps_no_other_waiting(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, begun, may_end = Runtime(bundle), Event(), Event()
+    windows = runtime.task.windows
 
-    def read() -> None:
-        begun.set()
-        runtime.predict([long])
+    def reads_long(tokenizer: Any, examples: Any, *how: Any) -> Any:
+        if examples[0].text == "long":
+            begun.set()
+            assert may_end.wait(20)
+        return windows(tokenizer, examples, *how)
 
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(read)
+    monkeypatch.setattr(runtime.task, "windows", reads_long)
+    with ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(runtime.predict, ["long"])
         assert begun.wait(10)
-        for _ in range(3):
-            runtime.predict(["good film"])
-        assert not asked.done()
-        asked.result()
+        beside = pool.submit(runtime.predict, ["good film"])
+        try:
+            assert len(beside.result(10)) == 1
+        finally:
+            may_end.set()
+        assert len(asked.result()) == 1
+
+
+def test_who_interrupts_or_fails_does_not_wait_for_what_was_asked_beside() -> None:
+    done = list[int]()
+
+    def run(_: object, number: int) -> np.ndarray:
+        if number == 1:
+            raise ValueError("wrong")
+        sleep(0.02)
+        done.append(number)
+        return np.zeros(1)
+
+    graph: Any = SimpleNamespace(workers=2, session=None, beside=None)
+    with pytest.raises(ValueError, match="wrong"):
+        run_all(range(200), run, graph)
+    assert len(done) < 20
 
 
 def test_threads_below_none_are_refused(bundle: Path) -> None:

@@ -162,7 +162,11 @@ def bench(
     texts: Annotated[Path | None, typer.Option("--texts", envvar="COMPRESS_TEXTS", help="Time 64 of these, one a line.")] = None,
     shape: Annotated[
         list[str],
-        typer.Option("--shape", envvar="COMPRESS_SHAPE", help="Texts x tokens, as 8x32 (default: 1x32, 1x128, 1x384). Repeatable."),
+        typer.Option(
+            "--shape",
+            envvar="COMPRESS_SHAPE",
+            help="Texts x tokens, as 8x32; absent, without --texts: 1x32, 1x128, 1x384, as far as all read them. Repeatable.",
+        ),
     ] = [],
     threads: Annotated[list[int], typer.Option("--threads", envvar="COMPRESS_THREADS", min=1, help="Threads of a run. Repeatable.")] = [1],
     point: Annotated[
@@ -186,7 +190,8 @@ def bench(
 def explain(
     model: Annotated[Path, typer.Argument(help="Folder of a bundle, or an .onnx file.", show_default=False)],
     tokens: Annotated[
-        int | None, typer.Option("--tokens", envvar="COMPRESS_TOKENS", min=1, help="Length of the text (default: 128).")
+        int | None,
+        typer.Option("--tokens", envvar="COMPRESS_TOKENS", min=1, help="Length of the text (default: 128, or what the bundle reads)."),
     ] = None,
     point: Point = None,
     rounds: Annotated[int, typer.Option("--rounds", envvar="COMPRESS_ROUNDS", min=1, help="Runs that are timed.")] = 30,

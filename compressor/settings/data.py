@@ -72,7 +72,7 @@ class Task(Section):
 class Split(Section):
     path: Source
     """csv, tsv, jsonl or parquet (also .gz), .conll of tagged words, SQuAD's .json, .txt of texts alone, package:NAME/FILE, or on the Hub
-    OWNER/NAME[:CONFIG][@REVISION][#SPLIT]."""
+    OWNER/NAME[:CONFIG][@REVISION][#SPLIT]; a path begins at the recipe's folder."""
     limit: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Read only so many examples."""
     draw: Literal["first", "spread"] = "first"

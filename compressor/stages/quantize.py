@@ -151,7 +151,7 @@ def _quantize_halves(bench: "Scorer", backend: str, out: Path, feeds: Sequence[F
     made = [{STATES: front.session.run([STATES], feed)[0], "attention_mask": feed["attention_mask"]} for feed in read]
     states = [{key: feed[key] for key in asked & feed.keys()} for feed in made]
     for name, given, stay in ((FRONT, read, []), (BACK, states, back)):
-        QUANTIZERS[backend](floats / name, out / name, given, stay, reduce_range=bench.isa in machine.SATURATING)
+        QUANTIZERS[backend](floats / name, out / name, given, stay, reduce_range=machine.needs_seven_bits(bench.isa))
         if name == FRONT or len(stay) < len(inside):
             check_int8(out / name, f"quantize: {backend}, {name}")
 
@@ -175,7 +175,7 @@ class Scorer:
     def ranked(self, scratch: Path) -> Sequence[str]:
         """Return the products, the most sensitive first; they are ranked once."""
         if not self.sensitivities:
-            how = {"reduce_range": self.isa in machine.SATURATING}
+            how = {"reduce_range": machine.needs_seven_bits(self.isa)}
             self.sensitivities = by_sensitivity(self.source, scratch, self.validation, self.workers, **how)
         return list(self.sensitivities)
 
@@ -184,7 +184,7 @@ def _quantized(name: str, bench: Scorer, file: Path, feeds: Sequence[Feed], log:
     """Quantize with a backend; where the score falls below what is wanted, put back the fewest products that raise it."""
 
     def score(kept: Collection[str]) -> float:
-        QUANTIZERS[name](bench.source, file, feeds, kept, reduce_range=bench.isa in machine.SATURATING)
+        QUANTIZERS[name](bench.source, file, feeds, kept, reduce_range=machine.needs_seven_bits(bench.isa))
         return bench.score(file, single=name in SINGLE)
 
     all_int8 = score([])
