@@ -85,7 +85,7 @@ def joining_as(teacher_model: Path, student_model: Path, out: Path) -> Path:
     BERT writes one separator between two texts, RoBERTa and MPNet two. The student's own folder serves where there is nothing to change.
     """
     student, teacher = tokenizer_of(student_model), tokenizer_of(teacher_model)
-    plain = isinstance(student.post_processor, processors.BertProcessing | processors.TemplateProcessing)
+    plain = isinstance(student.post_processor, processors.BertProcessing | processors.RobertaProcessing | processors.TemplateProcessing)
     if not plain or student.num_special_tokens_to_add(True) == teacher.num_special_tokens_to_add(True):
         return student_model
     shutil.rmtree(out, ignore_errors=True)

@@ -65,8 +65,13 @@ def augmented(examples: Iterable[Example], settings: Augment, near: Neighbours, 
         rng = random.Random(f"{seed}/{number}")
         for _ in range(settings.copies):
             copy = _copy(example, settings, near, mask, rng)
-            if (copy.text, copy.text_pair) != (example.text, example.text_pair):
+            if any(_words_of(one) != _words_of(other) for one, other in ((copy.text, example.text), (copy.text_pair, example.text_pair))):
                 yield copy
+
+
+def _words_of(text: str | None) -> list[str]:
+    """Return what is left of a text when its spaces are one alike, as they are in a copy."""
+    return (text or "").split()
 
 
 def _copy(example: Example, settings: Augment, near: Neighbours, mask: str | None, rng: random.Random) -> Example:

@@ -240,7 +240,7 @@ def _texts(where: str, row: Mapping[str, Any], columns: Columns, label: Any) -> 
 
 def _number(where: str, column: str, value: object) -> float:
     try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        number = float(value) if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):  # an integer of hundreds of digits
         number = math.nan
     if not math.isfinite(number):

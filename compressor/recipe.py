@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from compressor import sources
 from compressor.files import Columns
 from compressor.settings.base import BUNDLE, CONTENT, LARGEST, SPLITS, UNKEYED, Section
-from compressor.settings.data import USUAL, WINDOWED, Data, Task
+from compressor.settings.data import USUAL, WINDOWED, Data, Split, Task
 from compressor.settings.deploying import EarlyExit, Export, LengthAdapt, PointName, Quantize, Search
 from compressor.settings.distilling import BiLSTM, Distill, SoftLabels, Student
 from compressor.settings.serving import AnyGate, Cascade, DropGate, Target
@@ -275,17 +275,18 @@ class Recipe(Section):
 def _key_value(value: Any, root: Path) -> Any:
     if isinstance(value, Section):
         declared = {name: f"{field.annotation!r} {field.metadata!r}" for name, field in type(value).model_fields.items()}
-        return {name: _hashed(getattr(value, name), root, how) for name, how in declared.items() if repr(UNKEYED) not in how}
+        kind: sources.Kind = "dataset" if isinstance(value, Split) else "model"
+        return {name: _hashed(getattr(value, name), root, how, kind) for name, how in declared.items() if repr(UNKEYED) not in how}
     if isinstance(value, tuple):
         return [_key_value(item, root) for item in value]
     return value
 
 
-def _hashed(item: Any, root: Path, declared: str) -> Any:
+def _hashed(item: Any, root: Path, declared: str, kind: sources.Kind) -> Any:
     if item is None:
         return None
     if repr(CONTENT) in declared:
-        return sources.fingerprint(item, root)
+        return sources.fingerprint(item, root, kind)
     return sources.bundle_fingerprint(item, root) if repr(BUNDLE) in declared else _key_value(item, root)
 
 

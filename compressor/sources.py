@@ -7,9 +7,12 @@ import re
 from functools import lru_cache
 from importlib import util
 from pathlib import Path
+from typing import Literal
 
 from compressor.errors import BundleError, RecipeError, UnfitError, install, one_line
 
+Kind = Literal["model", "dataset"]
+"""What an id of the Hub is of: both kinds may have the same ids."""
 LOCAL_FORMS = "name a local folder or file (./folder), or package:NAME/FOLDER inside an installed Python package"
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".json", ".txt", ".gz", ".zip", ".xlsx", ".arrow", ".conll")
 # A single name has no dot: `train.cvs` is a misspelt file, not a Hub id. A revision may be a ref such as refs/pr/1.
@@ -204,8 +207,8 @@ def hub_error(source: str, error: Exception) -> UnfitError:
     )
 
 
-def fingerprint(source: str, root: Path) -> str:
-    """Return a hash of what a source holds, not of how it is called; a Hub id counts with its revision.
+def fingerprint(source: str, root: Path, kind: Kind = "model") -> str:
+    """Return a hash of what a source holds, not of how it is called; a Hub id, of this kind, counts with its revision.
 
     Raises:
         RecipeError: nothing is there, or it cannot be read.
@@ -213,7 +216,7 @@ def fingerprint(source: str, root: Path) -> str:
     """
     path = resolve(source, root)
     if path is None:
-        return f"hub:{source}" if "@" in source else f"hub:{source}@{_revision(source)}"
+        return f"hub:{source}" if "@" in source else f"hub:{source}@{_revision(source, kind)}"
     folder = path.is_dir()
     digest = hashlib.sha256()
     try:
@@ -245,28 +248,26 @@ def _file_hash(path: str, size: int, modified_ns: int) -> str:
 
 
 @lru_cache(maxsize=16)
-def _revision(source: str) -> str:
+def _revision(source: str, kind: Kind) -> str:
     """Return the commit that an unpinned Hub id means now, else the one in the local cache."""
     name = re.split("[:#]", source)[0]
     try:
         from huggingface_hub import HfApi
 
-        api = HfApi()
-        kind = "model" if api.repo_exists(name, repo_type="model") else "dataset"
-        return str(api.repo_info(name, repo_type=kind).sha)
+        return str(HfApi().repo_info(name, repo_type=kind).sha)
     except Exception as error:  # no network: what is cached is what would be used
-        cached = None if isinstance(error, ImportError) else _cached_revision(name)
+        cached = None if isinstance(error, ImportError) else _cached_revision(name, kind)
         if cached is None:
             raise hub_error(source, error) from error
         return cached
 
 
-def _cached_revision(name: str) -> str | None:
+def _cached_revision(name: str, kind: Kind) -> str | None:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        revisions = [r for repo in scan_cache_dir().repos if repo.repo_id == name for r in repo.revisions]
+        revisions = [r for repo in scan_cache_dir().repos if (repo.repo_id, repo.repo_type) == (name, kind) for r in repo.revisions]
     except CacheNotFound:
         return None
     # `main` first: it is what the client loads offline, though a pinned revision may have been fetched later.

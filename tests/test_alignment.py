@@ -98,6 +98,19 @@ def test_a_student_joins_pairs_as_its_teacher_does(tiny_model: Path, tmp_path: P
     assert len(text.tokens) == 16  # it pads as before
 
 
+def test_a_student_with_two_separators_joins_pairs_with_its_teachers_one(tiny_model: Path, tmp_path: Path) -> None:
+    """As MPNet's, which a teacher of BERT's kind teaches."""
+    other = folder_of(tmp_path / "other", ["<unk>", "<s>", "</s>", "<pad>"], sorted([*WORDS, *GOOD, *BAD]))
+    tokenizer = tokenizer_of(other)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
+    tokenizer.post_processor = processors.RobertaProcessing(*ends)  # type: ignore[assignment]
+    tokenizer.save(str(other / "tokenizer.json"))
+    found = joining_as(tiny_model, other, tmp_path / "found")
+    assert found != other
+    assert aligned(pairs(found), pairs(tiny_model), found, tiny_model)
+    assert aligned(encoded(found), encoded(tiny_model), found, tiny_model)
+
+
 def test_a_student_that_joins_pairs_so_already_keeps_its_folder(tiny_model: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
     assert joining_as(copy, tiny_model, tmp_path / "found") == tiny_model

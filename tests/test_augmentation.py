@@ -78,6 +78,12 @@ def test_each_change_happens_as_often_as_asked() -> None:
     assert one(Augment(mask=0.0, swap=0.0, ngrams=1.0), "a b c d e f g h", 3) in "a b c d e f g h"
 
 
+def test_a_copy_that_differs_by_spaces_alone_is_none() -> None:
+    still = Augment(mask=1e-9, swap=0.0, ngrams=0.0)
+    for text, pair in (("a  b\nc", None), ("a b c", None), ("a b", "c\td")):
+        assert not list(augmented([Example(text, pair)], still, NEAR, "[MASK]", 1))
+
+
 def test_without_a_mask_token_words_stay() -> None:
     assert changed("good bad", Augment(mask=1.0, swap=0.0, ngrams=0.0), NEAR, None, random.Random(0)) == "good bad"
 

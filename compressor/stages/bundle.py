@@ -20,6 +20,7 @@ from compressor import backends, machine
 from compressor.artifact import digest_of, files_of, sha256, write_json
 from compressor.bundles import FOLDER, FORMAT, seal
 from compressor.cascade import MEMBERS
+from compressor.clients import settle_tokenizer, tell_choice
 from compressor.encoded import pad_id_of
 from compressor.gates import judge
 from compressor.graphs import set_default_lengths
@@ -31,7 +32,6 @@ from compressor.recipe import Recipe
 from compressor.report import render_card, render_report
 from compressor.splits import MODEL, Splits, task_of
 from compressor.summary import found_at, summarize
-from compressor.tasks import Task
 
 MEASURED = frozenset({"metrics.json", "gates.json", "report.html", "README.md"})
 """Files that hold times: they have a hash each, but no part in the bundle's digest."""
@@ -69,11 +69,11 @@ def _content(recipe: Recipe, inputs: Inputs, folder: Path, log: Progress) -> dic
     splits = Splits.of(inputs["data"])
     model = inputs["checkpoint"].path / MODEL
     shutil.copytree(model, folder, ignore=lambda _, names: [n for n in names if n.endswith(".safetensors")])
-    _name_tokenizer_for_all(folder / "tokenizer_config.json")
-    _tell_choice(folder / "config.json", task_of(recipe))
+    tell_choice(folder / "config.json", task_of(recipe))
     points = lengths_of(inputs)
     default = recipe.default_point or ("balanced" if "frontier" in inputs else "full")
     graph = onnx.load(deployed(inputs).path / "model.onnx")
+    settle_tokenizer(folder, task_of(recipe), [value.name for value in graph.graph.input], fixed=recipe.export.halves)
     lengths = points[default]
     if lengths is not None:
         set_default_lengths(graph, lengths)
@@ -138,21 +138,6 @@ def _cascade(inputs: Inputs) -> dict[str, Any] | None:
         return None
     policy = json.loads((inputs["policy"].path / "policy.json").read_text(encoding="utf-8"))
     return {key: policy[key] for key in ("confidence", "thresholds", "members")}
-
-
-def _name_tokenizer_for_all(path: Path) -> None:
-    """Call the tokenizer's class as transformers 4 does too, where transformers 5 gave it a name that only it knows."""
-    if path.exists():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if config.get("tokenizer_class") == "TokenizersBackend":
-            write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def _tell_choice(path: Path, task: Task) -> None:
-    """Note what a text's logits are, by which transformers' own pipelines choose between softmax, sigmoid and neither."""
-    if task.head == "sequence-classification":
-        problems = {"labels": "single_label_classification", "each": "multi_label_classification", "number": "regression"}
-        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "problem_type": problems[task.choice]})
 
 
 def _seal(folder: Path, manifest: Mapping[str, Any]) -> str:
