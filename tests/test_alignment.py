@@ -28,6 +28,16 @@ def folder_of(path: Path, special: list[str], words: list[str]) -> Path:
     return path
 
 
+def with_two_separators(path: Path) -> Path:
+    """A tokenizer that writes two between a pair of texts, as RoBERTa's and MPNet's."""
+    folder = folder_of(path, ["<unk>", "<s>", "</s>", "<pad>"], sorted([*WORDS, *GOOD, *BAD]))
+    tokenizer = tokenizer_of(folder)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
+    tokenizer.post_processor = processors.RobertaProcessing(*ends)  # type: ignore[assignment]
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def encoded(folder: Path, texts: list[str] = TEXTS) -> Tokens:
     return TextClassification().windows(tokenizer_of(folder), [Example(text) for text in texts], 16, 0).tokens
 
@@ -76,11 +86,7 @@ def pairs(folder: Path) -> Tokens:
 
 
 def test_a_student_joins_pairs_as_its_teacher_does(tiny_model: Path, tmp_path: Path) -> None:
-    other = folder_of(tmp_path / "other", ["<unk>", "<s>", "</s>", "<pad>"], sorted([*WORDS, *GOOD, *BAD]))
-    tokenizer = tokenizer_of(other)
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
-    tokenizer.post_processor = processors.RobertaProcessing(*ends)  # type: ignore[assignment]
-    tokenizer.save(str(other / "tokenizer.json"))
+    other = with_two_separators(tmp_path / "other")
     assert not aligned(pairs(tiny_model), pairs(other), tiny_model, other)
     padding = Path(shutil.copytree(tiny_model, tmp_path / "padding"))  # as sentence-transformers' tokenizers pad by themselves
     for folder in (padding, other):
@@ -100,11 +106,7 @@ def test_a_student_joins_pairs_as_its_teacher_does(tiny_model: Path, tmp_path: P
 
 def test_a_student_with_two_separators_joins_pairs_with_its_teachers_one(tiny_model: Path, tmp_path: Path) -> None:
     """As MPNet's, which a teacher of BERT's kind teaches."""
-    other = folder_of(tmp_path / "other", ["<unk>", "<s>", "</s>", "<pad>"], sorted([*WORDS, *GOOD, *BAD]))
-    tokenizer = tokenizer_of(other)
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
-    tokenizer.post_processor = processors.RobertaProcessing(*ends)  # type: ignore[assignment]
-    tokenizer.save(str(other / "tokenizer.json"))
+    other = with_two_separators(tmp_path / "other")
     found = joining_as(tiny_model, other, tmp_path / "found")
     assert found != other
     assert aligned(pairs(found), pairs(tiny_model), found, tiny_model)

@@ -21,6 +21,7 @@ from compressor.bundles import check_isa
 from compressor.classification import TextClassification
 from compressor.environments import NEURAL_COMPRESSOR
 from compressor.errors import StageError, UnfitError
+from compressor.inputs import Inputs, Kind
 from compressor.loader import load_recipe
 from compressor.products import count_products, products
 from compressor.progress import Progress
@@ -159,13 +160,15 @@ def test_backends_are_timed_in_what_will_run_them(built: Path, monkeypatch: pyte
     assert seen == ["openvino", "onnxruntime"]
 
 
+def inputs_of(built: Path) -> Inputs:
+    stages: tuple[tuple[Kind, str], ...] = (("data", "data"), ("checkpoint", "length_adapt"), ("float_graph", "export"))
+    return {kind: Artifact(next(built.glob(f"artifacts/{stage}-*"))) for kind, stage in stages}
+
+
 def test_a_backend_that_fails_or_answers_otherwise_is_left_out_by_auto(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inputs = {
-        kind: Artifact(next(built.glob(f"artifacts/{stage}-*")))
-        for kind, stage in (("data", "data"), ("checkpoint", "length_adapt"), ("float_graph", "export"))
-    }
+    inputs = inputs_of(built)
     names = ["onnxruntime", "onnxruntime-static", "nncf"]
 
     def fails(source: Path, target: Path, *_: object, **__: object) -> None:
@@ -204,10 +207,7 @@ def test_a_backend_that_fails_or_answers_otherwise_is_left_out_by_auto(
 def test_products_that_stay_float_unasked_are_told(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inputs = {
-        kind: Artifact(next(built.glob(f"artifacts/{stage}-*")))
-        for kind, stage in (("data", "data"), ("checkpoint", "length_adapt"), ("float_graph", "export"))
-    }
+    inputs = inputs_of(built)
 
     def forgetful(source: Path, target: Path, feeds: Sequence[Feed], kept: Collection[str] = (), **how: bool) -> None:
         dynamic(source, target, feeds, [*kept, products(source)[0]], **how)
@@ -223,10 +223,7 @@ def test_products_that_stay_float_unasked_are_told(
 def test_texts_that_calibrate_are_of_train_of_all_lengths_and_configurations(
     built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inputs = {
-        kind: Artifact(next(built.glob(f"artifacts/{stage}-*")))
-        for kind, stage in (("data", "data"), ("checkpoint", "length_adapt"), ("float_graph", "export"))
-    }
+    inputs = inputs_of(built)
     recipe = load_recipe(built / "tiny.yaml", ["quantize.backend=onnxruntime-static", "quantize.calibration=12"])
     train = Splits.of(inputs["data"]).encoded("train", TextClassification(), inputs["checkpoint"].path / MODEL).tokens
     feeds = list(quantize._feeds(recipe, inputs, inputs["float_graph"].path / "model.onnx"))
