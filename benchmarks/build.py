@@ -30,7 +30,8 @@ def measure(recipe: Path, changes: list[str], artifacts: Path, profile: str) -> 
     result = {"recipe": str(recipe), "exit_code": ended.exit_code, "minutes": round(ended.seconds / 60, 1)}
     result |= {"peak_memory_mb": round(ended.peak_bytes / 1e6), "cached": sorted(before)}
     if "bundle" not in told:
-        return result | {"encoder": told["encoder"], "metrics": told["metrics"]}
+        made = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(artifacts.glob("*-*/manifest.json")))
+        return result | {"stages": {one["stage"]: {"seconds": one["metrics"]["seconds"]} for one in made}, "metrics": told["metrics"]}
     metrics = json.loads((Path(told["bundle"]) / "metrics.json").read_text(encoding="utf-8"))
     stages = {stage["name"]: {"seconds": stage["seconds"], "summary": stage["summary"]} for stage in metrics["stages"]}
     return result | {"stages": stages} | {key: metrics[key] for key in KEPT}

@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("small", type=Path)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=4e-4, help="of the small model's layers")
-    parser.add_argument("--large-learning-rate", type=float, default=5e-5)
+    parser.add_argument("--learning-rate", type=float, default=4e-4, help="of the small model's layers, and of a head alone")
+    parser.add_argument("--large-learning-rate", type=float, default=1.5e-4, help="of the large model's upper layers")
     parser.add_argument("--trial", action="store_true", help="a few steps of every row, to see that it works; records nothing")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -96,18 +96,19 @@ def _row(
 ) -> dict[str, Any]:
     """Train the layers of `top` above its first so many, from what the first layers of `below` made, and return the scores."""
     source, log = getattr(chosen, below[0]), Progress(quiet=True)
-    lower = Lower(load_model(source, labels), below[1], CPU, autocast("auto", CPU))
+    model = load_model(source, labels)
+    alone, lower = top == (below[0], shape_of(model).layers), Lower(model, below[1], CPU, autocast("auto", CPU))
     with stored(lower, lower.digest(), source, Recycle(layer=below[1]), scratch, log) as store:
         read = {name: Recycled.of(encoded(source, own, labels), lower, store) for name, own in examples.items()}
 
         def wrapped(upper: nn.Module, width: int) -> nn.Module:
             return upper if below[0] == top[0] else Projected(upper, (shape_of(lower.model.model).width, width))
 
-        rate = chosen.learning_rate if top[0] == "small" else chosen.large_learning_rate
+        rate = chosen.learning_rate if top[0] == "small" or alone else chosen.large_learning_rate
         own = argparse.Namespace(**{**vars(chosen), "learning_rate": rate})
         found = scores_above(own, getattr(chosen, top[0]), top[1], labels, read, wrapped)
     facts = {"states": f"{below[0]}, layer {below[1]}", "above": f"{top[0]}, from layer {top[1] + 1}", "projected": below[0] != top[0]}
-    return facts | found
+    return facts | {"learning_rate": rate} | found
 
 
 def texts_of(chosen: argparse.Namespace) -> tuple[dict[str, list[Example]], tuple[str, ...]]:

@@ -63,7 +63,8 @@ def main() -> None:
     every = planned(chosen)
     if unknown := set(chosen.row or ()) - set(every):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {'; '.join(every)}")
-    rows = [_row(name, form, chosen, *every[name]) for name in chosen.row or every]
+    recipes = {name: _prepared(form, chosen, *every[name]) for name in chosen.row or every}  # all of them, before the hours
+    rows = [_row(name, recipe, chosen) for name, recipe in recipes.items()]
     budget = {name: getattr(chosen, name) for name in ("epochs", "seeds", "batch_size", "learning_rate")}
     budget |= {"recycled_learning_rate": chosen.recycled_learning_rate or chosen.learning_rate, "metric": chosen.metric or form.metric}
     conclude(f"recycling_{chosen.data.name}_{chosen.model.name}", {**budget, "rows": rows}, chosen.trial)
@@ -80,7 +81,10 @@ def planned(chosen: argparse.Namespace) -> dict[str, Planned]:
     full, half = {"method": "full"}, {"layer": "50%", "dtype": "float16"}
     above = full | {"learning_rate": chosen.recycled_learning_rate or chosen.learning_rate}  # fewer weights bear, and need, larger steps
     adapters = {"method": "adapters", "learning_rate": 10 * chosen.learning_rate}
-    rows: dict[str, Planned] = {"full": (full, None, 1), "frozen, 50%": ({"method": "freeze", "frozen_layers": layers // 2}, None, 1)}
+    rows: dict[str, Planned] = {
+        "full": (full, None, 1),
+        "frozen, 50%": (above | {"method": "freeze", "frozen_layers": layers // 2}, None, 1),
+    }
     rows |= {f"recycled, {share}, float16": (above, {**half, "layer": share}, 1) for share in SHARES}
     rows |= {f"recycled, 50%, {dtype}": (above, {**half, "dtype": dtype}, 1) for dtype in DTYPES}
     rows |= {"adapters": (adapters, None, 1), "recycled, 50%, float16, adapters": (adapters, half, 1)}
@@ -89,15 +93,25 @@ def planned(chosen: argparse.Namespace) -> dict[str, Planned]:
     return rows
 
 
-def _row(
-    name: str, form: Form, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None, part: int
+def _prepared(
+    form: Form, chosen: argparse.Namespace, method: Mapping[str, Any], recycle: Mapping[str, Any] | None, part: int
 ) -> dict[str, Any]:
-    """Build one row from the first of so many parts of the training texts."""
+    """Return the recipe of a row that learns from the first of so many parts of the training texts, whose data is built.
+
+    Of fewer texts not all have a rare label: what has one that is not learned counts in no score.
+    """
     recipe = _recipe(form, chosen, method, recycle)
+    found = built(recipe, RECIPE, "data")
     if part > 1:
-        recipe["data"]["train"]["limit"] = built(recipe, RECIPE, "data")["examples"]["train"] // part
+        recipe["data"]["train"]["limit"], recipe["data"]["unknown_labels"] = found["examples"]["train"] // part, "skip"
+        built(recipe, RECIPE, "data")
+    return recipe
+
+
+def _row(name: str, recipe: dict[str, Any], chosen: argparse.Namespace) -> dict[str, Any]:
+    """Build one row and return what it measured."""
     texts = built(recipe, RECIPE, "data")["examples"]["train"]
-    filled = built(recipe, RECIPE, "recycle") if recycle else None
+    filled = built(recipe, RECIPE, "recycle") if "recycle" in recipe else None
     tuned = built(recipe, RECIPE, "finetune")
     read = tuned["steps"] * chosen.batch_size / chosen.epochs  # windows, of which a text may have several
     seeds = tuned.get("seeds", {"mean": tuned["validation_score"], "standard_deviation": None})
