@@ -21,9 +21,8 @@ def settle_tokenizer(folder: Path, task: Task, inputs: Collection[str], *, fixed
     is `fixed`, because a store knows its hash.
     """
     path = folder / "tokenizer_config.json"
-    if not path.exists():
-        return
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    config = dict(before)
     if config.get("tokenizer_class") == "TokenizersBackend":  # a name that only transformers 5 knows
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if config.get("tokenizer_class") == "PreTrainedTokenizerFast" and "token_type_ids" in inputs:
@@ -32,19 +31,22 @@ def settle_tokenizer(folder: Path, task: Task, inputs: Collection[str], *, fixed
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if task.head == "token-classification" and not fixed and _tell_words_apart(folder / "tokenizer.json"):
         config["add_prefix_space"] = True
-    write_json(path, config)
+    if config != before:
+        write_json(path, config)
 
 
 def _tell_words_apart(path: Path) -> bool:
-    """Put a space before each word of a byte-level tokenizer's; return whether it is one."""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    before = told.get("pre_tokenizer") or {}
-    parts = [part for part in (before, *before.get("pretokenizers", ())) if part.get("type") == "ByteLevel"]
-    for part in parts:
-        part["add_prefix_space"] = True
-    if parts:
-        path.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
-    return bool(parts)
+    """Put a space before each word in a byte-level tokenizer's file; return whether it is one that then reads words as before.
+
+    One that splits words before it looks at bytes would put a space before each part.
+    """
+    text = path.read_text(encoding="utf-8")
+    told = json.loads(text)
+    if (told.get("pre_tokenizer") or {}).get("type") != "ByteLevel":
+        return False
+    told["pre_tokenizer"]["add_prefix_space"] = True
+    path.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+    return True
 
 
 def tell_choice(path: Path, task: Task) -> None:

@@ -154,7 +154,11 @@ def _backends(manifest: Mapping[str, Any]) -> list[str]:
 def _elsewhere(manifest: Mapping[str, Any]) -> list[str]:
     """Say where a bundle is for other processors than those that times were measured on."""
     isa, here = manifest["isa"], machine.level()
-    return [] if isa in (None, here) else [f"Times are those of this machine ({here}); the bundle is for processors with {isa}."]
+    return (
+        []
+        if isa in (None, here)
+        else [f"Times are those of this machine ({here or 'an unknown instruction set'}); the bundle is for processors with {isa}."]
+    )
 
 
 def _calibrated(recipe: Recipe) -> list[str]:

@@ -44,6 +44,24 @@ def test_byte_level_words_have_a_space_before_each_as_they_had_in_training(byte_
     assert theirs(" ".join(WORDS))["input_ids"] == before
 
 
+def test_words_that_are_split_before_their_bytes_are_seen_stay_as_they_were_learned(byte_level: Path) -> None:
+    """A space would stand before each part of them."""
+    tokenizer = Tokenizer.from_file(str(byte_level / "tokenizer.json"))
+    parts = [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)  # type: ignore[assignment]
+    tokenizer.save(str(byte_level / "tokenizer.json"))
+    before = (byte_level / "tokenizer.json").read_bytes()
+    assert "add_prefix_space" not in settled(byte_level, {"tokenizer_class": "TokenizersBackend"}, "token-classification")
+    assert (byte_level / "tokenizer.json").read_bytes() == before
+
+
+def test_settings_that_are_not_there_are_written_where_one_is_needed(byte_level: Path) -> None:
+    settle_tokenizer(byte_level, TASKS["text-classification"](), READ)
+    assert not (byte_level / "tokenizer_config.json").exists()
+    settle_tokenizer(byte_level, TASKS["token-classification"](), READ)
+    assert json.loads((byte_level / "tokenizer_config.json").read_text(encoding="utf-8")) == {"add_prefix_space": True}
+
+
 @pytest.mark.parametrize(("task", "fixed"), [("text-classification", False), ("token-classification", True)])
 def test_a_text_is_read_as_it_stands_and_a_file_that_a_store_knows_stays(task: str, fixed: bool, byte_level: Path) -> None:
     before = (byte_level / "tokenizer.json").read_bytes()
