@@ -57,7 +57,10 @@ def label_loss(logits: Tensor, labels: Tensor, mask: Tensor, choice: Choice, wei
         return F.mse_loss(logits[known].float().squeeze(-1), labels[known])
     # Of a whole vocabulary's logits only those that count are worth a softmax.
     found = logits[known].float() if choice == "labels" else answers(logits, mask, choice)[known.flatten()]
-    return F.cross_entropy(found, labels[known], weights)
+    if weights is None:
+        return F.cross_entropy(found, labels[known])
+    # The mean over all labels is 1 already: to divide by a batch's own would undo them the more, the smaller it is.
+    return F.cross_entropy(found, labels[known], weights, reduction="none").mean()
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:

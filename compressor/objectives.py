@@ -163,7 +163,8 @@ def _unlike_attention(what: str, shapes: Shapes) -> str:
         return f"{told}; use minilmv2, or tinybert with attention: false"
     if shapes.student.heads == shapes.teacher.heads:
         return ""
-    return f"{what} needs equal head counts, but the student has {shapes.student.heads}, the teacher {shapes.teacher.heads}"
+    told = f"{what} needs equal head counts, but the student has {shapes.student.heads}, the teacher {shapes.teacher.heads}"
+    return f"{told}; use minilmv2, or tinybert with attention: false"
 
 
 def _no_layer(layer: int, teacher: Shape) -> str:

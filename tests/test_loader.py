@@ -323,6 +323,17 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
             "9:1: distill: augment makes texts that only the teacher answers",
         ),
         (
+            (
+                "{type: minilmv2, end: 0.5}",
+                "{type: soft_labels, end: 0.7}",
+                "{type: soft_labels, start: 0.5}",
+                "{type: labels, start: 0.4}",
+                "  student:",
+                "  augment: {}\n  student:",
+            ),
+            "9:1: distill: augment makes texts that only the teacher answers, which from 70% of the training on learn nothing: add",
+        ),
+        (
             ("finetune: {epochs: 1}", "finetune: {adapter_size: 8}"),
             "8:3: teacher.finetune: adapter_size belongs to method adapters, but method is full",
         ),

@@ -248,17 +248,20 @@ def test_the_learning_rate_rises_and_falls_in_straight_lines() -> None:
 
 
 def test_of_several_seeds_the_best_goes_on_and_their_spread_is_told(tmp_path: Path) -> None:
-    asked, scores = list[tuple[int, Path]](), {5: 0.8, 6: 0.9, 7: 0.7}
+    asked, scores = list[tuple[int, Path]](), {5: 0.8, 1005: 0.9, 2005: 0.7}
 
     def once(seed: int, state: Path) -> Trained:
         asked.append((seed, state))
         return Trained(f"of {seed}", {"validation_score": scores[seed], "texts_per_second": 10.0 * seed})
 
     best = train_seeds(Training(seeds=3), 5, tmp_path, Progress(quiet=True), once)
-    assert asked == [(seed, tmp_path / f"seed-{seed}") for seed in (5, 6, 7)]
-    assert (best.model, best.metrics["seed"], best.metrics["validation_score"]) == ("of 6", 6, 0.9)
-    assert best.metrics["texts_per_second"] == pytest.approx(60)
+    assert asked == [(seed, tmp_path / f"seed-{seed}") for seed in scores]
+    assert (best.model, best.metrics["seed"], best.metrics["validation_score"]) == ("of 1005", 1005, 0.9)
+    assert best.metrics["texts_per_second"] == pytest.approx(10050)
     assert best.metrics["seeds"] == {"scores": [0.8, 0.9, 0.7], "mean": pytest.approx(0.8), "standard_deviation": pytest.approx(0.1)}
+    orders = [np.concatenate([rows for _, rows in batches(np.ones(64), Training(epochs=3), seed, 0, 6)]).tolist() for seed in scores]
+    epochs = [tuple(own[begin : begin + 64]) for own in orders for begin in (0, 64, 128)]
+    assert len(set(epochs)) == 9, "no epoch of one seed has the order of another's"
     assert train_seeds(Training(), 5, tmp_path, Progress(quiet=True), once).model == "of 5"
     assert asked[-1] == (5, tmp_path)
 

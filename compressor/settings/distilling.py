@@ -164,9 +164,15 @@ class Distill(Training):
     """Losses that are added; `start` and `end` put them one after another."""
 
     @property
-    def labels_alone(self) -> bool:
-        """Whether nothing is asked of the teacher."""
-        return not any(o.asks_teacher for o in self.objectives)
+    def labels_alone(self) -> float | None:
+        """Share of the training from which on nothing is asked of the teacher, for a while at least; None: it is asked at every step."""
+        active = {share: [o for o in self.objectives if o.start <= share < o.end] for share in self._edges}
+        return next((share for share, own in active.items() if own and not any(o.asks_teacher for o in own)), None)
+
+    @property
+    def _edges(self) -> list[float]:
+        """Shares of the training at which another set of objectives may begin."""
+        return sorted({0.0, *(o.start for o in self.objectives), *(o.end for o in self.objectives if o.end < 1)})
 
     @property
     def answers_from(self) -> float:
@@ -175,12 +181,12 @@ class Distill(Training):
 
     @model_validator(mode="after")
     def _covered(self) -> "Distill":
-        edges = sorted({0.0, *(o.end for o in self.objectives if o.end < 1)})
-        for share in edges:
+        for share in self._edges:
             if not any(o.start <= share < o.end for o in self.objectives):
                 raise ValueError(f"no objective is active at {share:.0%} of the training")
-        if self.labels_alone and self.augment:
+        if self.augment and (alone := self.labels_alone) is not None:
+            when = f", which from {alone:.0%} of the training on learn nothing" if alone else ""
             raise ValueError(
-                "augment makes texts that only the teacher answers: add soft_labels, logits or another objective beside labels"
+                f"augment makes texts that only the teacher answers{when}: add soft_labels, logits or another objective beside labels"
             )
         return self

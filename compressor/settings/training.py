@@ -15,7 +15,7 @@ class Training(Section):
     max_steps: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Stop after so many optimizer steps."""
     batch_size: Annotated[int, Field(ge=1, le=LARGEST)] = 32
-    """Examples of one optimizer step."""
+    """Examples of one optimizer step; of tasks that read windows, those."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Peak of a linear schedule."""
     warmup: Share = 0.1
@@ -32,7 +32,8 @@ class Training(Section):
     patience: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     """Stop early after so many epochs without a better score on the validation split; needs keep: best."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
-    """Train so many times, from the recipe's seed on; report mean and spread, and go on with what scored best on the validation split."""
+    """Train so many times, with the recipe's seed and others; report mean and spread, and go on with what scored best on the validation
+    split, by the same score as `keep`."""
 
     @model_validator(mode="after")
     def _patience_for_the_best(self) -> "Training":

@@ -87,7 +87,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         fitted = fit(model, losses, train, settings, seed, state, log, lambda: sum(scores().values()))
         after = scores()
         facts = {"validation_score": after["full"], "before": before, "after": after, "smallest": smallest.tolist()}
-        return Trained(plain, {**dataclasses.asdict(fitted), **facts})
+        return Trained(plain, {**dataclasses.asdict(fitted), **facts}, rating=sum(after.values()))
 
     trained = train_seeds(settings, recipe.seed, out / STATE, log, once)
     checkpoint.save(trained.model, source, out, made_for)
