@@ -14,6 +14,8 @@ from typing import Any
 
 from benchmarks.child import COMPRESS, run
 from benchmarks.record import conclude, recipe_parser
+from compressor import builds
+from compressor.artifact import Artifact
 from compressor.errors import GateError
 from compressor.loader import load_recipe
 
@@ -30,8 +32,9 @@ def measure(recipe: Path, changes: list[str], artifacts: Path, profile: str) -> 
     result = {"recipe": str(recipe), "exit_code": ended.exit_code, "minutes": round(ended.seconds / 60, 1)}
     result |= {"peak_memory_mb": round(ended.peak_bytes / 1e6), "cached": sorted(before)}
     if "bundle" not in told:
-        made = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(artifacts.glob("*-*/manifest.json")))
-        return result | {"stages": {one["stage"]: {"seconds": one["metrics"]["seconds"]} for one in made}, "metrics": told["metrics"]}
+        used = builds.read(builds.path_of(artifacts, Path(told["encoder"]).name)).used
+        seconds = {name.rpartition("-")[0]: Artifact(artifacts / name).metrics["seconds"] for name in used}
+        return result | {"stages": {name: {"seconds": own} for name, own in seconds.items()}, "metrics": told["metrics"]}
     metrics = json.loads((Path(told["bundle"]) / "metrics.json").read_text(encoding="utf-8"))
     stages = {stage["name"]: {"seconds": stage["seconds"], "summary": stage["summary"]} for stage in metrics["stages"]}
     return result | {"stages": stages} | {key: metrics[key] for key in KEPT}

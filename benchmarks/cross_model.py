@@ -31,6 +31,7 @@ from compressor.progress import Progress
 from compressor.recycling import Lower, Recycled, learning
 from compressor.reuse import stored
 from compressor.scoring import autocast, inputs_of, score_of
+from compressor.seeds import APART
 from compressor.settings.training import Recycle, Training
 from compressor.training import fit
 
@@ -134,7 +135,7 @@ def scores_above(
     scores, rates = list[float](), list[float]()
     for split in read.values():
         list(split.fill())
-    for seed in range(1 if chosen.trial else chosen.seeds):
+    for seed in range(0, APART if chosen.trial else chosen.seeds * APART, APART):
         torch.manual_seed(seed)
         model = load_model(model_folder, labels)
         with learning(model, layers) as upper, tempfile.TemporaryDirectory() as state:

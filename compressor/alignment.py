@@ -82,10 +82,13 @@ def translation(student_model: Path, teacher_model: Path) -> tuple[NDArray[np.in
 def joining_as(teacher_model: Path, student_model: Path, out: Path) -> Path:
     """Return a folder with the student's tokenizer that puts as many special tokens around a pair of texts as the teacher's.
 
-    BERT writes one separator between two texts, RoBERTa and MPNet two. The student's own folder serves where there is nothing to change.
+    BERT writes one separator between two texts, RoBERTa and MPNet two. The student's own folder serves where there is nothing to change,
+    and where most of its pieces are none of the teacher's: such texts are compared by no token.
     """
     student, teacher = tokenizer_of(student_model), tokenizer_of(teacher_model)
     plain = isinstance(student.post_processor, processors.BertProcessing | processors.RobertaProcessing | processors.TemplateProcessing)
+    if (translation(student_model, teacher_model)[0] == UNKNOWN).mean() > 0.5:
+        return student_model
     if not plain or student.num_special_tokens_to_add(True) == teacher.num_special_tokens_to_add(True):
         return student_model
     shutil.rmtree(out, ignore_errors=True)

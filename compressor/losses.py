@@ -66,8 +66,8 @@ def label_loss(logits: Tensor, labels: Tensor, mask: Tensor, choice: Choice, wei
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
     """Return weights (classes,) in inverse proportion to how often each class occurs; over the labels their mean is 1."""
     known = labels[labels >= 0]
-    counts = torch.bincount(known, minlength=classes).clamp(min=1)
-    return known.numel() / (classes * counts.float())
+    counts = torch.bincount(known, minlength=classes)
+    return known.numel() / (int((counts > 0).sum()) * counts.clamp(min=1).float())
 
 
 def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor, relation_heads: int) -> Tensor:

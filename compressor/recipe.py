@@ -95,6 +95,10 @@ class Recipe(Section):
                 when = f" from {alone:.0%} of the training on" if alone else ""
                 told = f"data.unlabelled holds texts that only the teacher answers, and {name}.objectives are labels alone{when}"
                 raise ValueError(f"{told}: add soft_labels, logits or another objective, or leave data.unlabelled out")
+            if self.deployed and section.augment and (alone := section.labels_alone) is not None:
+                when = f", which from {alone:.0%} of the training on learn nothing" if alone else ""
+                told = f"{name}.augment makes texts that only the teacher answers{when}"
+                raise ValueError(f"{told}: add soft_labels, logits or another objective beside labels")
             if self.deployed and section.student.layers is None and not any(o.answers for o in section.objectives):
                 told = "the head of a student by `model` or `bilstm` is new, and would answer by chance"
                 raise ValueError(f"{name}.objectives: none of them reaches the logits: {told}; add soft_labels, logits or labels")

@@ -12,6 +12,7 @@ from compressor.encoded import tokenizer_of
 from compressor.tokens import Tokens
 from tests.conftest import BAD, GOOD, WORDS
 
+KNOWN = sorted([*WORDS, *GOOD, *BAD])
 TEXTS = ["the film is good", "very bad", "a plot"]
 
 
@@ -28,9 +29,9 @@ def folder_of(path: Path, special: list[str], words: list[str]) -> Path:
     return path
 
 
-def with_two_separators(path: Path) -> Path:
+def with_two_separators(path: Path, words: list[str] = KNOWN) -> Path:
     """A tokenizer that writes two between a pair of texts, as RoBERTa's and MPNet's."""
-    folder = folder_of(path, ["<unk>", "<s>", "</s>", "<pad>"], sorted([*WORDS, *GOOD, *BAD]))
+    folder = folder_of(path, ["<unk>", "<s>", "</s>", "<pad>"], words)
     tokenizer = tokenizer_of(folder)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>")]
     tokenizer.post_processor = processors.RobertaProcessing(*ends)  # type: ignore[assignment]
@@ -111,6 +112,11 @@ def test_a_student_with_two_separators_joins_pairs_with_its_teachers_one(tiny_mo
     assert found != other
     assert aligned(pairs(found), pairs(tiny_model), found, tiny_model)
     assert aligned(encoded(found), encoded(tiny_model), found, tiny_model)
+
+
+def test_a_student_with_other_pieces_joins_pairs_as_it_learned_to(tiny_model: Path, tmp_path: Path) -> None:
+    other = with_two_separators(tmp_path / "other", [f"Ġ{word}" for word in WORDS])
+    assert joining_as(tiny_model, other, tmp_path / "found") == other
 
 
 def test_a_student_that_joins_pairs_so_already_keeps_its_folder(tiny_model: Path, tmp_path: Path) -> None:

@@ -308,6 +308,17 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
             "1:1: recipe: data.unlabelled holds texts that only the teacher answers, and distill.objectives are labels alone: add",
         ),
         (
+            (
+                "{type: minilmv2, end: 0.5}",
+                "{type: soft_labels, end: 0.7}",
+                "{type: soft_labels, start: 0.5}",
+                "{type: labels, start: 0.4}",
+                "train: train.csv",
+                "train: train.csv\n  unlabelled: more.txt",
+            ),
+            "1:1: recipe: data.unlabelled holds texts that only the teacher answers, and distill.objectives are labels alone from 70% of",
+        ),
+        (
             ("  student:", "  augment: {mask: 0, swap: 0, ngrams: 0}\n  student:"),
             "10:3: distill.augment: mask and swap add up to at most 1",
         ),
@@ -320,7 +331,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
                 "  student:",
                 "  augment: {}\n  student:",
             ),
-            "9:1: distill: augment makes texts that only the teacher answers",
+            "1:1: recipe: distill.augment makes texts that only the teacher answers: add",
         ),
         (
             (
@@ -331,7 +342,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
                 "  student:",
                 "  augment: {}\n  student:",
             ),
-            "9:1: distill: augment makes texts that only the teacher answers, which from 70% of the training on learn nothing: add",
+            "1:1: recipe: distill.augment makes texts that only the teacher answers, which from 70% of the training on learn nothing: add",
         ),
         (
             ("finetune: {epochs: 1}", "finetune: {adapter_size: 8}"),

@@ -265,6 +265,11 @@ def test_of_several_seeds_the_best_goes_on_and_their_spread_is_told(tmp_path: Pa
     assert train_seeds(Training(), 5, tmp_path, Progress(quiet=True), once).model == "of 5"
     assert asked[-1] == (5, tmp_path)
 
+    def otherwise(seed: int, state: Path) -> Trained:
+        return Trained(f"of {seed}", once(seed, state).metrics, rating=-scores[seed])
+
+    assert train_seeds(Training(seeds=3), 5, tmp_path, Progress(quiet=True), otherwise).model == "of 2005", "by what epochs are kept by too"
+
 
 def test_each_epoch_has_an_order_of_its_own_and_a_second_process_goes_on_in_it() -> None:
     lengths, settings = np.arange(1, 101), Training(epochs=2, batch_size=8)

@@ -184,9 +184,4 @@ class Distill(Training):
         for share in self._edges:
             if not any(o.start <= share < o.end for o in self.objectives):
                 raise ValueError(f"no objective is active at {share:.0%} of the training")
-        if self.augment and (alone := self.labels_alone) is not None:
-            when = f", which from {alone:.0%} of the training on learn nothing" if alone else ""
-            raise ValueError(
-                f"augment makes texts that only the teacher answers{when}: add soft_labels, logits or another objective beside labels"
-            )
         return self
