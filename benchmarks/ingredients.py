@@ -13,13 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import conclude
-from compressor import pipeline
+from benchmarks.record import built_here, conclude
 from compressor.artifact import Artifact
 from compressor.checkpoint import load_plain
 from compressor.loader import load_recipe
 from compressor.modeling import PlainModel
-from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.scores import interval
 from compressor.scoring import predict
@@ -56,9 +54,9 @@ def main() -> None:
         steps = [f"distill.max_steps={rows[AUGMENTED]['steps']}"] if rows else []
         recipe = load_recipe(RECIPE, [*chosen.changes, *every[name], *steps])
         recipe = smoke(recipe) if chosen.trial else recipe
-        rows[name] = {"name": name, **scored(recipe, pipeline.run(recipe, ARTIFACTS, Progress(), until="distill"))}
+        rows[name] = {"name": name, **scored(recipe, built_here(recipe, ARTIFACTS, until="distill"))}
         print(json.dumps(rows[name]), flush=True)
-    teacher = scored(recipe, pipeline.run(recipe, ARTIFACTS, Progress(), until="finetune"))
+    teacher = scored(recipe, built_here(recipe, ARTIFACTS, until="finetune"))
     conclude("ingredients", {"teacher": teacher, "students": [rows[name] for name in every]}, chosen.trial)
 
 

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import conclude, recipe_parser
-from compressor import pipeline
+from benchmarks.record import built_here, conclude, recipe_parser
 from compressor.artifact import Artifact
 from compressor.candidates import Evaluator
 from compressor.evolution import Genome
@@ -23,7 +22,6 @@ from compressor.inputs import Kind
 from compressor.latency import Run, interleaved
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
-from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.settings.deploying import Search
 from compressor.smoke import smoke
@@ -79,7 +77,7 @@ def bench_of(recipe: Recipe, out: Path, split: str = "search") -> tuple[Evaluato
 
     Layers' lengths are all that a configuration has: what these are held against reads whole texts.
     """
-    int8 = pipeline.run(recipe, ARTIFACTS, Progress(), until="quantize")
+    int8 = built_here(recipe, ARTIFACTS, until="quantize")
     inputs: dict[Kind, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in int8.manifest["inputs"].items()}
     search = (recipe.search or Search()).model_copy(update={"truncate": False})
     recipe = recipe.model_copy(update={"search": search})

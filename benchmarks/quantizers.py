@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import conclude, recipe_parser
-from compressor import pipeline
+from benchmarks.record import built_here, conclude, recipe_parser
 from compressor.artifact import Artifact
 from compressor.encoded import Encoded
 from compressor.latency import interleaved, sample, timed
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
 from compressor.plan import check_extras
-from compressor.progress import Progress
 from compressor.quantizers import QUANTIZERS
 from compressor.recipe import Recipe
 from compressor.session import Graph
@@ -41,7 +39,7 @@ def main() -> None:
         check_extras(recipe)
     for backend, recipe in recipes.items():
         recipe = smoke(recipe) if chosen.trial else recipe
-        int8 = pipeline.run(recipe, ARTIFACTS, Progress(), until="quantize")
+        int8 = built_here(recipe, ARTIFACTS, until="quantize")
         found = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in int8.manifest["inputs"].items()}
         graphs[backend] = (int8.path / "model.onnx", bool(int8.metrics["single"]))
     graphs = {"float": (found["float_graph"].path / "model.onnx", False), **graphs}

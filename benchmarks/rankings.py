@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.record import conclude, recipe_parser
-from compressor import checkpoint, pipeline
+from benchmarks.record import built_here, conclude, recipe_parser
+from compressor import checkpoint
 from compressor.artifact import Artifact
 from compressor.lengths import LengthConfig
 from compressor.loader import load_recipe
 from compressor.modeling import LengthAdaptiveModel
-from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.scoring import score_of
 from compressor.smoke import smoke
@@ -56,7 +55,7 @@ class Told(LengthAdaptiveModel):
 def measure(recipe: Recipe) -> list[dict[str, Any]]:
     """Return the score of each ranking at each configuration."""
     assert recipe.length_adapt is not None
-    found = pipeline.run(recipe, ARTIFACTS, Progress(), until="length_adapt")
+    found = built_here(recipe, ARTIFACTS, until="length_adapt")
     splits, task = Splits.of(Artifact(ARTIFACTS / found.manifest["inputs"]["data"]["path"])), task_of(recipe)
     data, rows = splits.encoded("search", task, found.path / MODEL), list[dict[str, Any]]()
     for ranking, asked in (("each layer's own", None), ("last layer, [CLS]", slice(0, 1)), ("last layer, all tokens", slice(None))):

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compressor import __version__, machine
-from compressor.artifact import write_json
+from compressor import __version__, machine, pipeline
+from compressor.artifact import Artifact, write_json
+from compressor.locks import only_build
+from compressor.progress import Progress
+from compressor.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "accelerate")
@@ -22,6 +25,12 @@ def recipe_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
     parser.add_argument("--trial", action="store_true", help="a sliver of the data, to see that it works; records nothing")
     return parser
+
+
+def built_here(recipe: Recipe, artifacts: Path, until: str | None = None) -> Artifact:
+    """Build a recipe in this process, alone in the folder as `compress` would, and return its last artifact."""
+    with only_build(recipe.name, artifacts):
+        return pipeline.run(recipe, artifacts, Progress(), until=until)
 
 
 def record(name: str, result: dict[str, Any], command: str | None = None) -> Path:

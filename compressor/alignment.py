@@ -16,6 +16,8 @@ from compressor.tokens import Ints, Tokens
 
 SPECIAL = -1
 UNKNOWN = -2
+STRANGE = 0.5
+"""Share of pieces that the other tokenizer has not, above which texts are not split alike."""
 
 
 def aligned(student: Tokens, teacher: Tokens, student_model: Path, teacher_model: Path) -> bool:
@@ -83,13 +85,13 @@ def joining_as(teacher_model: Path, student_model: Path, out: Path) -> Path:
     """Return a folder with the student's tokenizer that puts as many special tokens around a pair of texts as the teacher's.
 
     BERT writes one separator between two texts, RoBERTa and MPNet two. The student's own folder serves where there is nothing to change,
-    and where most of its pieces are none of the teacher's: such texts are compared by no token.
+    and where most of its pieces are none of the teacher's, so that no token is compared.
     """
     student, teacher = tokenizer_of(student_model), tokenizer_of(teacher_model)
     plain = isinstance(student.post_processor, processors.BertProcessing | processors.RobertaProcessing | processors.TemplateProcessing)
-    if (translation(student_model, teacher_model)[0] == UNKNOWN).mean() > 0.5:
-        return student_model
     if not plain or student.num_special_tokens_to_add(True) == teacher.num_special_tokens_to_add(True):
+        return student_model
+    if (translation(student_model, teacher_model)[0] == UNKNOWN).mean() > STRANGE:
         return student_model
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

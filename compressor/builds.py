@@ -25,25 +25,25 @@ class Record:
     """When the first of those that did not end began, in seconds of the epoch."""
 
 
-def begin(artifacts: Path, recipe: str, folder: str, *, made: bool) -> None:
-    """Note that a build needs this artifact; with `made`, that it makes it, again where it was there.
+def begin(artifacts: Path, recipe: str, name: str, *, made: bool) -> None:
+    """Note that a build needs the artifact of this name; with `made`, that it makes it, again where it was there.
 
     Raises:
         UnfitError: the record cannot be written.
     """
     record = read(path_of(artifacts, recipe))
-    if folder not in (record.begun if made else (*record.used, *record.begun)):
+    if name not in (record.begun if made else (*record.used, *record.begun)):
         since = record.since if record.begun else math.floor(time.time())  # files' stamps lag behind the clock
-        write(path_of(artifacts, recipe), Record(record.used, (*record.begun, folder), since))
+        write(path_of(artifacts, recipe), Record(record.used, (*record.begun, name), since))
 
 
-def end(artifacts: Path, recipe: str, folders: Sequence[str]) -> None:
-    """Note that a build ended with these artifacts: what others began before it is needed no more.
+def end(artifacts: Path, recipe: str, names: Sequence[str]) -> None:
+    """Note that a build ended with the artifacts of these names: what others began before it is needed no more.
 
     Raises:
         UnfitError: the record cannot be written.
     """
-    write(path_of(artifacts, recipe), Record(folders))
+    write(path_of(artifacts, recipe), Record(names))
 
 
 def records(artifacts: Path) -> dict[Path, Record]:

@@ -18,7 +18,7 @@ from compressor.scores import Metric, accuracy, label_macro_f1, label_micro_f1, 
 from compressor.tokens import Floats, Ints
 from compressor.windows import Windows, whole_texts
 
-NUMBER = re.compile("-?[0-9]+")
+_WHOLE_NUMBER = re.compile("-?[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,7 @@ def by_name(names: Iterable[str]) -> tuple[str, ...]:
     """Return distinct names in order: whole numbers by size, then the others by letter."""
 
     def place(name: str) -> tuple[bool, Decimal, str]:
-        number = Decimal(name) if NUMBER.fullmatch(name) else None  # int has a longest one
+        number = Decimal(name) if _WHOLE_NUMBER.fullmatch(name) else None  # int has a longest one
         return number is None, number or Decimal(0), name
 
     return tuple(sorted(set(names), key=place))

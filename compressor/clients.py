@@ -11,7 +11,8 @@ from typing import Any
 from compressor.artifact import write_json
 from compressor.tasks import Task
 
-READ = ("input_ids", "token_type_ids", "attention_mask")
+INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+"""What a tokenizer gives, in the order in which transformers names it."""
 
 
 def settle_tokenizer(folder: Path, task: Task, inputs: Collection[str], *, fixed: bool = False) -> None:
@@ -26,7 +27,7 @@ def settle_tokenizer(folder: Path, task: Task, inputs: Collection[str], *, fixed
     if config.get("tokenizer_class") == "TokenizersBackend":  # a name that only transformers 5 knows
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if config.get("tokenizer_class") == "PreTrainedTokenizerFast" and "token_type_ids" in inputs:
-        config.setdefault("model_input_names", list(READ))  # of which 5 gives no segments unless it is told
+        config.setdefault("model_input_names", list(INPUTS))  # of which 5 gives no segments unless it is told
     if isinstance(config.get("extra_special_tokens"), list):  # as 5 writes what was added; 4 wants names for them there
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if task.head == "token-classification" and not fixed and _tell_words_apart(folder / "tokenizer.json"):

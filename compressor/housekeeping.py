@@ -4,7 +4,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +41,14 @@ class Entry:
         }
 
 
-def entries(artifacts: Path, *, unfinished: bool = True) -> list[Entry]:
+def entries(artifacts: Path, *, unfinished_too: bool = False) -> list[Entry]:
     """Return every artifact by its status, and the stores that recipes named.
 
-    `in use`: a recipe's last build was made from it, or one that began since and has not ended, unless `unfinished` ones count for nothing;
+    `in use`: a recipe's last build was made from it, or one that began since and has not ended (with `unfinished_too` that counts as old);
     `unfinished`: what such a build goes on from; `damaged`; `old`: all else.
     """
     named, known = _named_stores(artifacts), builds.records(artifacts)
-    going_on = [record for record in known.values() if unfinished and record.begun]
+    going_on = [record for record in known.values() if record.begun and not unfinished_too]
     begun, since = {name for record in going_on for name in record.begun}, min((record.since or 0 for record in going_on), default=math.inf)
     ended = {path: record.used for path, record in known.items() if record.used}
     used = _made_from(artifacts, begun.union(*ended.values(), _unrecorded(artifacts, ended)))
@@ -94,7 +94,7 @@ def collect(artifacts: Path, *, dry_run: bool = False, unfinished: bool = False)
 
 
 def _unused(artifacts: Path, unfinished: bool) -> list[Entry]:
-    return [e for e in entries(artifacts, unfinished=not unfinished) if e.status in ("old", "damaged")]
+    return [e for e in entries(artifacts, unfinished_too=unfinished) if e.status in ("old", "damaged")]
 
 
 def _named_stores(artifacts: Path) -> list[Path]:
@@ -126,11 +126,11 @@ def _readable(folder: Path) -> bool:
         return False
 
 
-def _unrecorded(artifacts: Path, known: Iterable[Path]) -> set[str]:
+def _unrecorded(artifacts: Path, ended: Collection[Path]) -> set[str]:
     """Return the newest bundle, or encoder, of each recipe whose record of it is gone, as from a cache that leaves out hidden files."""
     ends = sorted((f for stage in LAST for f in artifacts.glob(f"{stage}-*") if _readable(f)), key=_stamp)
     newest = {str(Artifact(folder).manifest["settings"]["name"]): folder.name for folder in ends}
-    return {end for recipe, end in newest.items() if builds.path_of(artifacts, recipe) not in known}
+    return {end for recipe, end in newest.items() if builds.path_of(artifacts, recipe) not in ended}
 
 
 def _made_from(artifacts: Path, names: Iterable[str]) -> frozenset[str]:

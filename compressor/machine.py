@@ -18,7 +18,7 @@ LEVELS = {"amx": {"amx_int8"}, "vnni": {"avx512_vnni", "avx_vnni"}, "avx512": {"
 SATURATING = frozenset({"avx512", "avx2"})
 """Levels whose sum of two 8-bit products does not fit where it goes (onnxruntime#5849): weights need 7 bits there."""
 
-MODEL = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "Features")
+PROCESSOR = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "Features")
 """What Linux tells of a processor beside its name, which guests call alike and ARM has not."""
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -88,7 +88,7 @@ def installed(package: str) -> bool:
 def fingerprint() -> str:
     """Hash what latency depends on (cpu model, usable cores, isa), so that no host is served another's latencies."""
     machine, cpuinfo = describe(), _cpuinfo()
-    told = [f"{key} {cpuinfo[key]}" for key in MODEL if key in cpuinfo]
+    told = [f"{key} {cpuinfo[key]}" for key in PROCESSOR if key in cpuinfo]
     facts = "\n".join([machine["cpu"], str(machine["cores"]), *machine["isa"], *told])
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 

@@ -206,7 +206,7 @@ def run(
         CompressorError: a stage failed (StageError), or the machine did not let it work (UnfitError). Finished stages stay.
     """
     flow, stages = Flow(), stages_of(recipe)
-    asked = _asked(stages, until)
+    asked = until_stage(stages, until)
     for stage in asked:
         source_hashes(f"stages.{stage.name}")  # all of them now: what changes on the disk meanwhile is not what this build runs
     for number, stage in enumerate(asked, 1):
@@ -235,7 +235,8 @@ def run(
     return Artifact(folder)
 
 
-def _asked(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:
+def until_stage(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:
+    """Return the stages up to the one of this name; all where there is none."""
     names = [stage.name for stage in stages]
     return stages[: names.index(until) + 1] if until in names else stages
 

@@ -91,12 +91,12 @@ class Recipe(Section):
         if self.data.unlabelled and not self.distill:
             raise ValueError("data.unlabelled holds texts for a student to learn from its teacher: add a `distill` section or leave it out")
         for name, section in self._students.items():
-            if self.data.unlabelled and (alone := section.labels_alone) is not None:
-                when = f" from {alone:.0%} of the training on" if alone else ""
+            if self.data.unlabelled and (alone := section.labels_alone_from) is not None:
+                when = f" at {alone:.0%} of the training" if alone else ""
                 told = f"data.unlabelled holds texts that only the teacher answers, and {name}.objectives are labels alone{when}"
                 raise ValueError(f"{told}: add soft_labels, logits or another objective, or leave data.unlabelled out")
-            if self.deployed and section.augment and (alone := section.labels_alone) is not None:
-                when = f", which from {alone:.0%} of the training on learn nothing" if alone else ""
+            if self.deployed and section.augment and (alone := section.labels_alone_from) is not None:
+                when = f", which teach nothing at {alone:.0%} of the training" if alone else ""
                 told = f"{name}.augment makes texts that only the teacher answers{when}"
                 raise ValueError(f"{told}: add soft_labels, logits or another objective beside labels")
             if self.deployed and section.student.layers is None and not any(o.answers for o in section.objectives):

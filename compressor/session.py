@@ -156,7 +156,7 @@ def run_all(batches: Sequence[T], run: Callable[[Session, T], Floats], graph: Op
         try:
             return [one.result() for one in asked]
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # who interrupts, or fails, does not wait for the others
+            pool.shutdown(cancel_futures=True)  # who interrupts, or fails, waits for none that has not begun
             raise
 
 

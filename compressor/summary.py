@@ -125,14 +125,14 @@ def _paying(cascade: Variant, rows: Iterable[Variant], policy: Mapping[str, Any]
     good = [v for v in rows if v is not cascade and v.score >= cascade.score - 1e-9]
     answered = ", ".join(f"{own['member']} answers {percent(own['share'])}" for own in policy["test_shares"])
     last = policy["members"][-1]
-    alone = f"{times(last['mean_ms'] / policy['chosen']['mean_ms'])} that of {last['name']}, its last member, on the calibration texts"
+    faster, of_last = times(last["mean_ms"] / policy["chosen"]["mean_ms"]), f"of {last['name']}, its last member, on the calibration texts"
     if not good:
-        alone = alone.replace("that of", "the speed of", 1)
-        return f"The cascade scores {percent(cascade.score)}, more than any other row, at {alone} ({answered}; mean times)."
+        told = f"more than any other row, at {faster} the speed {of_last}"
+        return f"The cascade scores {percent(cascade.score)}, {told} ({answered}; mean times)."
     rival = min(good, key=lambda v: v.mean_ms)
     ratio = rival.mean_ms / cascade.mean_ms
     verdict = f"{'pays' if ratio > 1.05 else 'does not pay here'}: {times(ratio)} the speed of {rival.name}"
-    return f"The cascade {verdict}, the fastest row that is as good, and {alone} ({answered}; mean times)."
+    return f"The cascade {verdict}, the fastest row that is as good, and {faster} that {of_last} ({answered}; mean times)."
 
 
 def _truncated(manifest: Mapping[str, Any], max_length: int) -> list[str]:
@@ -258,9 +258,9 @@ def _findings(
             found.append(f"{gained}, at {_change(row, full)} on the test split{promised}.")
     if "int8_graph" in inputs:
         ratio = student.p50_ms / full.p50_ms
-        where = ("", "") if backend == "onnxruntime" else (f" in {backend}", " in onnxruntime")
+        here, there = ("", "") if backend == "onnxruntime" else (f" in {backend}", " in onnxruntime")
         found.append(
-            f"INT8{where[0]} is {times(ratio)} fp32{where[1]} at {_change(full, student)}{'' if ratio > 1 else ': it does not pay here'}."
+            f"INT8{here} is {times(ratio)} fp32{there} at {_change(full, student)}{'' if ratio > 1 else ': it does not pay here'}."
         )
     new, known = (rows.get(row_name(name, inputs)) for name in RECYCLED)
     if new and known:

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from compressor.clients import READ, settle_tokenizer
+from compressor.clients import INPUTS, settle_tokenizer
 from compressor.tasks import TASKS
 
 WORDS = ["model", "reads", "texts"]
@@ -26,7 +26,7 @@ def byte_level(tmp_path: Path) -> Path:
 
 def settled(folder: Path, config: dict[str, Any], task: str = "text-classification", **how: Any) -> dict[str, Any]:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    settle_tokenizer(folder, TASKS[task](), how.pop("inputs", READ), **how)
+    settle_tokenizer(folder, TASKS[task](), how.pop("inputs", INPUTS), **how)
     found: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     return found
 
@@ -56,9 +56,9 @@ def test_words_that_are_split_before_their_bytes_are_seen_stay_as_they_were_lear
 
 
 def test_settings_that_are_not_there_are_written_where_one_is_needed(byte_level: Path) -> None:
-    settle_tokenizer(byte_level, TASKS["text-classification"](), READ)
+    settle_tokenizer(byte_level, TASKS["text-classification"](), INPUTS)
     assert not (byte_level / "tokenizer_config.json").exists()
-    settle_tokenizer(byte_level, TASKS["token-classification"](), READ)
+    settle_tokenizer(byte_level, TASKS["token-classification"](), INPUTS)
     assert json.loads((byte_level / "tokenizer_config.json").read_text(encoding="utf-8")) == {"add_prefix_space": True}
 
 
@@ -73,7 +73,7 @@ def test_segments_are_given_where_the_graph_reads_them(byte_level: Path) -> None
     config = {"tokenizer_class": "TokenizersBackend", "unk_token": "<unk>"}
     assert "model_input_names" not in settled(byte_level, config, inputs=("input_ids", "attention_mask"))
     assert "token_type_ids" not in AutoTokenizer.from_pretrained(byte_level)("model")
-    assert settled(byte_level, config)["model_input_names"] == list(READ)
+    assert settled(byte_level, config)["model_input_names"] == list(INPUTS)
     assert "token_type_ids" in AutoTokenizer.from_pretrained(byte_level)("model")
     assert settled(byte_level, config | {"model_input_names": ["input_ids"]})["model_input_names"] == ["input_ids"]
 

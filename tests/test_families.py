@@ -190,7 +190,7 @@ def test_the_graph_of_every_family_runs_in_8_bits(kind: str, quantizer: Quantize
     export_graph(model, tmp_path / "float.onnx")
     feeds = [dict(zip(NAMES, (t.numpy() for t in batch(length)), strict=True)) for length in (16, 9, 3)]
     feeds = [{**feed, "lengths": np.array([L] * 3)} for feed in feeds]
-    quantizer(tmp_path / "float.onnx", tmp_path / "int8.onnx", feeds, reduce_range=machine.level() in machine.SATURATING)
+    quantizer(tmp_path / "float.onnx", tmp_path / "int8.onnx", feeds, reduce_range=machine.needs_seven_bits(machine.level()))
     assert count_products(tmp_path / "int8.onnx")["float"] == 0
     ids = batch(16)[0][0].numpy()
     text = Tokens(ids, ids * 0, np.array([0, L]))
@@ -205,7 +205,7 @@ def test_a_teacher_whose_weights_are_used_twice_runs_in_8_bits(quantizer: Quanti
     export_graph(PlainModel(model_of("deberta-v2")).eval(), tmp_path / "float.onnx")
     wanted = {value.name for value in onnx.load(tmp_path / "float.onnx").graph.input}  # this one has no segments
     given = [zip(NAMES, (t.numpy() for t in batch(length)), strict=True) for length in (16, 9, 3)]
-    feeds, narrow = [{k: v for k, v in one if k in wanted} for one in given], machine.level() in machine.SATURATING
+    feeds, narrow = [{k: v for k, v in one if k in wanted} for one in given], machine.needs_seven_bits(machine.level())
     quantizer(tmp_path / "float.onnx", tmp_path / "int8.onnx", feeds, reduce_range=narrow)
     assert count_products(tmp_path / "int8.onnx")["int8"] > 0
     ids = batch(16)[0][0].numpy()

@@ -316,7 +316,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
                 "train: train.csv",
                 "train: train.csv\n  unlabelled: more.txt",
             ),
-            "1:1: recipe: data.unlabelled holds texts that only the teacher answers, and distill.objectives are labels alone from 70% of",
+            "1:1: recipe: data.unlabelled holds texts that only the teacher answers, and distill.objectives are labels alone at 70% of the",
         ),
         (
             ("  student:", "  augment: {mask: 0, swap: 0, ngrams: 0}\n  student:"),
@@ -342,7 +342,7 @@ def test_a_missing_key_or_an_unknown_kind_is_told_with_its_remedy(path: Path, ch
                 "  student:",
                 "  augment: {}\n  student:",
             ),
-            "1:1: recipe: distill.augment makes texts that only the teacher answers, which from 70% of the training on learn nothing: add",
+            "1:1: recipe: distill.augment makes texts that only the teacher answers, which teach nothing at 70% of the training: add",
         ),
         (
             ("finetune: {epochs: 1}", "finetune: {adapter_size: 8}"),

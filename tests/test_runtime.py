@@ -450,7 +450,7 @@ def test_what_came_before_a_bad_text_of_a_stream_is_answered(bundle: Path) -> No
 
 @pytest.mark.parametrize("package", ["onnxruntime", "openvino", "nncf"])
 def test_what_runs_and_makes_graphs_sends_nothing_home(package: str, bundle: Path, tmp_path: Path) -> None:
-    """Their telemetry is on by default: onnxruntime's leaves its queue in the home folder, OpenVINO's, which nncf brings along, a name."""
+    """Their telemetry is on by default: onnxruntime's leaves its queue in the home folder, OpenVINO's, which nncf has too, an id."""
     pytest.importorskip(package)
     environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
     opened = f"Runtime({str(bundle.absolute())!r}, backend={package!r}).predict(['good'])" if package != "nncf" else "import nncf"

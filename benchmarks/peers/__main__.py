@@ -22,14 +22,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.models import HERE, Model, ours, peers, references
-from benchmarks.record import conclude, recipe_parser
-from compressor import pipeline
+from benchmarks.record import built_here, conclude, recipe_parser
 from compressor.artifact import Artifact, digest_of
 from compressor.encoded import Encoded
 from compressor.environments import clean_variables
 from compressor.latency import sample
 from compressor.loader import load_recipe
-from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.runtime import Runtime
 from compressor.smoke import smoke
@@ -144,7 +142,7 @@ def _megabytes(model: Model) -> float:
 
 def measure(recipe: Recipe, folder: Path, shapes: bool) -> dict[str, Any]:
     """Build the bundle and its peers; return scores, times and what could not be made or does not fit; `shapes`: of fixed shapes only."""
-    found = pipeline.run(recipe, ARTIFACTS, Progress())
+    found = built_here(recipe, ARTIFACTS)
     inputs: Mapping[str, Artifact] = {kind: Artifact(ARTIFACTS / link["path"]) for kind, link in found.manifest["inputs"].items()}
     splits, task, student = Splits.of(inputs["data"]), task_of(recipe), (inputs["checkpoint"].path / MODEL).resolve()
     made: list[Model | str] = [*references(folder, len(splits.labels))]

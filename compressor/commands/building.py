@@ -69,8 +69,7 @@ def run(
     if _trains(chosen, artifacts, until, force):
         from compressor.preflight import check_data, check_encoders, check_environment
 
-        names = [stage.name for stage in pipeline.stages_of(chosen)]
-        asked = names[: names.index(until) + 1] if until else names
+        asked = [stage.name for stage in pipeline.until_stage(pipeline.stages_of(chosen), until)]
         check_encoders(chosen, exports="export" in asked)  # now, and not after hours of the stages before the one that makes them
         if "quantize" in asked:
             check_environment(chosen)

@@ -37,7 +37,7 @@ def cache_gc(
     ] = False,
     format: OutputFormat = "text",
 ) -> None:
-    """Remove artifacts that no recipe's last build was made from, and none that began since and would go on."""
+    """Remove artifacts that neither a recipe's last build needs nor one that has not ended."""
     from compressor.housekeeping import collect
 
     gone = collect(artifacts, dry_run=dry_run, unfinished=unfinished)

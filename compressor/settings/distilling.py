@@ -164,10 +164,10 @@ class Distill(Training):
     """Losses that are added; `start` and `end` put them one after another."""
 
     @property
-    def labels_alone(self) -> float | None:
-        """Share of the training from which on nothing is asked of the teacher, for a while at least; None: it is asked at every step."""
-        active = {share: [o for o in self.objectives if o.start <= share < o.end] for share in self._edges}
-        return next((share for share, own in active.items() if own and not any(o.asks_teacher for o in own)), None)
+    def labels_alone_from(self) -> float | None:
+        """Share of the training at which nothing is asked of the teacher, for a while at least; None: it is asked at every step."""
+        asked = {share: any(o.asks_teacher for o in self.objectives if o.start <= share < o.end) for share in self._edges}
+        return next((share for share, teacher in asked.items() if not teacher), None)
 
     @property
     def _edges(self) -> list[float]:

@@ -91,7 +91,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     counted = count_products(out / "model.onnx")
     if unasked := counted["float"] - len(made[chosen].kept):
         told = f"{unasked} of {sum(counted.values())} matrix products stay float though 8 bits were asked"
-        log.warn(f"quantize: {chosen} has no 8-bit form of them, and {told}; 'compress explain' shows what they take, another backend may")
+        remedy = "'compress explain' shows their time, and another quantize.backend may have one"
+        log.warn(f"quantize: {told}: {chosen} has no 8-bit form of them; {remedy}")
     facts = {"backend": chosen, "single": chosen in SINGLE, "products": counted, "validation": scores}
     facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times, "isa": bench.isa}
     facts |= {"left_out": left_out} if left_out else {}
