@@ -59,8 +59,10 @@ def path_of(artifacts: Path, recipe: str) -> Path:
 def read(path: Path) -> Record:
     """Return a record; an empty one where there is none that can be read."""
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        since = None if told["since"] is None else float(told["since"])
+        return Record(tuple(map(str, told["used"])), tuple(map(str, told["begun"])), since)
+    except (OSError, ValueError, TypeError, KeyError):
         return Record()
 
 

@@ -80,9 +80,9 @@ def train_student(settings: Distill, section: str, recipe: Recipe, inputs: Input
 
     model, folder = untrained(recipe.seed)
     checkpoint.check_positions(model, splits.max_length)
-    by_token = bool(looks_inside(settings.objectives) or (task.per_token and compares_answers(settings.objectives)))
-    if recipe.columns().text_pair and (task.per_token or looks_inside(settings.objectives)):  # as length_adapt does too
+    if recipe.columns().text_pair and (task.per_token or looks_inside(settings.objectives)):
         folder = joining_as(guide, folder, out / STATE / "tokenizer")
+    by_token = bool(looks_inside(settings.objectives) or (task.per_token and compares_answers(settings.objectives)))
     train, teacher_train, left_out = _texts(settings, splits, task, model, folder, guide, recipe.seed, by_token)
     if left_out.count:
         log.warn(f"{section}: {left_out.told()}")

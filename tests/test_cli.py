@@ -592,10 +592,10 @@ def test_cache_gc_keeps_the_newest_bundles_of_recipes_whose_record_is_gone(proje
     old = shutil.copytree(next(artifacts.glob("bundle-*")), artifacts / "bundle-000000000000")
     os.utime(old, (0, 0))
     (artifacts / ".tiny.build").unlink()
-    for again in (b"", b"\xff\xfe"):
+    for again in (b"", b"[]", b'{"used": null, "begun": 3, "since": "x"}', b"\xff\xfe"):
         removed = json.loads(compress("cache", "gc", "--dry-run", "--format", "json", cwd=project).stdout)["removed"]
         assert removed == ["artifacts/bundle-000000000000"]
-        (artifacts / ".tiny.build").write_bytes(again)  # cut off
+        (artifacts / ".tiny.build").write_bytes(again)  # cut off, or edited
     builds.begin(artifacts, "tiny", "distill-000000000000", made=True)
     removed = json.loads(compress("cache", "gc", "--format", "json", cwd=project).stdout)["removed"]
     assert removed == ["artifacts/bundle-000000000000"]
