@@ -1,5 +1,5 @@
 # make demo   build the quickstart bundle from real weights and real text, and show its figures
-# make test   run all tests
+# make test   run all tests, two at once
 # make environments   make what optional backends and other clients need beside .venv, so that their tests run (2.5 GB)
 # All set everything up in .venv first; Python 3.11, make and a package index are all they need.
 
@@ -13,7 +13,7 @@ demo: setup $(DATA)/train.csv
 	$(BIN)/compress recipes/quickstart.yaml
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/pytest
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal
 
 environments: setup
 	$(BIN)/python -c 'from benchmarks.peers.models import *; NEURAL_COMPRESSOR.make(); OPTIMUM.make()'

@@ -15,6 +15,12 @@ from compressor.words import told_by_words
 LONG = " ".join(["word"] * 120)
 
 
+@pytest.fixture(autouse=True)
+def beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand where the recipe lies, which is where paths of changes begin."""
+    monkeypatch.chdir(tmp_path)
+
+
 def advice(recipe: Path, *changes: str) -> str:
     return "\n".join(advise(load_recipe(recipe, ("data.max_length=200", *changes))))
 
@@ -248,9 +254,8 @@ def test_entities_above_recycled_layers_call_for_larger_steps(make_recipe: Calla
     assert told in advice(recipe)
     assert told not in advice(recipe, "teacher.finetune.learning_rate=2e-4")
     assert told not in advice(recipe, "recycle=null")
-    full, half, *_ = json.loads(Path("benchmarks/results/recycling_bc5cdr_minilm-l6-h384.json").read_text(encoding="utf-8"))["result"][
-        "rows"
-    ]
+    result = Path(__file__).parents[1] / "benchmarks/results/recycling_bc5cdr_minilm-l6-h384.json"
+    full, half, *_ = json.loads(result.read_text(encoding="utf-8"))["result"]["rows"]
     lost = 100 * (full["score"] - half["score"])
     few = f"2 layers above recycled ones learn entities badly (3 of MiniLM's 6 lost {lost:.1f} points on BC5CDR): recycle.layer auto"
     assert few in advice(recipe)
