@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from compressor import machine
 from compressor.errors import UnfitError, install
+from compressor.plan import OLDEST
 
 DISTRIBUTION = "encoder-compressor"
 INSTALL = f"pip install {DISTRIBUTION}"
@@ -20,7 +21,8 @@ INSTALL_TRAIN = install("train")
 
 LEAST_PYTHON = (3, 11)
 LEAST_MEMORY_GB = 4.0
-GPU = Path("/dev/nvidia0")
+GPUS = ("nvidia[0-9]*", "kfd", "dxg")
+"""What Linux calls GPUs under /dev: NVIDIA's, AMD's, and those of Windows below it."""
 LEAST_DISK_GB = 2.0
 
 INT8_SETS = {"avx512_vnni", "avx_vnni", "amx_int8"}
@@ -88,13 +90,15 @@ def check_package(name: str, when_missing: Literal["warn", "fail"], remedy: str)
 
 def check_combinations(found: Mapping[str, str]) -> Iterator[Check]:
     """Check installed versions (`found`: package to version) for those known not to work."""
-    transformers = _numbers(found.get("transformers", "0"))
-    if (0,) < transformers < (5,):
-        yield Check("transformers version", "fail", f"{found['transformers']} is older than 5", INSTALL_TRAIN + " --upgrade")
+    transformers = machine.numbers_of(found.get("transformers", "0"))
+    for package, least in OLDEST.items():
+        if (0,) < machine.numbers_of(found.get(package, "0")) < least:
+            detail = f"{found[package]} is older than {'.'.join(map(str, least))}"
+            yield Check(f"{package} version", "fail", detail, INSTALL_TRAIN + " --upgrade")
     if transformers >= (5,) and "optimum-onnx" in found:
         detail = f"optimum-onnx {found['optimum-onnx']} does not work with transformers {found['transformers']} (optimum-onnx#114)"
         yield Check("optimum-onnx", "warn", detail, "pip uninstall optimum-onnx, or keep it in another environment; nothing here needs it")
-    if _numbers(found.get("neural-compressor", "0")) >= (3, 8):
+    if machine.numbers_of(found.get("neural-compressor", "0")) >= (3, 8):
         detail = f"{found['neural-compressor']} has no ONNX code"
         yield Check("neural-compressor", "warn", detail, "pip install 'neural-compressor<3.8' if you use it on ONNX; nothing here needs it")
 
@@ -122,11 +126,20 @@ def check_isa(isa: set[str], bf16: str | None) -> Iterator[Check]:
         yield Check("int8", "warn", detail, "build and measure on a processor like the one that will serve the bundle")
     if bf16 is not None:
         yield Check("bf16", "ok", bf16)
-    elif GPU.exists() and "+cpu" not in machine.versions("torch").get("torch", "+cpu"):
+    elif gpu_trains():
         yield Check("bf16", "ok", "of the GPU, which trains")
     else:
         detail = "no AMX, nor AMD's AVX512-bf16: training runs in float32, several times slower than bfloat16 with them"
         yield Check("bf16", "warn", detail, "train on a processor with one of them or on a GPU if time matters")
+
+
+def gpu_trains(devices: Path = Path("/dev")) -> bool:
+    """Return whether torch finds a GPU that multiplies bfloat16; only where there may be one, because torch takes long to import."""
+    if not any(any(devices.glob(name)) for name in GPUS) or "+cpu" in machine.versions("torch").get("torch", "+cpu"):
+        return False
+    from compressor.scoring import gpu_multiplies_bf16
+
+    return gpu_multiplies_bf16()
 
 
 def check_threads(cores: int, omp_num_threads: str | None) -> Check:
@@ -222,9 +235,3 @@ def _nearest(path: Path) -> Path:
     """`path`, or its nearest parent that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """'5.0.1rc1' as (5, 0): only the leading parts that are whole numbers, and '0' as (0,)."""
-    release = re.match(r"\d+(?:\.\d+)*(?![\w])", version) or re.match(r"\d+", version)
-    return tuple(int(part) for part in release[0].split(".")) if release else (0,)

@@ -26,6 +26,8 @@ class Environment:
 
     name: str
     pins: tuple[str, ...]
+    module: str = "sys"
+    """What must be there to be imported, before it counts as made."""
 
     @property
     def folder(self) -> Path:
@@ -50,7 +52,7 @@ class Environment:
         """Say whether it is there."""
         try:
             return (self.folder / READY).exists()
-        except UnfitError:
+        except (UnfitError, OSError):  # no home, or one of another user
             return False
 
     def make(self) -> None:
@@ -68,6 +70,7 @@ class Environment:
             try:
                 venv.create(self.folder, clear=True, with_pip=True, symlinks=True)
                 _run([str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.pins])
+                _run([str(self.python), "-c", f"import {self.module}"])
             except (OSError, subprocess.CalledProcessError) as error:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 told = _last_line(error.stderr or error.output) if isinstance(error, subprocess.CalledProcessError) else str(error)
@@ -93,13 +96,17 @@ class Environment:
 
 
 NEURAL_COMPRESSOR = Environment(  # the last release with code for ONNX, and what it works with
-    "neural-compressor", ("neural-compressor==3.7.1", "onnx==1.17.0", "onnxruntime==1.20.1", "numpy==1.26.4", "six==1.17.0")
+    "neural-compressor",
+    ("neural-compressor==3.7.1", "onnx==1.17.0", "onnxruntime==1.20.1", "numpy==1.26.4", "six==1.17.0", "setuptools==75.8.0"),
+    "neural_compressor",
 )
+OURS = ("PYTHONPATH", "PYTHONHOME", "PIP_CONSTRAINT", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIREMENT")
+"""Environment variables that would let another interpreter see our packages, or its pip put packages elsewhere or take other ones."""
 
 
 def clean_variables() -> dict[str, str]:
-    """Return this process's environment variables without those that would let another interpreter see our packages."""
-    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    """Return this process's environment variables without those that mean this interpreter's packages alone."""
+    return {key: value for key, value in os.environ.items() if key not in OURS}
 
 
 def _run(command: Sequence[str], cwd: Path | None = None) -> None:

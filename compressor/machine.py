@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,12 @@ def versions(*packages: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def numbers_of(version: str) -> tuple[int, ...]:
+    """Return '5.0.1rc1' as (5, 0): only the leading parts that are whole numbers, and '0' as (0,)."""
+    release = re.match(r"\d+(?:\.\d+)*(?![\w])", version) or re.match(r"\d+", version)
+    return tuple(int(part) for part in release[0].split(".")) if release else (0,)
 
 
 def installed(package: str) -> bool:

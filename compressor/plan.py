@@ -1,6 +1,5 @@
 """What can be said of a recipe before anything runs."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from compressor.settings.base import SPLITS
 
 BUILDING = ("torch", "transformers", "onnx", "accelerate", "filelock", "huggingface_hub", "jinja2", "lmdb", "safetensors", "scipy")
 """Packages that any build imports."""
-OLDEST = 5
+OLDEST: Mapping[str, tuple[int, ...]] = {"transformers": (5,), "torch": (2, 6)}
 """First version of transformers whose models this package knows."""
 
 
@@ -72,9 +71,10 @@ def check_training(recipe: Recipe) -> None:
     needed = [*BUILDING, *(package for package, wanted in own.items() if wanted)]
     if lacking := [package for package in needed if not machine.installed(package)]:
         raise UnfitError(f"building this bundle needs {', '.join(lacking)} of the [train] extra: {extra}")
-    there = machine.versions("transformers").get("transformers", "")
-    if int(re.match(r"\d*", there)[0] or OLDEST) < OLDEST:  # type: ignore[index]
-        raise UnfitError(f"building a bundle needs transformers {OLDEST} or newer, here is {there}: {extra} --upgrade")
+    for package, there in machine.versions(*OLDEST).items():
+        if (0,) < machine.numbers_of(there) < OLDEST[package]:
+            least = ".".join(map(str, OLDEST[package]))
+            raise UnfitError(f"building a bundle needs {package} {least} or newer, here is {there}: {extra} --upgrade")
 
 
 def check_extras(recipe: Recipe) -> None:

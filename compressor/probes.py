@@ -109,7 +109,7 @@ def _trained(recipe: Recipe, settings: Finetune, deepest: Reuse, layers: int, pa
     model = load_model(deepest.model, deepest.splits.labels, deepest.task.head)
     data = TrainingData(parts["train"], parts["validation"], recipe.task.metric, layers)
     before = None if layers else score_of(PlainModel(model), parts["validation"], recipe.task.metric)
-    with tempfile.TemporaryDirectory() as state:
+    with tempfile.TemporaryDirectory(dir=deepest.folder.parent) as state:  # a small /tmp may not hold its checkpoints
         told = finetune(model, settings, data, deepest.task, recipe.seed, Path(state), log)
     found = Probe(layers, told["validation_score"], told["texts_per_second"], before)
     log.note(f"{layers} layers recycled: score {found.score:.4f}, {found.texts_per_second:.0f} texts/s")

@@ -117,7 +117,7 @@ def neural_compressor(source: Path, target: Path, feeds: Sequence[Feed], kept: C
     for default in lengths:
         model.graph.initializer.remove(default)  # it takes inputs that have a default for constants
     _read_through_identities(model.graph)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # a small /tmp may not hold the graphs
         scratch = Path(folder)
         onnx.save(model, scratch / "float.onnx")
         stay = [*products_of_activations(model.graph), *biases(model.graph), *also_taken_apart(kept)]

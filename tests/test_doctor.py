@@ -95,14 +95,17 @@ def test_omp_num_threads_is_held_against_the_cores(setting: str | None, status: 
 
 
 def test_a_gpu_that_trains_makes_up_for_a_processor_without_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = tmp_path / "nvidia0"
-    monkeypatch.setattr(doctor, "GPU", gpu)
-    for version, status in (("2.13.0+cu130", "ok"), ("2.13.0+cpu", "warn")):
+    gpu = tmp_path / "nvidia3"  # a container may have been given that one alone
+    for version, fast, found in (("2.13.0+cu130", True, True), ("2.13.0", False, False), ("2.13.0+cpu", True, False)):
         monkeypatch.setattr("compressor.machine.versions", lambda *_, version=version: {"torch": version})
+        monkeypatch.setattr("compressor.scoring.gpu_multiplies_bf16", lambda fast=fast: fast)
         gpu.touch()
-        assert statuses(list(doctor.check_isa({"avx2"}, None)))["bf16"] == status
+        assert doctor.gpu_trains(tmp_path) == found
         gpu.unlink()
-        assert statuses(list(doctor.check_isa({"avx2"}, None)))["bf16"] == "warn"
+        assert not doctor.gpu_trains(tmp_path)
+    for found in (True, False):
+        monkeypatch.setattr(doctor, "gpu_trains", lambda found=found: found)
+        assert statuses(list(doctor.check_isa({"avx2"}, None)))["bf16"] == ("ok" if found else "warn")
 
 
 def test_a_busy_machine_is_no_place_to_measure() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.environments import Environment
+from compressor.environments import Environment, clean_variables
 from compressor.errors import StageError, UnfitError
 
 NOTHING = Environment("nothing", ())
@@ -42,6 +42,14 @@ def test_without_a_home_no_environment_is_there_and_none_can_be_made(monkeypatch
     monkeypatch.delenv("COMPRESS_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert not Environment("some", ("pin==1",)).is_made()
+
+    def another_s(_: Path) -> bool:
+        raise PermissionError
+
+    with monkeypatch.context() as sudo:  # a home that was kept, of another user
+        sudo.setattr(Path, "home", lambda: Path("/root"))
+        sudo.setattr(Path, "exists", another_s)
+        assert not Environment("some", ("pin==1",)).is_made()
     with pytest.raises(UnfitError, match="name another one in COMPRESS_CACHE"):
         Environment("some", ("pin==1",)).make()
 
@@ -53,3 +61,27 @@ def test_a_script_that_fails_is_told_by_its_last_line(tmp_path: Path) -> None:
     (tmp_path / "script").write_text("echo first >&2; echo it broke >&2; exit 3\n")
     with pytest.raises(StageError, match="^nothing: it broke$"):
         NOTHING.run(tmp_path / "script", [], tmp_path)
+
+
+def test_what_cannot_be_imported_does_not_count_as_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = list[list[str]]()
+
+    def run(command: list[str], *_: object) -> None:
+        ran.append(command)
+        if command[-1] == "import gone":
+            raise subprocess.CalledProcessError(1, command, stderr="ModuleNotFoundError: No module named 'gone'")
+
+    monkeypatch.setattr(venv, "create", lambda *_, **__: None)
+    monkeypatch.setattr("compressor.environments._run", run)
+    lacking = Environment("some", ("pin==1",), "gone")
+    with pytest.raises(UnfitError, match="No module named 'gone'"):
+        lacking.make()
+    assert not lacking.is_made()
+    assert ran[0][-1] == "pin==1"
+
+
+def test_settings_of_the_user_s_own_pip_stay_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_CONSTRAINT", "PIP_TARGET", "PYTHONPATH", "PIP_INDEX_URL"):
+        monkeypatch.setenv(name, "some")
+    assert {"PIP_CONSTRAINT", "PIP_TARGET", "PYTHONPATH"}.isdisjoint(clean_variables())
+    assert clean_variables()["PIP_INDEX_URL"] == "some"
