@@ -10,6 +10,7 @@ the first steps do not count. Trainer has its default arguments, but for batch s
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 import time
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="one round of 4 steps, not recorded: does it work?")
     parser.add_argument("--measure", choices=VARIANTS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several GPUs Trainer takes all, and ours one
     if chosen.measure:
         print(json.dumps(measure(chosen.measure, chosen.steps, chosen.warm_up)))
     elif chosen.trial:

@@ -58,7 +58,8 @@ class BiLstmForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         """Return logits."""
         embedded = self.dropout(self.embeddings(input_ids))
         packed = pack_padded_sequence(embedded, attention_mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)  # (batch, longest, 2 · hidden)
+        with torch.autocast("cuda", enabled=False):  # there it takes float16, whatever is asked, of which gradients would need a scale
+            states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)  # (batch, longest, 2 · hidden)
         real = attention_mask[:, : states.shape[1], None].bool()
         pooled = states.masked_fill(~real, torch.finfo(states.dtype).min).amax(1)
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(torch.relu(self.dense(self.dropout(pooled))))))

@@ -156,7 +156,9 @@ def cache_key(stage: Stage, recipe: Recipe, inputs: Inputs) -> str:
             "sources": source_hashes(f"stages.{stage.name}"),
             "settings": recipe.key_settings(stage.settings),
             "inputs": {kind: _digest_read(stage, kind, artifact) for kind, artifact in inputs.items()},
-            "versions": machine.versions(*stage.packages),
+            "versions": {
+                package: of.partition("+")[0] for package, of in machine.versions(*stage.packages).items()
+            },  # +cpu, +cu130: one code
             "machine": machine.fingerprint() if stage.times else "",
             "found": stage.finds(recipe) if stage.finds else None,
         }
@@ -255,7 +257,7 @@ def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Prog
     clock.parent.mkdir(parents=True, exist_ok=True)
     clock.write_text(str(spent), encoding="utf-8")
     work: Run = import_module(f"compressor.stages.{stage.name}").run
-    started = time.perf_counter() - spent
+    started, warned = time.perf_counter() - spent, len(log.warned)
     manifest = {  # of what the work begins with: files that it has read may have changed when it ends
         "stage": stage.name,
         "settings": recipe.key_settings(stage.settings),
@@ -266,7 +268,8 @@ def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Prog
     try:
         with _translated(stage, folder.parent):  # before the sweep, which frees the space that was lacking
             metrics = work(recipe, inputs, scratch, log)
-            commit(scratch, folder, manifest | {"metrics": metrics | {"seconds": round(time.perf_counter() - started, 2)}})
+            told = {"seconds": round(time.perf_counter() - started, 2), "warnings": log.warned[warned:]}
+            commit(scratch, folder, manifest | {"metrics": metrics | told})
     except BaseException:
         _sweep(scratch)
         raise

@@ -24,8 +24,8 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Folder of the bundle."""
     seed: Annotated[int, Field(ge=0, le=LARGEST)] = 17
-    """Same seed, package versions and thread count: same weights; and the same bundle where nothing is chosen by time, as with
-    search.latency: macs."""
+    """Same seed, package versions and thread count: same weights, of a GPU up to rounding; and the same bundle where nothing is chosen by
+    time, as with search.latency: macs."""
     task: Task = Task()
     """What the model answers, and how its answers are scored."""
     data: Data
@@ -57,6 +57,8 @@ class Recipe(Section):
     gates: Annotated[tuple[AnyGate, ...], Field(strict=False)] = ()
     """What must hold; a bundle that breaks one is rejected."""
     _root: Path = PrivateAttr(default=Path())
+    _options: tuple[str, ...] = PrivateAttr(default=())
+    _smoke: bool = PrivateAttr(default=False)
     _workers: int = PrivateAttr(default=1)
 
     @model_validator(mode="after")
@@ -262,6 +264,16 @@ class Recipe(Section):
     def workers(self) -> int:
         """Texts that are scored beside each other in the search: it changes the time, never the result."""
         return self._workers
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What was asked on the command line beside the file."""
+        return self._options
+
+    @property
+    def smoke(self) -> bool:
+        """Whether it is the smoke profile's, of a sliver of the data."""
+        return self._smoke
 
     def key_settings(self, names: Iterable[str]) -> dict[str, Any]:
         """Return what a result depends on: sections or single keys (`section.key`), every named file replaced by a hash of its content."""

@@ -3,7 +3,8 @@
 What:     AdamW, linear schedule with warm-up, batches bucketed by length, bfloat16 autocast where the processor is fast at it.
 Resume:   every `checkpoint_every` steps, and on SIGINT or SIGTERM, the state is committed by rename; a second run goes on inside
           the epoch and ends with the same weights. Batches and LengthDrop samples derive from the seed and the step, not from history.
-Limits:   one process; `precision: auto` on a GPU or another processor gives other last digits than here.
+Limits:   one process; `precision: auto` on a GPU or another processor gives other last digits than here, and a GPU, which adds in no
+          order of its own, other ones each time.
 """
 
 import math
@@ -219,7 +220,7 @@ class _State:
                     part.load_state_dict(saved[name])
             torch.set_rng_state(saved["rng"])
             if saved["cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(saved["cuda"])  # dropout on a GPU draws from its own
+                torch.cuda.set_rng_state(saved["cuda"][0])  # dropout on a GPU draws from its own; the first is the one that trains
             self.done, self.loss, self.best, self.best_step = saved["progress"]
             self.texts, self._before = saved["work"]
 
@@ -271,7 +272,7 @@ class _State:
         parts = {"model": self.model.state_dict()}
         if not finished:
             parts |= {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
-        drawn = {"rng": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+        drawn = {"rng": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
         told = {"progress": (self.done, self.loss, self.best, self.best_step), "work": (self.texts, self.seconds)}
         self._write("fit.pt", parts | drawn | told)
 

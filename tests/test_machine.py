@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from compressor import machine
+from compressor import machine, scoring
 
 XEON = """\
 processor\t: 0
@@ -152,3 +153,16 @@ def test_versions_leave_out_what_is_absent() -> None:
     found = machine.versions("numpy", "no-such-package-here")
     assert list(found) == ["numpy"]
     assert found["numpy"][0].isdigit()
+
+
+def test_a_gpu_that_emulates_bfloat16_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[bool]()
+
+    def supported(*, including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return including_emulation  # as a T4 has it
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert not scoring.gpu_multiplies_bf16()
+    assert asked == [False]

@@ -17,7 +17,7 @@ from compressor.progress import Progress
 from compressor.seeds import Trained, train_seeds
 from compressor.settings.training import Training
 from compressor.tokens import Ints, Tokens
-from compressor.training import Fitted, Step, _decayed, _factor, _read_ahead, _step, batches, count_steps, fit
+from compressor.training import Fitted, Step, _decayed, _factor, _read_ahead, _State, _step, batches, count_steps, fit
 from compressor.windows import Windows
 
 TEXTS = 12
@@ -291,3 +291,20 @@ def test_vectors_do_not_decay_and_a_gradient_is_cut_to_a_length_of_one() -> None
     precision, optimizer = cast(torch.autocast, nullcontext()), torch.optim.SGD([weight], lr=1.0)
     _step(accelerator, precision, nn.ParameterList([weight]), optimizer, losses, 0, np.arange(1))
     torch.testing.assert_close(weight.detach(), torch.full((4,), -0.5))
+
+
+def test_a_last_epoch_that_is_cut_short_is_rated_too(tmp_path: Path) -> None:
+    assert train(model(), tmp_path, [0.5, 0.9], keep="best", epochs=1.67).kept_step == 5
+
+
+def test_a_gpu_s_random_numbers_go_on_where_fewer_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that was interrupted beside two GPUs may go on beside one."""
+    restored = list[Tensor]()
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: torch.tensor([7], dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, *_: restored.append(state))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    network, optimizer = model(), torch.optim.AdamW(model().parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    _State(tmp_path, network, optimizer, schedule, Progress(quiet=True)).save()
+    _State(tmp_path, network, optimizer, schedule, Progress(quiet=True))
+    assert [state.tolist() for state in restored] == [[7]]

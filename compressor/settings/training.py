@@ -23,7 +23,8 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decay of AdamW; biases and LayerNorms have none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the processor has AMX or is AMD's with AVX512-bf16 (or on a GPU), else float32, faster there."""
+    """auto: bfloat16 autocast where the processor has AMX or is AMD's with AVX512-bf16, or on a GPU that has it,
+    else float32, faster there."""
     checkpoint_every: Annotated[int, Field(ge=1, le=LARGEST), UNKEYED] = 100
     """Steps between two checkpoints that an interrupted build goes on from."""
     keep: Literal["last", "best"] = "last"
