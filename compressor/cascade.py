@@ -109,7 +109,7 @@ class Cascade:
         begin, exits = 0, any(member.exits for member in self.members)
         for chunk in in_chunks(examples, AT_ONCE, CHARACTERS) if exits else [examples]:
             for part in self._routed(task, chunk, limits):
-                yield replace(part, rows=part.rows + begin)
+                yield replace(part, rows=part.rows + begin) if begin else part
             begin += len(chunk)
 
     def _routed(self, task: Task, examples: Sequence[Example], limits: Sequence[float]) -> Iterator[Part]:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from compressor.choices import UNLABELLED, Choice, sigmoid, softmax
@@ -107,11 +108,9 @@ class TextClassification(_WholeTexts):
 
     def decode(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> list[Prediction]:
         """Return for each text its most probable label and all probabilities."""
-        answers = []
-        for row in softmax(logits):
-            best = int(row.argmax())
-            answers.append(Prediction(outputs[best], float(row[best]), dict(zip(outputs, row.tolist(), strict=True))))
-        return answers
+        probabilities = softmax(logits)
+        rows = zip(probabilities.argmax(-1).tolist(), probabilities.tolist(), strict=True)
+        return [Prediction(outputs[best], row[best], dict(zip(outputs, row, strict=True))) for best, row in rows]
 
 
 class MultiLabelClassification(_WholeTexts):
@@ -139,9 +138,9 @@ class MultiLabelClassification(_WholeTexts):
         """Return the labels, numbers by size, names by letter."""
         return by_name(names)
 
-    def targets(self, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Ints:
-        """Return 1 for each label that a text has, else 0, (texts, labels); -100 for texts of which none is known."""
-        ids, found = {name: i for i, name in enumerate(outputs)}, np.zeros((len(examples), len(outputs)), np.int64)
+    def targets(self, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> NDArray[np.int8]:
+        """Return 1 for each label that a text has, else 0, int8 (texts, labels); -100 for texts of which none is known."""
+        ids, found = {name: i for i, name in enumerate(outputs)}, np.zeros((len(examples), len(outputs)), np.int8)
         for row, example in enumerate(examples):
             if example.label is None:
                 found[row] = UNLABELLED
@@ -149,9 +148,9 @@ class MultiLabelClassification(_WholeTexts):
                 found[row, [ids[name] for name in example.label]] = 1
         return found
 
-    def outcomes(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Floats:
-        """Return which labels were answered, and which are right."""
-        return np.stack([logits > 0, self.targets(windows, examples, outputs)], 1).astype(np.float64)
+    def outcomes(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> NDArray[np.int8]:
+        """Return which labels were answered, and which are right, int8: of thousands of labels there are many."""
+        return np.stack([(logits > 0).astype(np.int8), self.targets(windows, examples, outputs)], 1)
 
     def decode(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> list[LabelSet]:
         """Return the labels that are more probable than not."""

@@ -17,6 +17,8 @@ from compressor.errors import RecipeError
 from compressor.files import Columns, Reader, Row, check_columns, rows, txt_rows
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+CHUNK, CHARACTERS = 4096, 2**22
+"""Texts, and their characters, that are tokenized at once: tokenizers keep some 30 bytes a character, also of what is cut off."""
 
 
 @dataclass(frozen=True, slots=True)

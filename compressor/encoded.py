@@ -61,7 +61,8 @@ class Encoded:
 
     def _labels(self, rows: Ints, mask: Ints) -> NDArray[Any]:
         if len(self.targets) == len(self):
-            return self.targets[rows]
+            found = self.targets[rows]
+            return found.astype(np.int64) if found.dtype == np.int8 else found  # sets of labels are kept in bytes
         labels = np.full(mask.shape, UNLABELLED, np.int64)
         labels[mask == 1] = np.concatenate([self.targets[own] for own in self._slices(rows)])
         return labels
@@ -83,7 +84,7 @@ class Encoded:
         starts = self.tokens.starts
         return [slice(starts[row], starts[row + 1]) for row in rows]
 
-    def outcomes(self, logits: Floats) -> Floats:
+    def outcomes(self, logits: Floats) -> NDArray[Any]:
         """Return one row an example, of which scores are computed; logits are (windows, classes) or (tokens, classes)."""
         return self.task.outcomes(logits, self.windows, self.examples, self.outputs)
 

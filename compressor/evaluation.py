@@ -9,6 +9,9 @@ from compressor.runtime import Runtime
 from compressor.scores import interval
 from compressor.tasks import Task
 
+NAMED = 10
+"""Labels that are named where one is not known."""
+
 
 def evaluate(
     runtime: Runtime,
@@ -46,8 +49,11 @@ def check_labels(task: Task, examples: Sequence[Example], known: Sequence[str]) 
     Raises:
         RecipeError: one has a label that is not known.
     """
+    names = frozenset(known)
     for number, example in enumerate(examples, 1):
         for label in task.outputs(task.names(example)):
-            if label not in known:
-                told = f"this bundle answers {', '.join(known)}; mend the label, or name data with these"
-                raise RecipeError(f"example {number} has label {label!r}; {told}")
+            if label not in names:
+                few = ", ".join(known[:NAMED]) + (f" and {len(known) - NAMED} more" if len(known) > NAMED else "")
+                raise RecipeError(
+                    f"example {number} has label {label!r}; this bundle answers {few}; mend the label, or name data with these"
+                )

@@ -53,7 +53,7 @@ class BackGraph(Opened):
     def logits(self, texts: Tokens, states: Sequence[Floats]) -> Floats:
         """Return the logits of texts, as a whole graph does, from the states (tokens, width) of each."""
         if len(texts) == 1:  # nothing to pad or to put in order
-            logits = self._run(self.session, states[0][None], np.ones((1, len(states[0])), np.int64))
+            logits = self._answered(self.session, texts, states)
             return logits if logits.ndim == 2 else logits[0]
         batches, found = zip(*self.answered(texts, states), strict=True)
         return in_order(found, batches, texts.lengths)
@@ -68,6 +68,8 @@ class BackGraph(Opened):
         return zip(batches, run_all(batches, answer, self), strict=True)
 
     def _answered(self, opened: Session, texts: Tokens, states: Sequence[Floats]) -> Floats:
+        if len(texts) == 1:
+            return self._run(opened, states[0][None], np.ones((1, len(states[0])), np.int64))
         mask = texts.padded(self.pad_id)["attention_mask"]
         padded = np.zeros((*mask.shape, states[0].shape[1]), np.float32)
         padded[mask == 1] = np.concatenate(states)
@@ -81,7 +83,8 @@ class BackGraph(Opened):
 
 def states_of(front: Graph, texts: Tokens) -> list[Floats]:
     """Return what a front makes of each text, float32 (tokens, width)."""
-    return np.split(front.logits(texts), texts.starts[1:-1])
+    found = front.logits(texts)
+    return [found] if len(texts) == 1 else np.split(found, texts.starts[1:-1])
 
 
 class Halves:
@@ -108,6 +111,8 @@ class Halves:
 
     def logits(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Floats:
         """Return the logits of any number of texts, as a whole graph does; there are no lengths to choose."""
+        if len(tokens) == 1:  # nothing to sort, to pad or to put in order
+            return self.back.logits(tokens, self.states(tokens))
         found, rows_of = list[Floats](), list[Ints]()
         for rows in length_batches(tokens.lengths, AT_ONCE):
             texts = tokens.rows(rows)

@@ -103,8 +103,8 @@ def _from_exit(number: int, recipe: Recipe, inputs: Inputs, out: Path, log: Prog
     model, quantized = inputs["checkpoint"].path / MODEL, "int8_graph" in inputs
     folder.mkdir(parents=True)
     student, early = (PlainModel(checkpoint.load_plain(inputs[kind], splits.labels, task.head)) for kind in ("checkpoint", "exit"))
-    texts = task.windows(tokenizer_of(model), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride).tokens
-    export_exit(student, early, inputs["exit"].metrics["layer"], folder, recipe.export, texts, pad_id_of(model))
+    some = task.windows(tokenizer_of(model), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride)
+    export_exit(student, early, inputs["exit"].metrics["layer"], folder, recipe.export, some.few(), pad_id_of(model))
     for name in (FRONT, EXIT, BACK) if quantized else ():
         (folder / name).rename(folder / "float.onnx")
         _to_int8(folder / "float.onnx", folder / name, inputs)
@@ -138,7 +138,7 @@ def _from_teacher(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, lo
     export_graph(layered(model), source, recipe.export)
     folder_of_model = artifact.path / MODEL
     some = task.windows(tokenizer_of(folder_of_model), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride)
-    parity(model, source, some.tokens, [None], pad_id_of(folder_of_model), recipe.export.tolerance)
+    parity(model, source, some.few(), [None], pad_id_of(folder_of_model), recipe.export.tolerance)
     if quantized:
         _to_int8(source, folder / GRAPH, inputs)
     else:

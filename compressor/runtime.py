@@ -20,7 +20,7 @@ import numpy as np
 from compressor import machine
 from compressor.bundles import check_isa, readable, verify
 from compressor.cascade import GRAPH, NEVER, STOPS, Cascade, Member, reader, whole
-from compressor.data import Example, check_characters, in_chunks
+from compressor.data import CHARACTERS, CHUNK, Example, check_characters, in_chunks
 from compressor.errors import BundleError, RecipeError, UnfitError, install
 from compressor.exits import Exit
 from compressor.halves import Halves
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 Given = str | tuple[str, str] | Sequence[str]
 """A text; a pair of texts, as a question and its context; or, where words have tags, a list of words."""
-CHUNK, CHARACTERS = 4096, 2**22
-"""Texts, and characters of them, that are tokenized and sorted by length together: bounds memory on a stream. A tokenizer keeps what it
-cuts off of a long text, some 25 bytes a character."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ def accuracy(outcomes: Floats) -> float:
 def macro_f1(outcomes: Floats) -> float:
     """Return the unweighted mean over classes of F1; a class that neither side names counts as absent."""
     answered, right = outcomes.astype(np.int64).T
-    classes = int(outcomes.max(initial=0)) + 1
-    counts = np.bincount(right * classes + answered, minlength=classes**2).reshape(classes, classes)
-    return _mean_f1(counts.diagonal(), counts.sum(0) + counts.sum(1))
+    found, first, second = (
+        np.bincount(ids, minlength=int(outcomes.max(initial=0)) + 1) for ids in (right[answered == right], answered, right)
+    )
+    return _mean_f1(found, first + second)
 
 
 def label_macro_f1(outcomes: Floats) -> float:
@@ -32,7 +33,7 @@ def label_macro_f1(outcomes: Floats) -> float:
 
 def label_micro_f1(outcomes: Floats) -> float:
     """Return F1 over all labels of all examples; outcomes as for label_macro_f1."""
-    return _f1(float(outcomes.prod(1).sum()), float(outcomes.sum()))
+    return _f1(float((outcomes[:, 0] * outcomes[:, 1]).sum()), float(outcomes.sum()))
 
 
 def entity_f1(outcomes: Floats) -> float:

@@ -4,8 +4,10 @@ An answer never depends on what else is in its batch: float graphs mask padding,
 (one scale for a whole batch) are fed one text at a time, several at once when there are threads.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar, get_args
@@ -146,18 +148,28 @@ def run_all(batches: Sequence[T], run: Callable[[Session, T], Floats], graph: Op
     """Return what running each batch gives: of several, as many at once as the graph has workers."""
     if graph.workers == 1 or len(batches) == 1:
         return [run(graph.session, batch) for batch in batches]
-    beside = graph.beside
-    with ThreadPoolExecutor(graph.workers) as pool:
-        try:
-            asked = [pool.submit(run, beside, batch) for batch in batches]
-        except RuntimeError:  # the process ends while others still ask, or it may have no more threads
-            pool.shutdown(cancel_futures=True)
-            return [run(graph.session, batch) for batch in batches]
-        try:
-            return [one.result() for one in asked]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # who interrupts, or fails, waits for none that has not begun
-            raise
+    beside, left, found = graph.beside, deque(enumerate(batches)), dict[int, Floats]()
+
+    def work() -> None:
+        while left:
+            try:
+                number, batch = left.pop()  # the longest first: begun last, it would be waited for
+            except IndexError:  # another thread has taken it
+                return
+            try:
+                found[number] = run(beside, batch)
+            except BaseException:
+                left.clear()  # who fails, or is interrupted, waits for none that has not begun
+                raise
+
+    with ThreadPoolExecutor(min(graph.workers, len(batches))) as pool:
+        others = list[Future[None]]()
+        with suppress(RuntimeError):  # the process ends while others still ask, or it may have no more threads: this one does it all
+            others += (pool.submit(work) for _ in range(min(graph.workers, len(batches)) - 1))
+        work()
+        for other in others:
+            other.result()
+    return [found[number] for number in range(len(batches))]
 
 
 def _beside(graph: Graph, texts: Tokens, alone: Sequence[Floats]) -> list[Floats]:

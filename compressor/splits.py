@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from compressor.artifact import Artifact
-from compressor.data import Example
+from compressor.data import CHARACTERS, CHUNK, Example, in_chunks
 from compressor.encoded import Encoded, pad_id_of, tokenizer_of
 from compressor.errors import RecipeError
 from compressor.masking import MaskedText
@@ -27,8 +27,6 @@ ADAPTIVE = "length_adaptive.json"
 """File of a checkpoint that was trained to adapt its length: how."""
 FEW = 0.05
 """Share of the texts that may be left out."""
-CHUNK = 4096
-"""Examples that are held as text while a split is encoded."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Splits:
 
     def _parts(self, examples: Iterator[Example], task: Task, tokenizer: Tokenizer) -> Iterator[tuple[list[Example], Windows]]:
         """Yield some examples after the others, and their windows."""
-        while chunk := list(islice(examples, CHUNK)):
+        for chunk in in_chunks(examples, CHUNK, CHARACTERS):
             windows = task.windows(tokenizer, chunk, self.max_length, self.stride)
             if task.choice == "positions" and not self.stride and len(windows) > len(chunk):
                 long = chunk[windows.owners[np.flatnonzero(np.diff(windows.owners) == 0)[0]]]

@@ -4,7 +4,7 @@ What:     an lmdb file of ragged rows without padding; each entry has a checksum
 Papers:   embedding recycling (arXiv:2207.04993).
 Formula:  key = sha256(format, model, layer, tokenizer, precision, dtype; token and segment ids).
 Defaults: float16; 20 GB, of which entries take four fifths before those that were not read for longest go.
-Limits:   one machine; a process that is killed loses at most the batch that it was writing.
+Limits:   one machine; a process that is killed loses at most the batch that it was writing, and one that serves what waits too, 64 MB.
 """
 
 import atexit
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock, RLock
 from typing import Any
@@ -60,7 +61,11 @@ class Identity:
 
     def key(self, content: bytes) -> bytes:
         """Return the key of a text, from what tells it from others."""
-        return hashlib.sha256(json.dumps(self.noted(), sort_keys=True).encode() + b"\n" + content).digest()
+        return hashlib.sha256(self._prefix + content).digest()
+
+    @cached_property
+    def _prefix(self) -> bytes:
+        return json.dumps(self.noted(), sort_keys=True).encode() + b"\n"
 
 
 class Store:
@@ -274,13 +279,17 @@ class Store:
     def _evict(self, wanted: float) -> None:
         """Remove what was not read for longest, until the rest takes no more bytes than wanted."""
         self.file.env.reader_check()  # a reader that was killed keeps what is removed from being used again
-        with self.file.env.begin(db=self.file.used) as txn, self._touching:
+        with self._touching:
+            touched = dict(self.touched)
+        with self.file.env.begin(db=self.file.used) as txn:  # meanwhile others read: there may be millions
             ages = {bytes(key): _when(value) for key, value in txn.cursor()}
-            ages |= {key: max(when, ages.get(key, 0)) for key, when in self.touched.items()}
+        ages |= {key: max(when, ages.get(key, 0)) for key, when in touched.items()}
         oldest, gone = sorted(ages, key=lambda key: ages[key]), 0
         at_once = min(256, len(oldest) // 20 + 1)
-        while oldest and self.file.taken() > wanted:
-            some, oldest = oldest[:at_once], oldest[at_once:]
+        for begin in range(0, len(oldest), at_once):
+            if self.file.taken() <= wanted:
+                break
+            some = oldest[begin : begin + at_once]
             with self.file.env.begin(write=True) as txn, self._touching:
                 gone += sum(txn.delete(key, db=self.file.entries) for key in some)
                 for key in some:

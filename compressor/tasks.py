@@ -7,6 +7,7 @@ To add a task: its name and columns in settings/data.py; one class and one entry
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from compressor.answering import QuestionAnswering
@@ -15,7 +16,7 @@ from compressor.classification import MaskedLanguageModelling, MultiLabelClassif
 from compressor.data import Example, Format
 from compressor.scores import Metric
 from compressor.tagging import TokenClassification
-from compressor.tokens import Floats, Ints
+from compressor.tokens import Floats
 from compressor.windows import Windows
 
 
@@ -59,11 +60,11 @@ class Task(Format, Protocol):
         """Return the windows of examples, at most `max_length` tokens long; neighbours share `stride` tokens."""
         ...
 
-    def targets(self, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Ints | Floats:
+    def targets(self, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> NDArray[Any]:
         """Return what the model should answer: one row a window, or one a token where tokens have tags."""
         ...
 
-    def outcomes(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Floats:
+    def outcomes(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> NDArray[Any]:
         """Return one row for each labelled example, of which the metrics are computed."""
         ...
 

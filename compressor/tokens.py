@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,19 @@ class Tokens:
     @classmethod
     def of(cls, encodings: Iterable[Encoding]) -> "Tokens":
         """Return the flat form of what a tokenizer returned."""
-        return cls.joined([_one(e) for e in encodings])
+        found = list(encodings)
+        if len(found) == 1:
+            ids = np.array(found[0].ids, np.int32)
+            return cls(ids, np.array(found[0].type_ids, np.int8), np.array([0, len(ids)]))
+        starts = np.concatenate([[0], np.cumsum([len(e) for e in found], dtype=np.int64)])
+        ids = np.fromiter(chain.from_iterable(e.ids for e in found), np.int32, starts[-1])
+        return cls(ids, np.fromiter(chain.from_iterable(e.type_ids for e in found), np.int8, starts[-1]), starts)
 
     @classmethod
     def joined(cls, parts: Sequence["Tokens"]) -> "Tokens":
         """Return the texts of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
         if not parts:
             return cls(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64))
         lengths = np.concatenate([p.lengths for p in parts])
@@ -65,16 +74,14 @@ class Tokens:
 
     def padded(self, pad_id: int) -> dict[str, Ints]:
         """Return input_ids, attention_mask and token_type_ids, each int64 (texts, longest)."""
+        if len(self) == 1:  # most requests are of one text, and a small graph answers it in a millisecond: nothing is to be padded
+            alone = self.ids[None].astype(np.int64)
+            return {"input_ids": alone, "attention_mask": np.ones_like(alone), "token_type_ids": self.segments[None].astype(np.int64)}
         lengths = self.lengths
         real = np.arange(lengths.max()) < lengths[:, None]
         ids, segments = np.full(real.shape, pad_id, np.int64), np.zeros(real.shape, np.int64)
         ids[real], segments[real] = self.ids, self.segments
         return {"input_ids": ids, "attention_mask": real.astype(np.int64), "token_type_ids": segments}
-
-
-def _one(encoding: Encoding) -> Tokens:
-    ids = np.array(encoding.ids, np.int32)
-    return Tokens(ids, np.array(encoding.type_ids, np.int8), np.array([0, len(ids)]))
 
 
 def content_of(text: Tokens) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 from compressor.choices import UNLABELLED
 from compressor.classification import MultiLabelClassification, TextClassification, TextRegression, by_name
 from compressor.data import Example
+from compressor.encoded import Encoded
 from compressor.errors import RecipeError
 from compressor.files import Columns
 from compressor.tokens import Tokens
@@ -71,3 +72,16 @@ def test_a_decimal_of_a_data_base_is_a_number() -> None:
 def test_a_text_without_a_label_has_no_target() -> None:
     examples = [Example("x", label="b"), Example("y")]
     assert TextClassification().targets(NONE, examples, ("a", "b")).tolist() == [1, UNLABELLED]
+
+
+def test_sets_of_thousands_of_labels_are_kept_in_bytes() -> None:
+    task, outputs = MultiLabelClassification(), ("a", "b", "c")
+    examples = [Example("x", label=["a", "c"]), Example("y", label=[]), Example("z")]
+    windows = Windows.whole(Tokens(np.zeros(3, np.int32), np.zeros(3, np.int8), np.arange(4)))
+    targets = task.targets(windows, examples, outputs)
+    assert (targets.dtype, targets.tolist()) == (np.int8, [[1, 0, 1], [0, 0, 0], [UNLABELLED] * 3])
+    encoded = Encoded(task, windows, targets, outputs, examples, 0)
+    assert encoded.batch(np.array([0, 1]))["labels"].dtype == np.int64  # as losses have them
+    outcomes = task.outcomes(np.array([[1.0, 2.0, -1.0], [-1.0, -1.0, -1.0]]), windows, examples[:2], outputs)
+    assert outcomes.dtype == np.int8
+    assert task.metrics["micro_f1"](np.repeat(outcomes, 200, 0)) == pytest.approx(0.5)  # sums are no bytes

@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import rel_entr, softmax
+from torch import Tensor
 
 from compressor.answering import QuestionAnswering
 from compressor.choices import UNLABELLED
 from compressor.classification import MultiLabelClassification, TextClassification, TextRegression
+from compressor.data import Example
 from compressor.encoded import Encoded
+from compressor.scoring import predict
 from compressor.tagging import TokenClassification
 from compressor.tasks import Task
 from compressor.tokens import Floats, Tokens
@@ -55,3 +59,21 @@ def test_the_divergence_of_positions_is_taken_window_by_window() -> None:
     windows = [slice(0, 3), slice(3, 8)]
     expected = np.mean([kl(ours[w].T, theirs[w].T) for w in windows])
     assert encoded(QuestionAnswering()).divergence(ours, theirs) == pytest.approx(expected, rel=1e-5)
+
+
+def test_long_texts_are_scored_few_at_a_time() -> None:
+    """Attention's memory grows with the square of a batch's longest text."""
+    lengths, seen = [10] * 64 + [512] * 64 + [1024] * 64 + [4096] * 2, list[tuple[int, int]]()
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = Tokens(np.zeros(starts[-1], np.int32), np.zeros(starts[-1], np.int8), starts)
+    examples = [Example("x", label="a")] * len(lengths)
+    data = Encoded(TextClassification(), Windows.whole(tokens), np.zeros(len(lengths), np.int64), ("a", "b"), examples, 0)
+
+    def forward(batch: dict[str, Tensor]) -> Tensor:
+        seen.append((batch["input_ids"].shape[0], batch["input_ids"].shape[1]))
+        return torch.zeros(len(batch["input_ids"]), 2)
+
+    assert predict(forward, data).shape == (len(lengths), 2)
+    assert max(size for size, longest in seen if longest <= 512) == 64
+    assert max(size for size, longest in seen if longest == 1024) == 16
+    assert [size for size, longest in seen if longest == 4096] == [1, 1]

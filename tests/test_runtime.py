@@ -424,7 +424,7 @@ def test_who_interrupts_or_fails_does_not_wait_for_what_was_asked_beside() -> No
     done = list[int]()
 
     def run(_: object, number: int) -> np.ndarray:
-        if number == 1:
+        if number == 198:
             raise ValueError("wrong")
         sleep(0.02)
         done.append(number)
@@ -482,3 +482,18 @@ def test_a_rebuild_while_a_bundle_opens_is_refused(bundle: Path, monkeypatch: py
     monkeypatch.setattr("compressor.runtime.reader", reader_after_a_rebuild)
     with pytest.raises(BundleError, match="has changed since it was opened; open the bundle again"):
         Runtime(bundle)
+
+
+def test_a_manifest_that_names_what_lies_elsewhere_is_refused(bundle: Path, tmp_path: Path) -> None:
+    for change, told in (
+        ({"files": {"/dev/zero": "0" * 64}}, "'/dev/zero', which lies outside"),
+        ({"files": {"../../etc/hostname": "0" * 64}}, "which lies outside of the bundle"),
+        ({"cascade": {"members": [{"folder": "../other"}]}}, "'../other', which lies outside"),
+        ({"files": {}}, "says nothing of model.onnx"),
+    ):
+        copy = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(bundle, copy)
+        manifest = {**json.loads((copy / "manifest.json").read_text()), **change}
+        (copy / "manifest.json").write_text(json.dumps({**manifest, "self": seal(manifest)}))
+        with pytest.raises(BundleError, match=told):
+            Runtime(copy)

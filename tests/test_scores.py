@@ -80,3 +80,11 @@ def test_where_no_answer_differs_a_change_is_not_certain_for_all_that() -> None:
     assert changed(alike, alike, 20) == pytest.approx((-0.15, 0.15))
     other = resampled(accuracy, np.array([[0, 0]] * 12 + [[0, 1]] * 8))
     assert changed(alike, other, 20) == bounds(alike - other)
+
+
+def test_macro_f1_of_thousands_of_classes_needs_no_table_of_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, 5000, (400, 2)).astype(float)
+    pairs[:100, 1] = pairs[:100, 0]
+    wanted = f1_score(pairs[:, 1], pairs[:, 0], average="macro", zero_division=0)
+    assert macro_f1(pairs) == pytest.approx(wanted)

@@ -38,7 +38,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         path, folder = out / f"{name}.onnx", artifact.path / MODEL
         exported = layered(model) if name == "model" and isinstance(model, PlainModel) else model  # the teacher's is what others export
         export_graph(exported, path, recipe.export)
-        texts = task.windows(tokenizer_of(folder), list(islice(splits.examples("validation"), 8)), splits.max_length, splits.stride).tokens
+        some = list(islice(splits.examples("validation"), 8))
+        texts = task.windows(tokenizer_of(folder), some, splits.max_length, splits.stride).few()
         configurations = _configurations(model) if isinstance(model, LengthAdaptiveModel) else [None]
         worst = parity(model, path, texts, configurations, pad_id_of(folder), recipe.export.tolerance)
         found[name] = {"largest_difference": worst, "megabytes": path.stat().st_size / 1e6}

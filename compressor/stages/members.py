@@ -21,7 +21,7 @@ from compressor.artifact import write_json
 from compressor.calibration import Pass
 from compressor.cascade import GOES_ON
 from compressor.confidence import confidences
-from compressor.data import Example, read_examples, seen_hash
+from compressor.data import CHARACTERS, CHUNK, Example, in_chunks, read_examples, seen_hash
 from compressor.errors import RecipeError
 from compressor.evaluation import check_labels
 from compressor.halves import BACK
@@ -34,6 +34,7 @@ from compressor.settings.serving import Cascade
 from compressor.splits import Splits, task_of
 from compressor.tasks import Task
 from compressor.tokens import Floats
+from compressor.windows import Windows
 
 TIMED = 48
 """Texts that are timed; they spread evenly over the split's lengths."""
@@ -73,7 +74,7 @@ def _passed(
     one: Member, task: Task, examples: Sequence[Example], labels: Sequence[str], settings: Cascade, milliseconds: Floats
 ) -> tuple[Pass, dict[str, Any]]:
     """Return what a member answers to the whole split, and what its confidence is worth before and after its temperature."""
-    windows = one.read(examples)
+    windows = _read(one, examples)
     parts = [range(row, min(row + TOGETHER, len(windows.tokens))) for row in range(0, len(windows.tokens), TOGETHER)]
     logits = np.concatenate([one.answer(windows.tokens.rows(rows), None)[0] for rows in parts])
     outcomes = task.outcomes(logits, windows, examples, labels)
@@ -85,6 +86,12 @@ def _passed(
     errors = {when: calibration.calibration_error(likely[t], right) for when, t in (("before", 1.0), ("after", temperature))}
     told = {"temperature": temperature, "calibration_error": errors, "no_confidence": int(np.isnan(sure).sum())}
     return Pass(one.facts["name"], outcomes, right, sure, milliseconds), told
+
+
+def _read(one: Member, examples: Sequence[Example]) -> Windows:
+    """Return what a member reads of the whole split, some texts after the others: a tokenizer takes far more than what it returns."""
+    chunks = list(in_chunks(examples, CHUNK, CHARACTERS))
+    return Windows.joined([one.read(chunk) for chunk in chunks], [len(chunk) for chunk in chunks])
 
 
 def _fastest(built: Sequence[Member], examples: Sequence[Example], out: Path, log: Progress) -> tuple[list[Member], list[Floats]]:
@@ -109,7 +116,7 @@ def _milliseconds(built: Sequence[Member], first: Member, examples: Sequence[Exa
 
     Those that go on from the first are given what it hands on.
     """
-    windows = first.read(examples)
+    windows = _read(first, examples)
     tokens = np.bincount(windows.owners, windows.tokens.lengths, len(examples))
     rows = sample(tokens.tolist(), TIMED)
     read = [[one.read([examples[row]]).tokens for row in rows] for one in built]
