@@ -13,7 +13,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from compressor.characters import is_inside
+from compressor.characters import is_inside, on_a_line
 from compressor.choices import UNLABELLED, Choice, softmax
 from compressor.data import Example, given_texts, text_of
 from compressor.errors import RecipeError, one_line
@@ -52,7 +53,7 @@ class Answer(Alternative):
 
     def line(self) -> str:
         """Return the answer as a line for people."""
-        return f"{self.text}\t{self.score:.4f}"
+        return f"{on_a_line(self.text)}\t{self.score:.4f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +153,12 @@ class QuestionAnswering:
             found = pieces(encoding)
             parts += found
             owners += [row] * len(found)
-        places = [np.where(np.array(p.sequence_ids, object)[:, None] == 1, np.array(p.offsets), -1) for p in parts]
-        return Windows(Tokens.of(parts), np.array(owners, np.int64), np.concatenate(places).astype(np.int32))
+        tokens = Tokens.of(parts)
+        places = np.fromiter(chain.from_iterable(chain.from_iterable(p.offsets for p in parts)), np.int32, 2 * len(tokens.ids)).reshape(
+            -1, 2
+        )
+        places[np.fromiter((side != 1 for p in parts for side in p.sequence_ids), bool, len(places))] = -1
+        return Windows(tokens, np.array(owners, np.int64), places)
 
     def targets(self, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Ints:
         """Return the first and last token of each window's first answer (windows, 2): [CLS] where the window lacks it; -100 if unknown."""
@@ -196,8 +201,10 @@ class QuestionAnswering:
             once: dict[tuple[int, int], Span] = {}  # windows overlap: the same words are found by two of them
             for span in sorted(spans, key=lambda span: -span.score):
                 end = _end_of(str(examples[len(found)].text_pair), span)
-                once.setdefault((span.start, end), replace(span, end=end))
-            found.append(list(once.values())[:N_BEST] or [NOTHING])
+                once.setdefault((span.start, end), Span(span.score, span.start, end))
+                if len(once) == N_BEST:
+                    break
+            found.append(list(once.values()) or [NOTHING])
         return found
 
     def _f1(self, answer: str, right: str) -> float:
@@ -251,7 +258,9 @@ def _answers(where: str, column: str, value: object) -> list[tuple[str, int]]:
 
 
 def _cut(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[str]:
-    """Return texts of at most so many tokens."""
+    """Return texts of at most so many tokens; one of no more bytes has no more tokens."""
+    if all(len(text.encode()) <= longest for text in texts):
+        return list(texts)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     found = tokenizer.encode_batch(list(texts), add_special_tokens=False)

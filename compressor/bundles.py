@@ -16,6 +16,8 @@ FOLDER = "bundle"
 """Folder, of the artifact that ends a build, of what is published."""
 FORMAT = 2
 """Of bundles: those of another are refused."""
+OPENED = {"model.onnx", "tokenizer.json"}
+"""What every bundle holds, and a runtime opens."""
 
 
 def verify(folder: Path) -> Mapping[str, Any]:
@@ -60,7 +62,15 @@ def _check_content(folder: Path, manifest: Mapping[str, Any]) -> None:
     remedy = "copy the bundle again or rebuild it with 'compress recipe.yaml'"
     if manifest.get("self") != seal(manifest):
         raise BundleError(f"{folder}: manifest.json was changed after the build; {remedy}")
-    for name, expected in manifest["files"].items():
+    files, members = manifest["files"], (manifest.get("cascade") or {}).get("members", ())
+    inside = [*files, *(str(one["folder"]) for one in members if one.get("folder"))]
+    if outside := [name for name in inside if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise BundleError(
+            f"{folder}: manifest.json names {outside[0]!r:.60}, which lies outside of the bundle; open no bundle of strangers"
+        )
+    if unproven := OPENED - files.keys():
+        raise BundleError(f"{folder}: manifest.json says nothing of {min(unproven)}; {remedy}")
+    for name, expected in files.items():
         try:
             with (folder / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()

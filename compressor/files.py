@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +159,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise RecipeError(f"{path}: not readable ({error.strerror or error}); mend its permissions") from None
 
 
-def decoded(path: Path, binary: IO[bytes]) -> Iterator[str]:
+def decoded(path: Path, binary: Iterable[bytes]) -> Iterator[str]:
     """Yield lines as text; a byte that is not UTF-8 is named with its row."""
     offset = 0
     for number, line in enumerate(binary, 1):

@@ -51,10 +51,11 @@ def identity_of(module: nn.Module, dtype: DType) -> Identity:
     Attributes count because two modules may differ in nothing else: a layer's heads, what is normalised first, its activation.
     """
     digest = hashlib.sha256()
-    for name, part in module.named_modules():
+    for name, part in module.named_modules(remove_duplicate=False):  # one that is named twice computes twice
         own = {key: _told(value) for key, value in _facts(part).items()}
         digest.update(json.dumps([name, _told(type(part)), own], sort_keys=True).encode())
-    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=itemgetter(0)):
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    for name, tensor in sorted(named, key=itemgetter(0)):
         digest.update(name.encode() + bytes_of(tensor.reshape(-1)))
     return Identity(digest.hexdigest(), 0, "", "float32", dtype)
 
@@ -84,6 +85,9 @@ def _told(value: object, within: tuple[int, ...] = ()) -> Any:
     if isinstance(value, (Tensor, np.ndarray)):
         tensor = torch.as_tensor(value)
         return [list(tensor.shape), hashlib.sha256(bytes_of(tensor.reshape(-1))).hexdigest()]
+    if isinstance(value, nn.Module):  # one that its owner does not register, as in a list
+        parts = {name: told(_facts(part)) for name, part in value.named_modules(remove_duplicate=False)}
+        return [told(type(value)), told(parts), told(value.state_dict())]
     if isinstance(value, partial):
         return [told(value.func), told(value.args), told(value.keywords)]
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -111,6 +115,8 @@ class Frozen:
         collate: Callable[[list[Any]], Tensor] = torch.stack,  # type: ignore[assignment]
     ) -> None:
         """Take the module as it is; `collate` makes the batch that it reads of any objects, of tensors of one shape by default.
+
+        Rows that it pads are kept as they are computed, so that it should pad all alike, or be given objects of one shape at a time.
 
         `extract` may be cheaper than hashing all of an object, as its file's name is.
 

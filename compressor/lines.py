@@ -1,24 +1,23 @@
 """Texts one a line: of a file, gzip too, or of a pipe or a terminal, as they come: who writes a line and waits gets its answer."""
 
-import codecs
 import gzip
 import os
 import select
 import stat
 import sys
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from compressor.errors import RecipeError
+from compressor.files import decoded
 
 BLOCK, AT_ONCE = 2**16, 2**22
 """Bytes of one read of a pipe, and of all that was ready at once."""
-ENCODING = "utf-8-sig"
-"""It drops a byte order mark."""
 
 
 def lines_of(path: Path | None) -> Iterator[str]:
@@ -28,29 +27,48 @@ def lines_of(path: Path | None) -> Iterator[str]:
         RecipeError: it cannot be read.
     """
     with _told(path), _binary(path) as binary:
-        # A stray carriage return ends no line, so that answers stay beside their lines.
-        for line in TextIOWrapper(binary, encoding=ENCODING, newline="\n"):
-            yield line.rstrip("\r\n")
+        yield from _texts(path, binary)
 
 
 def groups_of(path: Path | None) -> Iterator[Iterable[str]]:
-    """Yield a file's lines together; of a pipe, or a terminal, those that are there each time.
+    """Yield a file's lines together; of a pipe, or a terminal, those that are there each time, to be read before the next are asked for.
 
     Raises:
         RecipeError: it cannot be read.
     """
-    if path is not None or sys.stdin is None or stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode):
+    path = None if path == Path("-") else path
+    if _is_whole(path):
         yield lines_of(path)
         return
-    begun, decoder, block = "", codecs.getincrementaldecoder(ENCODING)(), b"\n"
-    while block:
-        with _told(path):
-            block = _ready(sys.stdin.fileno())
-            *whole, begun = (begun + decoder.decode(block, final=not block)).split("\n")
-        if whole:
-            yield [line.rstrip("\r") for line in whole]
-    if begun:
-        yield [begun.rstrip("\r")]
+    ready, begun, block = deque[bytes](), list[bytes](), b"\n"
+    texts = _texts(path, iter(ready.popleft, None))
+    with _told(path), _binary(path) as binary:
+        while block:
+            block = _ready(binary.fileno())
+            begun.append(block)
+            if block and b"\n" not in block:
+                continue  # a long line is put together once it ends
+            whole, begun = b"".join(begun).split(b"\n"), []
+            last = whole.pop()
+            ready.extend(line + b"\n" for line in whole)
+            if last:
+                (begun if block else ready).append(last)
+            if ready:
+                yield islice(texts, len(ready))
+
+
+def _texts(path: Path | None, binary: Iterable[bytes]) -> Iterator[str]:
+    for line in decoded(path or Path("stdin"), binary):
+        yield line.rstrip("\r\n")  # a stray carriage return within ends no line, so that answers stay beside their lines
+
+
+def _is_whole(path: Path | None) -> bool:
+    """Return whether all lines are there already: of a pipe, whether it has a name or not, they come."""
+    try:
+        mode = os.stat(path).st_mode if path is not None else os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, AttributeError):  # who opens it tells what is wrong
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (path is not None and path.suffix == ".gz")
 
 
 def _ready(pipe: int) -> bytes:
@@ -87,5 +105,3 @@ def _told(path: Path | None) -> Iterator[None]:
         raise RecipeError(f"{path}: damaged gzip ({error}); compress it again") from None
     except OSError as error:
         raise RecipeError(f"{path or 'stdin'}: {error.strerror}; name a file with one text a line") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path or 'stdin'}: byte {error.start} of a block is not UTF-8; convert it with iconv -t utf-8") from None

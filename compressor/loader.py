@@ -18,6 +18,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from compressor.errors import RecipeError
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
+from compressor.sources import DATA_SUFFIXES
 
 SHORT = {**dict.fromkeys((*SPLITS, "unlabelled", "calibration"), "path"), "recycled_layers": "layer"}
 """Sections that may be written as one value, and the key that it stands for."""
@@ -52,7 +53,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         raise RecipeError(_first_error(path, document, error)) from None
     except RecursionError:
         raise RecipeError(f"{path}: nested too deeply, or an alias that holds itself; write it out") from None
-    recipe._root = path.resolve().parent
+    recipe._root, recipe._options = path.resolve().parent, tuple(part for change in changes for part in ("--set", change))
     return recipe
 
 
@@ -84,12 +85,17 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _plain(node: Any) -> Any:
-    """Return ruamel's marked values as Python's own types."""
+def _plain(node: Any, known: dict[int, Any] | None = None) -> Any:
+    """Return ruamel's marked values as Python's own types; what is named in several places by an alias is one object in all of them."""
+    known = {} if known is None else known
+    if isinstance(node, dict | list) and id(node) in known:
+        return known[id(node)]
     if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
+        known[id(node)] = {str(key): _plain(value, known) for key, value in node.items()}
+        return known[id(node)]
     if isinstance(node, list):
-        return [_plain(value) for value in node]
+        known[id(node)] = [_plain(value, known) for value in node]
+        return known[id(node)]
     if isinstance(node, ScalarBoolean):
         return bool(node)
     for kind in (bool, int, float, str):
@@ -125,14 +131,17 @@ def _apply(document: Any, change: str) -> None:
 
 
 def _from_here(key: str, value: Any) -> Any:
-    """Return a value of `--set` with the paths in it made absolute: files that are there, and a store, which may not be there yet."""
+    """Return a value of `--set` with the paths in it made absolute: what is there, and a store or what names no model or data of the Hub,
+    which are then not looked for beside the recipe."""
     if isinstance(value, dict):
         return {name: _from_here(name, inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_from_here(key, inner) for inner in value]
     if not isinstance(value, str):
         return value
-    made = key == "store" and not value.startswith("~")
+    elsewhere = value.startswith(("~", "package:")) or "://" in value
+    of_a_file = value.endswith(DATA_SUFFIXES) or value.startswith(("./", "../"))
+    made = not elsewhere and (key == "store" or (key in PATHS and of_a_file))
     return os.path.abspath(value) if made or (key in PATHS and os.path.exists(value)) else value
 
 

@@ -9,13 +9,14 @@ Limits:   a text that comes without words is split at spaces and around punctuat
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from compressor.characters import is_inside
+from compressor.characters import is_inside, on_a_line
 from compressor.choices import UNKNOWN, UNLABELLED, Choice, softmax
 from compressor.data import Example, label_of, text_of
 from compressor.errors import RecipeError
@@ -48,7 +49,7 @@ class Entities:
 
     def line(self) -> str:
         """Return the entities as a line for people."""
-        return "\t".join(f"{e.text} ({e.label} {e.start}-{e.end} {e.score:.4f})" for e in self.entities)
+        return "\t".join(f"{on_a_line(e.text)} ({e.label} {e.start}-{e.end} {e.score:.4f})" for e in self.entities)
 
 
 def conll_rows(path: Path, columns: Columns) -> Iterator[Row]:
@@ -142,16 +143,18 @@ class TokenClassification:
     def outcomes(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Floats:
         """Return how many of each text's entities were found, how many were answered, and how many there are."""
         found = np.zeros((len(examples), 3))
-        for row, ((tags, _), example) in enumerate(zip(_tags(logits, windows, examples, outputs), examples, strict=True)):
+        answers = _tags(logits, windows, [len(e.label) for e in examples], outputs)
+        for row, ((tags, _), example) in enumerate(zip(answers, examples, strict=True)):
             answered, there = set(entities(tags)), set(entities(example.label))
             found[row] = len(answered & there), len(answered), len(there)
         return found
 
     def decode(self, logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> list[Entities]:
         """Return the entities of each text."""
-        answers = []
-        for (tags, scores), example in zip(_tags(logits, windows, examples, outputs), examples, strict=True):
-            spans, named = [span for _, span in words_of(example)], list[Entity]()
+        answers, places = list[Entities](), [[span for _, span in words_of(e)] for e in examples]
+        found = _tags(logits, windows, [len(spans) for spans in places], outputs)
+        for (tags, scores), example, spans in zip(found, examples, places, strict=True):
+            named = list[Entity]()
             for label, first, last in entities(tags):
                 start, end = spans[first][0], spans[last][1]
                 named.append(Entity(label, example.text[start:end], start, end, float(np.mean(scores[first : last + 1]))))
@@ -255,15 +258,22 @@ def _first_tokens(windows: Sequence[Sequence[int | None]], stride: int) -> list[
     return places
 
 
-def _tags(logits: Floats, windows: Windows, examples: Sequence[Example], outputs: Sequence[str]) -> Iterator[tuple[list[str], list[float]]]:
-    """Yield each example's tags, O for a word that has no token, and their probabilities."""
-    probabilities, spans = softmax(logits), list(windows.spans())
-    for example, own in zip(examples, windows.of_examples(len(examples)), strict=True):
-        count = len(words_of(example))
+def _tags(logits: Floats, windows: Windows, counts: Sequence[int], outputs: Sequence[str]) -> Iterator[tuple[list[str], list[float]]]:
+    """Yield the tags of each example, which has so many words, and their probabilities.
+
+    A word without a token, as a mark that the tokenizer leaves out, ends no entity: it is of the one that goes on behind it, else O.
+    """
+    firsts = np.flatnonzero(windows.places[:, 0] >= 0)
+    probabilities = softmax(logits[firsts])
+    best, words = probabilities.argmax(-1), windows.places[firsts, 0].tolist()
+    owners = np.repeat(windows.owners, windows.tokens.lengths)[firsts]
+    named, sure, bounds = best.tolist(), probabilities.max(-1).tolist(), np.searchsorted(owners, np.arange(len(counts) + 1)).tolist()
+    for count, (begin, end) in zip(counts, pairwise(bounds), strict=True):
         tags, scores = ["O"] * count, [1.0] * count
-        for window in own:
-            for token in range(*spans[window]):
-                if (word := windows.places[token, 0]) >= 0:
-                    best = int(probabilities[token].argmax())
-                    tags[word], scores[word] = outputs[best], float(probabilities[token, best])
+        for place in range(begin, end):
+            tags[words[place]], scores[words[place]] = outputs[named[place]], sure[place]
+        for before, after in pairwise(words[begin:end]):
+            if tags[after][0] == "I" and tags[before][2:] == tags[after][2:]:
+                for silent in range(before + 1, after):
+                    tags[silent], scores[silent] = tags[after], scores[before]
         yield tags, scores

@@ -449,9 +449,27 @@ def test_letters_that_a_read_cuts_are_whole_in_their_line(built: Path, monkeypat
     with open(ours, encoding="utf-8") as pipe:
         monkeypatch.setattr("sys.stdin", pipe)
         assert [line for group in groups_of(None) for line in group] == ["été", "çà et là", "", "naïf"]
-    done = subprocess.run(command("predict", str(built / BUNDLE)), input=b"good\n\xff\n", capture_output=True)
-    assert done.returncode == 3
-    assert b"stdin: byte 5 of a block is not UTF-8; convert it with iconv -t utf-8" in done.stderr
+
+
+def test_lines_before_one_that_is_no_text_are_answered(built: Path, tmp_path: Path) -> None:
+    wrong, wanted = b"good\nbad\n\xff\ndull\n", answers(built / BUNDLE, "good\nbad\n")
+    (tmp_path / "texts.txt").write_bytes(wrong)
+    for path, name in ((["-"], b"stdin"), ([], b"stdin"), (["texts.txt"], b"texts.txt")):
+        done = subprocess.run(command("predict", str(built / BUNDLE), *path), input=wrong, capture_output=True, cwd=tmp_path)
+        assert (done.returncode, done.stdout.decode().splitlines()) == (3, wanted)
+        assert name + b": row 3: byte 0xff at offset 9 is not UTF-8; convert the file: iconv -f latin1 -t utf-8" in done.stderr
+
+
+def test_who_writes_into_a_named_pipe_and_waits_gets_an_answer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "asked")
+    ours = os.open(tmp_path / "asked", os.O_RDWR)  # so that nobody waits for the other to open it
+    os.write(ours, b"a good film\na du")
+    groups = groups_of(tmp_path / "asked")
+    assert list(next(groups)) == ["a good film"]
+    os.write(ours, b"ll plot\n")
+    assert list(next(groups)) == ["a dull plot"]
+    os.close(ours)
+    assert list(groups) == []
 
 
 def test_what_is_typed_on_a_terminal_ends_with_its_first_end_of_file(built: Path) -> None:
@@ -493,12 +511,15 @@ def test_a_build_without_a_package_that_it_imports_is_told_which_extra(
         check_training(usual)
 
 
-def test_a_build_with_a_transformers_that_is_too_old_is_told(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_with_packages_that_are_too_old_is_told(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(built / "tiny.yaml")
     for version, old in {"4.57.1": True, "5.0.0rc1": False, "unknown": False}.items():
         monkeypatch.setattr("compressor.machine.versions", lambda *_, version=version: {"transformers": version})
         with pytest.raises(UnfitError, match="needs transformers 5 or newer, here is 4.57.1") if old else nullcontext():
             check_training(recipe)
+    monkeypatch.setattr("compressor.machine.versions", lambda *_: {"transformers": "5.0.0", "torch": "2.5.1+cpu"})
+    with pytest.raises(UnfitError, match=r"needs torch 2\.6 or newer, here is 2\.5\.1"):
+        check_training(recipe)
 
 
 def test_a_table_is_whole_where_no_terminal_tells_how_wide_it_may_be(

@@ -215,3 +215,27 @@ def test_other_weights_never_hit(tmp_path: Path) -> None:
     store_of(encoder, tmp_path / "store").close()
     with pytest.raises(RecipeError, match="made for model"):
         store_of(other, tmp_path / "store")
+
+
+class Hidden(nn.Module):
+    """A module that holds another one in a list, where torch does not look."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = [inner]
+
+
+def test_modules_that_share_parts_are_told_apart() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    tied = nn.Linear(4, 4)
+    tied.weight = first.weight
+    modules = [
+        nn.Sequential(first, second),
+        nn.Sequential(first, second, first),
+        nn.Sequential(first, second, second),
+        nn.Sequential(first, tied),
+        Hidden(first),
+        Hidden(second),
+    ]
+    assert len({identity_of(module, "float32").model for module in modules}) == len(modules)
+    assert identity_of(Hidden(first), "float32") == identity_of(Hidden(copy.deepcopy(first)), "float32")

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import os
 import re
 import tempfile
 import warnings
@@ -510,7 +511,7 @@ def test_set_changes_one_place_of_what_an_alias_shares(path: Path) -> None:
 def test_set_of_another_file_keeps_how_much_of_it_is_read(path: Path) -> None:
     test = loaded(path, WHOLE, "data.test=other.csv").data.test
     assert test is not None
-    assert (test.path, test.limit) == ("other.csv", 5)
+    assert (test.path, test.limit) == (os.path.abspath("other.csv"), 5)
     assert loaded(path, WHOLE, "data.test=null").data.test is None
 
 
@@ -705,3 +706,22 @@ def test_the_document_that_values_are_put_into_loads(path: Path) -> None:
     text = io.StringIO()
     YAML().dump(DOCUMENT, text)
     assert loaded(path, text.getvalue()) == loaded(path, WHOLE)
+
+
+def test_a_file_of_set_that_is_missing_is_no_other_one(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stand").mkdir()
+    monkeypatch.chdir(tmp_path / "stand")
+    for named, meant in (("more.csv", tmp_path / "stand/more.csv"), ("../texts", tmp_path / "texts"), ("owner/data", "owner/data")):
+        test = loaded(path, WHOLE, f"data.test={named}").data.test
+        assert test is not None
+        assert test.path == str(meant)
+    for kept in ("package:some/more.csv", "~/more.csv"):
+        test = loaded(path, WHOLE, f"data.test={kept}").data.test
+        assert test is not None
+        assert test.path == kept
+
+
+def test_aliases_within_aliases_take_no_longer_than_they_are(path: Path) -> None:
+    """Nine levels of ten aliases each are a thousand million values."""
+    levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10))
+    assert "unknown key l0" in refusal(path, f"l0: &l0 [x]\n{levels}".encode() + WHOLE.encode())

@@ -1,4 +1,5 @@
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from compressor.encoded import tokenizer_of
 from compressor.errors import RecipeError
 from compressor.files import Columns
 from compressor.scores import entity_f1
-from compressor.tagging import Scheme, TokenClassification, conll_rows, entities, iob2, words_of
+from compressor.tagging import Entities, Entity, Scheme, TokenClassification, conll_rows, entities, iob2, words_of
+from compressor.tokens import Tokens
 from compressor.windows import Windows
 
 TASK = TokenClassification()
@@ -186,3 +188,29 @@ def test_marks_and_joiners_do_not_cut_words(text: str, words: list[str]) -> None
     found = words_of(Example(text))
     assert [word for word, _ in found] == words
     assert all(text[slice(*span)] == word for word, span in found)
+
+
+def test_a_mark_that_the_tokenizer_leaves_out_ends_no_entity() -> None:
+    """PDFs and right-to-left editors leave marks of no width in texts; the model sees none of them."""
+    task, text = TokenClassification(), "in New \u200e York"
+    example = Example(text)
+    assert [word for word, _ in words_of(example)] == ["in", "New", "\u200e", "York"]
+    windows = Windows(
+        Tokens(np.zeros(5, np.int32), np.zeros(5, np.int8), np.array([0, 5])),
+        np.zeros(1, np.int64),
+        np.array([[-1], [0], [1], [3], [-1]], np.int32),
+    )
+    outputs, named = ("O", "B-LOC", "I-LOC"), [0, 0, 1, 2, 0]
+    logits = 9 * np.eye(3)[named]
+    (found,) = task.decode(logits, windows, [example], outputs)
+    assert [(e.label, e.text) for e in found.entities] == [("LOC", "New \u200e York")]
+    assert found.entities[0].score == pytest.approx(float(np.exp(9) / (np.exp(9) + 2)))
+    (begun,) = task.decode(9 * np.eye(3)[[0, 0, 1, 1, 0]], windows, [example], outputs)
+    assert [e.text for e in begun.entities] == ["New", "York"]
+    right = replace(example, label=["O", "B-LOC", "I-LOC", "I-LOC"])
+    assert task.outcomes(logits, windows, [right], outputs).tolist() == [[1, 1, 1]]
+
+
+def test_an_answer_is_one_line_whatever_its_text_holds() -> None:
+    entities = Entities((Entity("LOC", "New\r\nYork\x1b[31m", 0, 9, 0.5),))
+    assert entities.line() == "New York\\x1b[31m (LOC 0-9 0.5000)"

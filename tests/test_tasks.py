@@ -168,8 +168,9 @@ def test_a_split_on_which_every_model_scores_alike_is_refused(
 
 
 def test_numbers_out_of_reach_and_texts_that_choose_and_report_are_told(
-    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     make, metric, *_ = KINDS["text-regression"]
     for name, seed in (("train", 1), ("search", 2), ("test", 3)):
         write(tmp_path / f"{name}.jsonl", make, 30, seed)
