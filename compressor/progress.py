@@ -55,6 +55,8 @@ class Progress:
         self._clock = clock
         self._display: _Display = _Silence()
         self._said = set[str]()
+        self.warned = list[str]()
+        """All warnings so far."""
 
     def note(self, text: str) -> None:
         """Print a line that a person should read; it goes above the live display."""
@@ -62,7 +64,8 @@ class Progress:
             self._line(Text(text))
 
     def warn(self, text: str) -> None:
-        """Print a warning; `quiet` does not silence it."""
+        """Print a warning, and keep it; `quiet` does not silence it."""
+        self.warned.append(text)
         self._line(Text.assemble(("warning: ", "yellow"), text))
 
     def warn_once(self, text: str) -> None:

@@ -6,8 +6,9 @@ Both functions are pure: the text of metrics.json goes in, the text of report.ht
 import html
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import StringIO
 from typing import Any
@@ -49,6 +50,9 @@ EMPTY: Mapping[str, Any] = {
     "points": {},
     "stages": (),
     "stage_gains": (),
+    "options": (),
+    "smoke": False,
+    "counts": None,
 }
 
 
@@ -147,7 +151,7 @@ class LengthChart:
     name: str
     lengths: list[int]
     columns: list[tuple[float, float, float, float, int, str]]
-    kept: float
+    kept: float | None
     macs: float | None
 
 
@@ -177,7 +181,10 @@ def _length_charts(metrics: Mapping[str, Any]) -> list[LengthChart]:
     configured = {name: row for name, row in rows.items() if row.get("lengths")}
     longest = max((max(row["lengths"]) for row in configured.values()), default=1)
     full = configured["full"]["lengths"] if "full" in configured else None
-    return [length_chart(name, row["lengths"], longest, metrics["truncates"], row.get("macs"), full) for name, row in configured.items()]
+    charts = [length_chart(name, row["lengths"], longest, metrics["truncates"], row.get("macs"), full) for name, row in configured.items()]
+    if metrics.get("counts") == "absolute":  # what is kept of a text depends on its length
+        return [replace(chart, kept=None) for chart in charts]
+    return charts
 
 
 @dataclass(frozen=True)
@@ -250,6 +257,7 @@ def render_report(metrics: Mapping[str, Any]) -> str:
             speed_bars=bars([_number(row, "speedup") for row in facts["variants"]]),
             gain_bars=bars([_log_factor(row, "speedup_factor") for row in facts["stage_gains"]]),
             change_bars=bars([_number(row, "score_change") for row in facts["stage_gains"]]),
+            command=shlex.join(["compress", "recipe.yaml", *facts["options"]]),
             time_bars=bars([_number(row, "seconds") for row in facts["stages"]]),
         )
     )

@@ -35,7 +35,9 @@ def smoke(recipe: Recipe) -> Recipe:
         few = own and _sliver(own, 48, "calibration")
         # a few texts reach no goal of speed
         changed["cascade"] = recipe.cascade.model_copy(update={"speedup": None, "latency_ms": None, "calibration": few})
-    return recipe.model_copy(update=changed)
+    small = recipe.model_copy(update=changed)
+    small._smoke, small._options = True, (*recipe.options, "--profile", "smoke")
+    return small
 
 
 def _sliver(split: Split, most: int, name: str) -> Split:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from compressor import machine
+from compressor import __version__, machine
 from compressor.artifact import Artifact
 from compressor.encoded import tokenizer_of
 from compressor.formats import count, duration, milliseconds, percent, points_change, times
 from compressor.gates import Link, Variant, gains
 from compressor.inputs import Inputs
 from compressor.measure import RECYCLED, STUDENT, TEACHER, row_name
+from compressor.plan import crowded
 from compressor.recipe import Recipe
 from compressor.settings.base import SPLITS
 from compressor.splits import MODEL, Splits, task_of
@@ -34,7 +35,7 @@ def summarize(
     shares: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return metrics.json: all that the report and the model card show."""
-    teacher, rows = variants[0], {v.name: v for v in variants}
+    teacher, rows, sharing = variants[0], {v.name: v for v in variants}, crowded(recipe)
     cascade = rows.get(row_name("cascade", inputs))
     stages = list(_ancestors(inputs))
     frontier = json.loads((inputs["frontier"].path / "frontier.json").read_text(encoding="utf-8")) if "frontier" in inputs else {}
@@ -57,7 +58,7 @@ def summarize(
         "data": _data_facts(recipe, inputs),
         "target": recipe.target.model_dump(),
         "machine": machine.describe(),
-        "versions": machine.versions("torch", "transformers", "onnx", "onnxruntime", "tokenizers"),
+        "versions": {"compressor": __version__} | machine.versions("torch", "transformers", "onnx", "onnxruntime", "tokenizers"),
         "variants": [{**dataclasses.asdict(v), "speedup": v.faster_than(teacher)} for v in variants],
         "front": frontier.get("front", []),
         "evaluated": [*frontier.get("evaluated", []), *chain.from_iterable(frontier.get("baselines", {}).values())],
@@ -70,7 +71,16 @@ def summarize(
         "cascade": policy or None,
         "stages": stages,
         "gates": verdicts,
+        "options": list(recipe.options),
+        "smoke": recipe.smoke,
+        "counts": recipe.length_adapt.counts if recipe.length_adapt else None,
         "findings": [
+            *(
+                ["A smoke build: a sliver of the data was read, no gate was judged, and these figures mean nothing."]
+                if recipe.smoke
+                else []
+            ),
+            *([f"{sharing[0].upper()}{sharing[1:]}."] if sharing else []),
             *_findings(inputs, rows, stages, frontier.get("losses", {}), manifest["backend"]),
             *(_truncated(manifest, recipe.data.max_length) if frontier.get("truncates") else []),
             *_backends(manifest),
@@ -197,7 +207,10 @@ def _ancestors(inputs: Inputs) -> list[dict[str, Any]]:
 
     for artifact in inputs.values():
         visit(artifact)
-    return list(found.values())
+    from compressor.pipeline import STAGES  # here: it imports the stages, of which the last one imports this module
+
+    order = [stage.name for stage in STAGES]
+    return sorted(found.values(), key=lambda stage: order.index(stage["name"]))
 
 
 def told(metrics: Mapping[str, Any]) -> str:
@@ -273,7 +286,7 @@ def _findings(
     around = max(full.score_interval[1] - full.score, full.score - full.score_interval[0])
     found.append(
         f"A score on this test split is uncertain by about ±{100 * around:.1f} points; "
-        "differences of rows, which answer the same texts, by the intervals beside them."
+        "differences of rows, which answer the same texts, by less: what is said of them here has its own interval."
     )
     return found
 
@@ -281,10 +294,9 @@ def _findings(
 def _of_stage(stage: Mapping[str, Any]) -> Iterator[str]:
     """Say what a stage found out about itself."""
     metrics: Mapping[str, Any] = stage["metrics"]
+    for warning in metrics.get("warnings", ()):  # what stood on a terminal once belongs to the figures that it qualifies
+        yield f"{warning[0].upper()}{warning[1:].rstrip('.')}."
     yield from metrics.get("against_baselines", ())
-    for name, without in metrics.get("useless", {}).items():
-        took = milliseconds(metrics["mean_ms"])
-        yield f"Without {name} the cascade is as good in {milliseconds(without)} a text instead of {took}: leave {name} out."
     if halves := metrics.get("across_halves"):
         here, there = (points_change(halves[name]) for name in ("chosen", "other"))
         yield (

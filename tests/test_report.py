@@ -253,3 +253,19 @@ def test_a_stage_tells_seeds_weights_that_learned_and_vocabulary() -> None:
     )
     assert told({"validation_score": 0.5, "parameters": 10, "learning_parameters": 10}) == "score 0.5000 on validation"
     assert told({"entries": 8236, "layer": 6, "megabytes": 641.2}) == "layer 6 of 8,236 distinct texts takes 641 MB"
+
+
+def test_a_smoke_build_says_that_it_is_one_and_options_are_repeated() -> None:
+    metrics = {**full_metrics(), "gates": [], "smoke": True, "options": ["--set", "data.test={limit: 5}", "--profile", "smoke"]}
+    page, card = report.render_report(metrics), report.render_card(metrics)
+    assert "a smoke build: no gate is judged" in page
+    assert "A smoke build: no gate is judged." in card
+    assert "compress recipe.yaml --set &#39;data.test={limit: 5}&#39; --profile smoke" in page
+
+
+def test_lengths_that_are_counts_have_no_share_of_a_text() -> None:
+    metrics = {**full_metrics(), "truncates": False, "counts": "absolute"}
+    assert {chart.kept for chart in report._length_charts(metrics)} == {None}
+    page = report.render_report(metrics)
+    assert "of token positions" not in page
+    assert "the most tokens that the layer passes on, of a shorter text all" in page

@@ -99,7 +99,7 @@ class SpeedGate(Section):
 
 class LatencyGate(Section):
     metric: Literal["latency"]
-    """Judges the milliseconds of one request at the default operating point."""
+    """Judges the milliseconds of one request at the default operating point, each its best of three runs ('compress bench' times all)."""
     max: Milliseconds
     """Largest median latency; with cascade.default: true the cascade's mean."""
     measured_on: MeasuredOn = "target"

@@ -49,24 +49,35 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     ratio, shares = last["mean_ms"] / chosen.mean_ms, ", ".join(f"{share:.0%}" for share in chosen.shares)
     log.note(f"cascade: score {chosen.score:.4f} at {ratio:.2f}x {last['name']}; its members answer {shares}")
     halves = calibration.across_halves(passes, metric, goal) if goal else None
-    useless = _useless(facts, passes, metric, chosen)
-    for name, without in useless.items():
-        log.warn(f"cascade: without {name} it is as good in {without:.2f} ms a text instead of {chosen.mean_ms:.2f}: leave {name} out")
-    found = {"score": chosen.score, "over_last_member": ratio, "shares": list(chosen.shares), "mean_ms": chosen.mean_ms, "useless": useless}
+    useless, without = _useless(facts, passes, metric, chosen)
+    if useless:
+        named = " and ".join(useless)
+        log.warn(f"cascade: without {named} it is as good in {without:.2f} ms a text instead of {chosen.mean_ms:.2f}: leave {named} out")
+    found = {"score": chosen.score, "over_last_member": ratio, "shares": list(chosen.shares), "mean_ms": chosen.mean_ms}
     return found | ({"across_halves": dict(zip(("chosen", "other", "choices"), halves, strict=True))} if halves else {})
 
 
-def _useless(facts: Sequence[Mapping[str, Any]], passes: Sequence[Pass], metric: Metric, chosen: Setting) -> dict[str, float]:
-    """Return the members without which these thresholds score no less in less time, and the milliseconds of a text that are left then."""
-    found = dict[str, float]()
-    for place, own in enumerate(facts[:-1]):
-        if facts[place + 1].get("part") == GOES_ON:  # what goes on from it cannot do without it
-            continue
-        others = [one for number, one in enumerate(passes) if number != place]
-        without = calibration.setting(others, metric, chosen.thresholds[:place] + chosen.thresholds[place + 1 :])
-        if without.mean_ms < chosen.mean_ms and without.score >= chosen.score - 1e-9:
-            found[own["name"]] = without.mean_ms
-    return found
+def _useless(facts: Sequence[Mapping[str, Any]], passes: Sequence[Pass], metric: Metric, chosen: Setting) -> tuple[list[str], float]:
+    """Return the members without which these thresholds score no less in less time, and the milliseconds of a text that are left then.
+
+    One after the other, whose absence saves most, while two are left: each alone may be done without, and both together not.
+    """
+    left, best, gone = list(range(len(passes))), chosen, list[str]()
+    while len(left) > (2 if gone else 1):
+        found = list[tuple[Setting, int]]()
+        for place, number in enumerate(left[:-1]):
+            if facts[left[place + 1]].get("part") == GOES_ON:  # what goes on from it cannot do without it
+                continue
+            thresholds = best.thresholds[:place] + best.thresholds[place + 1 :]
+            without = calibration.setting([passes[other] for other in left if other != number], metric, thresholds)
+            if without.mean_ms < best.mean_ms and without.score >= chosen.score - 1e-9:
+                found.append((without, number))
+        if not found:
+            break
+        best, number = min(found, key=lambda one: one[0].mean_ms)
+        left.remove(number)
+        gone.append(str(facts[number]["name"]))
+    return gone, best.mean_ms
 
 
 def _goal(settings: Cascade, last_ms: float) -> Callable[[Sequence[Setting], float], Setting | None] | None:
