@@ -96,3 +96,28 @@ def test_of_proposals_the_nearest_to_full_length_is_rated_best(tmp_path: Path) -
     near, far = bench.rated([(16, 8), (4, 2)], 0.25)
     assert (near.score, far.score, near.share) == (-1 / 24, -1 / 6, 0.25)
     assert near.cost == bench.macs((16, 8)) > far.cost
+
+
+def test_what_is_not_read_costs_nothing(tmp_path: Path) -> None:
+    bench, whole = bare(tmp_path, "macs"), LengthConfig((16, 16), 16)
+    bench.space = Space(2, 16, 0, truncates=True)
+    assert bench.macs((8, 16, 16)) == pytest.approx(whole.macs(8, 16, 8) / whole.macs(8, 16, 16))
+
+
+def test_proposals_are_held_against_full_length_at_the_cost_that_measurements_tell(tmp_path: Path) -> None:
+    bench, seen = bare(tmp_path, "macs"), list[tuple[Any, Any]]()
+
+    def divergence(ours: Any, theirs: Any) -> float:
+        seen.append((ours, theirs))
+        return 0.0
+
+    part = SimpleNamespace(tokens=None, divergence=divergence)
+    bench.parts, bench.data = {}, SimpleNamespace(part=lambda _: part)
+    bench.scorer = SimpleNamespace(logits=lambda _, lengths: lengths)
+    bench.rated([(8, 8), (4, 4)], 0.25)
+    assert seen == [((8, 8), (16, 16)), ((4, 4), (16, 16))]
+    timed = bare(tmp_path / "timed", "measured")
+    timed._divergence = lambda *_: 0.0
+    timed.results.of((16, 16), 1.0, lambda: Candidate((16, 16), 1.0, 1.0, 8.0))
+    (half,) = timed.rated([(8, 8)], 0.25)
+    assert half.cost == pytest.approx(6.0)  # a part of each run is the same at any length

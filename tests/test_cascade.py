@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,7 @@ from compressor.confidence import Confidence, confidences
 from compressor.data import Example
 from compressor.errors import BundleError, RecipeError
 from compressor.loader import load_recipe
+from compressor.members import Member as Built
 from compressor.plan import check_task
 from compressor.progress import Progress
 from compressor.runtime import Runtime
@@ -45,7 +47,7 @@ from compressor.settings.data import Task
 from compressor.settings.serving import Member as Asked
 from compressor.splits import Splits
 from compressor.stages.cascade import _goal, _useless
-from compressor.stages.members import examples_of
+from compressor.stages.members import _passed, examples_of
 from compressor.tagging import TokenClassification
 from compressor.tokens import Floats, Tokens
 from compressor.windows import Windows
@@ -391,9 +393,17 @@ def test_a_member_that_only_costs_time_is_named() -> None:
     ]
     facts: list[dict[str, object]] = [{"name": one.name} for one in passes]
     chosen = setting(passes, accuracy, (0.5, 0.5))
-    assert _useless(facts, passes, accuracy, chosen) == {"hopeless": 2 + 10 / 4}
+    assert _useless(facts, passes, accuracy, chosen) == (["hopeless"], 2 + 10 / 4)
     facts[1]["part"] = GOES_ON
-    assert _useless(facts, passes, accuracy, chosen) == {}
+    assert _useless(facts, passes, accuracy, chosen) == ([], chosen.mean_ms)
+
+
+def test_of_two_members_that_could_each_be_spared_one_stays() -> None:
+    right, sure = np.tile([1.0, 1.0], (4, 1)), np.array([0.9, 0.9, 0.9, 0.1])
+    names = {"first": 1.0, "second": 1.1, "last": 10.0}
+    passes = [Pass(name, right, np.ones(4, bool), np.ones(4) if name == "last" else sure, np.full(4, ms)) for name, ms in names.items()]
+    chosen = setting(passes, accuracy, (0.5, 0.5))
+    assert _useless([{"name": name} for name in names], passes, accuracy, chosen) == (["second"], 1 + 10 / 4)
 
 
 def test_thresholds_fare_worse_on_texts_that_did_not_choose_them() -> None:
@@ -641,3 +651,14 @@ def test_a_goal_picks_the_fastest_that_is_good_enough_or_the_best_that_is_fast(a
     assert goal is not None
     found = goal(front, 0.900)
     assert (found and found.mean_ms) == chosen
+
+
+def test_thresholds_are_chosen_on_the_confidence_that_serves() -> None:
+    logits, windows = np.tile([[4.0, 0.0]], (20, 1)), windows_of([1] * 20)
+    examples = [replace(example, label="ab"[row % 4 == 0]) for row, example in enumerate(TEXTS[:20])]
+    one = Built({"name": "x"}, lambda _: windows, *[lambda tokens, _: (logits[: len(tokens)], None)] * 2)
+    settings: Any = SimpleNamespace(confidence="margin")
+    passed, told = _passed(one, TextClassification(), examples, ("a", "b"), settings, np.ones(20))
+    assert told["temperature"] > 2
+    served = confidences("margin", TextClassification(), logits, windows, examples, told["temperature"])
+    np.testing.assert_allclose(passed.confidences, served)

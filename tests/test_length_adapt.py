@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from compressor.choices import UNLABELLED
 from compressor.errors import RecipeError
 from compressor.lengths import LengthConfig
+from compressor.losses import label_loss, soft_label_loss
 from compressor.settings.deploying import LengthAdapt
 from compressor.stages.length_adapt import _losses, drop_layers, sandwich, smallest_of, untaught
 from compressor.training import Step
@@ -86,3 +88,12 @@ def test_absolute_lengths_are_trained_at_those_of_the_texts_at_hand() -> None:
     list(_losses(settings_of(bound=0.5, sandwiches=0), model, None, "labels", 1)(batch, Step(0, 0.0)))
     assert seen[0] is None
     assert seen[1].tolist() == [5, 2]
+
+
+def test_tags_are_compared_where_a_token_has_one() -> None:
+    labels, mask = torch.tensor([[0, UNLABELLED, 1, UNLABELLED]]), torch.ones(1, 4, dtype=torch.bool)
+    full, goal, sub = (torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    settings, tagged = settings_of(soft_labels=0.3, sandwiches=0), labels != UNLABELLED
+    losses = list(sandwich(lambda c, _: sub if c else full, labels, goal, mask, settings, 2, 100, "labels", random.Random(1)))
+    first = 0.7 * label_loss(full, labels, mask, "labels") + 0.3 * soft_label_loss(full, goal, tagged, "labels", 1.0)
+    torch.testing.assert_close(losses, [first, soft_label_loss(sub, full, tagged, "labels", 1.0)])

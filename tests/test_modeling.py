@@ -388,3 +388,13 @@ def test_nothing_is_learned_of_tokens_that_are_sure_to_stay(model: LengthAdaptiv
     for row, length in enumerate((16, 12)):
         assert seen[0][0][row].tolist() == [6 <= place < length for place in range(L)]
         assert seen[0][1][row].tolist() == [place < 6 for place in range(L)]
+
+
+def test_rankings_take_no_part_of_the_clipped_gradient() -> None:
+    torch.manual_seed(0)
+    states, ranker, paid = torch.randn(1, 5, 8), torch.randn(1, 8, requires_grad=True), torch.rand(1, 5)
+    real = torch.ones(1, 5, dtype=torch.bool)
+    ranking.ranking_loss([states], ranker, paid, real, real).backward()
+    told = (states @ ranker[0] * 8**0.5).log_softmax(1)
+    (free,) = torch.autograd.grad(torch.nn.functional.kl_div(told, paid / paid.sum(), reduction="sum"), ranker)
+    torch.testing.assert_close(ranker.grad, free / 8)  # smaller by the width

@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -323,3 +325,13 @@ def test_without_nncf_a_build_says_so(backend: str, exit_code: int, told: str, p
     assert done.returncode == exit_code, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_shipped_graph_has_seven_bits_where_its_processor_needs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[bool]()
+    monkeypatch.setitem(quantize.QUANTIZERS, "onnxruntime", lambda *_, reduce_range=False: asked.append(reduce_range))
+    monkeypatch.setattr(quantize, "check_int8", lambda *_: None)
+    for isa in ("avx2", "vnni"):
+        bench: Any = SimpleNamespace(source=tmp_path, isa=isa, wanted=0.0, float_score=1.0, score=lambda *_, **__: 1.0)
+        quantize._quantized("onnxruntime", bench, tmp_path, [], Progress(quiet=True))
+    assert asked == [True, False]

@@ -1,12 +1,15 @@
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import BertForMaskedLM
 
+from compressor import distillation
 from compressor.choices import UNLABELLED
 from compressor.classification import TextClassification
 from compressor.data import Example
@@ -17,7 +20,7 @@ from compressor.masking import MaskedText
 from compressor.modeling import PlainModel
 from compressor.objectives import Shapes, learned_modules
 from compressor.progress import Progress
-from compressor.settings.distilling import Distill, MiniLM, SoftLabels, Student
+from compressor.settings.distilling import Distill, MiniLM, SoftLabels, Student, TinyBERT
 from compressor.tasks import TRAINED
 from compressor.teaching import Ragged, TeacherOutputs
 from compressor.tokens import Tokens
@@ -206,3 +209,25 @@ def test_values_that_are_gone_are_not_known(tmp_path: Path) -> None:
     assert Ragged(tmp_path / "x.bin", np.array([1, 2]), 2, "float32").has(rows)
     (tmp_path / "x.bin").unlink()
     assert not Ragged(tmp_path / "x.bin", np.array([1, 2]), 2, "float32").known.any()
+
+
+def test_projections_learn_and_scores_count_from_where_answers_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[Any]()
+
+    def fit(learner: nn.Module, *given: Any) -> SimpleNamespace:
+        seen.append((learner, given))
+        return SimpleNamespace()
+
+    monkeypatch.setattr(distillation, "fit", fit)
+    monkeypatch.setattr(distillation.dataclasses, "asdict", lambda _: {})  # type: ignore[attr-defined]
+    monkeypatch.setattr(distillation, "score_of", lambda *_: 0.0)
+    student = model_of("bert")
+    objectives = (TinyBERT(type="tinybert", end=0.5), SoftLabels(type="soft_labels", start=0.5))
+    settings, shape = Distill(student=Student(layers="first 3"), objectives=objectives), shape_of(student)
+    nothing: Any = None
+    lesson = distillation._Lesson(nothing, nothing, nothing, Shapes(shape, shape), TextClassification())
+    recipe: Any = SimpleNamespace(seed=1, task=SimpleNamespace(metric="accuracy"))
+    distillation._taught(settings, recipe, lambda _: (student, tmp_path), lesson, nothing, tmp_path, Progress(quiet=True))
+    ((learner, given),) = seen
+    assert [name for name, _ in learner.named_parameters() if name.startswith("1.")]
+    assert given[-1] == 0.5

@@ -78,7 +78,8 @@ class Quantize(Section):
     calibration: Annotated[int, Field(ge=1, le=LARGEST)] = 256
     """Training texts on which static backends measure activations."""
     max_drop: Percent = 0.01
-    """Score on validation that INT8 may lose against float; where it loses more, the fewest products that suffice go back to float."""
+    """Score on validation that INT8 may lose against float; where it loses more, the fewest products that suffice go back to float.
+    Where none suffice, all stay INT8, and the build warns."""
     isa: Literal["auto", "amx", "vnni", "avx512", "avx2"] = "auto"
     """Instruction set of the processors that will serve; auto: this machine's. Without VNNI, weights have 7 bits: 8 would saturate."""
 
