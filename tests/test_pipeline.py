@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import BertForMaskedLM, DebertaV2Config, DebertaV2Model
 
-from compressor import checkpoint, machine, pipeline, ranking, summary
+from compressor import checkpoint, findings, machine, pipeline, ranking
 from compressor.artifact import Artifact, commit
 from compressor.environments import Environment
 from compressor.errors import RecipeError, lacked
@@ -526,8 +526,8 @@ def test_a_point_that_certainly_loses_more_than_it_was_chosen_for_is_told_of() -
     full = Variant("INT8 full", 0.9, (0.8, 1), 2, 3, 20, 2)
     for low, high, told in ((-0.03, -0.011, True), (-0.03, -0.009, False)):
         row = Variant("INT8 fast", 0.88, (0.8, 1), 1, 2, 20, 1, changes={"INT8 full": (low, high)})
-        assert summary._change(row, full) == f"−2.0 points (−3.0 to −{-100 * high:.1f})"
-        assert bool(summary._more_than_promised(row, full, 0.01)) == told
+        assert findings._change(row, full) == f"−2.0 points (−3.0 to −{-100 * high:.1f})"
+        assert bool(findings._more_than_promised(row, full, 0.01)) == told
 
 
 def test_a_cascade_is_judged_by_its_mean_time() -> None:
@@ -875,7 +875,7 @@ def test_a_cascade_pays_where_it_is_faster_than_whatever_is_as_good() -> None:
     for ms, told in ((2.0, "pays: 2.0× the speed of INT8 full, "), (3.9, "does not pay here: 1.03× the speed of INT8 full, ")):
         cascade = Variant("INT8 cascade", 0.9, (0.7, 1), 1, ms, 40, ms, routed=True)
         policy = {"members": members, "chosen": {"mean_ms": ms}, "test_shares": [{"member": "min", "share": 0.75}]}
-        assert summary._paying(cascade, [*rows, cascade], policy).startswith(f"The cascade {told}the fastest row that is as good, and ")
+        assert findings._paying(cascade, [*rows, cascade], policy).startswith(f"The cascade {told}the fastest row that is as good, and ")
 
 
 def test_a_client_that_names_no_lengths_gets_the_bundles_own_point(built: Path) -> None:
