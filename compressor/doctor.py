@@ -39,8 +39,8 @@ class Check:
 
 
 def examine(artifacts: Path = Path("artifacts")) -> list[Check]:
-    """Check Python, packages, processor, memory, disk and the artifacts folder; heavy packages are not imported."""
-    found = machine.versions("transformers", "optimum-onnx", "neural-compressor")
+    """Check Python, packages, processor, memory, disk and the artifacts folder; torch is imported only where there may be a GPU."""
+    found = machine.versions(*OLDEST, "optimum-onnx", "neural-compressor")
     return [
         check_python(sys.version_info[:3]),
         *check_packages(),
@@ -137,9 +137,12 @@ def gpu_trains(devices: Path = Path("/dev")) -> bool:
     """Return whether torch finds a GPU that multiplies bfloat16; only where there may be one, because torch takes long to import."""
     if not any(any(devices.glob(name)) for name in GPUS) or "+cpu" in machine.versions("torch").get("torch", "+cpu"):
         return False
-    from compressor.scoring import gpu_multiplies_bf16
+    try:
+        import torch
 
-    return gpu_multiplies_bf16()
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    except Exception:  # a torch that does not load is no torch that trains
+        return False
 
 
 def check_threads(cores: int, omp_num_threads: str | None) -> Check:

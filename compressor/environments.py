@@ -28,6 +28,8 @@ class Environment:
     pins: tuple[str, ...]
     module: str = "sys"
     """What must be there to be imported, before it counts as made."""
+    newest: tuple[int, int] = (3, 99)
+    """The last Python for which there are such packages."""
 
     @property
     def folder(self) -> Path:
@@ -55,6 +57,10 @@ class Environment:
         except (UnfitError, OSError):  # no home, or one of another user
             return False
 
+    def suits(self) -> bool:
+        """Say whether there are such packages for this Python."""
+        return sys.version_info[:2] <= self.newest
+
     def make(self) -> None:
         """Make it unless it is there; another process that makes it is waited for.
 
@@ -63,6 +69,8 @@ class Environment:
         """
         from filelock import FileLock
 
+        if not self.suits():
+            raise UnfitError(f"{self.name} needs Python {'.'.join(map(str, self.newest))} or older: build with that, or do without")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.folder}.lock"):
             if self.is_made():
@@ -99,6 +107,7 @@ NEURAL_COMPRESSOR = Environment(  # the last release with code for ONNX, and wha
     "neural-compressor",
     ("neural-compressor==3.7.1", "onnx==1.17.0", "onnxruntime==1.20.1", "numpy==1.26.4", "six==1.17.0", "setuptools==75.8.0"),
     "neural_compressor",
+    (3, 12),
 )
 OURS = ("PYTHONPATH", "PYTHONHOME", "PIP_CONSTRAINT", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIREMENT")
 """Environment variables that would let another interpreter see our packages, or its pip put packages elsewhere or take other ones."""

@@ -38,13 +38,8 @@ def _of_the_build(recipe: Recipe) -> Iterator[str]:
     """Say what makes all figures doubtful."""
     if recipe.smoke:
         yield "A smoke build: a sliver of the data was read, no gate was judged, and these figures mean nothing."
-    if sharing := crowded(recipe):
-        yield _sentence(sharing)
-
-
-def _sentence(told: str) -> str:
-    """Return what a warning tells as a sentence."""
-    return f"{told[0].upper()}{told[1:].rstrip('.')}."
+    if crowded(recipe):
+        yield f"Times were measured with {recipe.target.threads} threads on {machine.usable_cores()} cores, which they share."
 
 
 def _of_the_rows(
@@ -85,8 +80,7 @@ def _of_the_rows(
 def _of_stage(stage: Mapping[str, Any]) -> Iterator[str]:
     """Say what a stage found out about itself."""
     metrics: Mapping[str, Any] = stage["metrics"]
-    for warning in metrics.get("warnings", ()):  # what stood on a terminal once belongs to the figures that it qualifies
-        yield _sentence(warning)
+    yield from metrics.get("caveats", ())
     yield from metrics.get("against_baselines", ())
     if halves := metrics.get("across_halves"):
         here, there = (points_change(halves[name]) for name in ("chosen", "other"))

@@ -21,12 +21,14 @@ from compressor.families import encoder_layers, family
 from compressor.fusion import check_fused, merge_products
 from compressor.modeling import LengthAdaptiveModel, PlainModel
 from compressor.operators import expand
-from compressor.session import Graph
+from compressor.session import Graph, truncated
 from compressor.settings.deploying import Export
 from compressor.tokens import Floats, Tokens
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 USUAL = Export()
+LONG = 512
+"""Tokens of texts that are compared beside each other."""
 COUNTED = re.compile(r"\w+::\w+_\d+")
 """Names that torch's exporters make up."""
 
@@ -154,8 +156,10 @@ def parity(
     """
     graph, worst = Graph(path, single=False, pad_id=pad_id), 0.0
     by_length = texts.lengths.argsort(kind="stable").tolist()
-    rows = [[0], by_length[:1], by_length[-1:], by_length[:2] + by_length[-2:], range(len(texts))]
-    batches = [texts.rows(chosen) for chosen in rows]
+    short = truncated(texts, LONG)  # beside each other long ones would take gigabytes
+    padded = Tokens.joined([truncated(short.rows([0]), max(2, int(short.lengths[0]) // 2)), short.rows([0])])
+    some = sorted({*by_length[:2], *by_length[-2:]})
+    batches = [*(texts.rows([row]) for row in {0, by_length[0], by_length[-1]}), padded, short.rows(some), short]
     for lengths in configurations:
         for batch in batches:
             difference = _difference(torch_logits(model, batch, lengths, pad_id), graph.run(batch, lengths), batch)

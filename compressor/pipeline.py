@@ -257,7 +257,7 @@ def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Prog
     clock.parent.mkdir(parents=True, exist_ok=True)
     clock.write_text(str(spent), encoding="utf-8")
     work: Run = import_module(f"compressor.stages.{stage.name}").run
-    started, warned = time.perf_counter() - spent, len(log.warned)
+    started, told = time.perf_counter() - spent, len(log.caveats)
     manifest = {  # of what the work begins with: files that it has read may have changed when it ends
         "stage": stage.name,
         "settings": recipe.key_settings(stage.settings),
@@ -268,8 +268,8 @@ def _build(stage: Stage, recipe: Recipe, inputs: Inputs, folder: Path, log: Prog
     try:
         with _translated(stage, folder.parent):  # before the sweep, which frees the space that was lacking
             metrics = work(recipe, inputs, scratch, log)
-            told = {"seconds": round(time.perf_counter() - started, 2), "warnings": log.warned[warned:]}
-            commit(scratch, folder, manifest | {"metrics": metrics | told})
+            metrics |= {"seconds": round(time.perf_counter() - started, 2)}
+            commit(scratch, folder, manifest | {"metrics": metrics | ({"caveats": own} if (own := log.caveats[told:]) else {})})
     except BaseException:
         _sweep(scratch)
         raise

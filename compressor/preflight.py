@@ -3,7 +3,6 @@
 Limits:   the stages check the same again, with what only the whole data tells: all tokens, and the labels.
 """
 
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from compressor.checkpoint import check_positions
 from compressor.data import read_examples
 from compressor.distillation import check_above, check_objectives, check_vocabulary
 from compressor.environments import NEURAL_COMPRESSOR
-from compressor.errors import RecipeError, UnfitError
+from compressor.errors import RecipeError
 from compressor.families import shape_of
 from compressor.halving import check_family
 from compressor.layer_maps import count_layers
@@ -92,8 +91,6 @@ def check_environment(recipe: Recipe) -> None:
         UnfitError: it cannot be made.
     """
     if recipe.quantize and recipe.quantize.backend == NEURAL_COMPRESSOR.name:
-        if sys.version_info >= (3, 13):
-            raise UnfitError("quantize.backend neural-compressor needs Python 3.11 or 3.12, for which its packages are made; choose nncf")
         NEURAL_COMPRESSOR.make()
 
 

@@ -55,17 +55,18 @@ class Progress:
         self._clock = clock
         self._display: _Display = _Silence()
         self._said = set[str]()
-        self.warned = list[str]()
-        """All warnings so far."""
+        self.caveats = list[str]()
+        """Those of all warnings so far."""
 
     def note(self, text: str) -> None:
         """Print a line that a person should read; it goes above the live display."""
         if not self._quiet:
             self._line(Text(text))
 
-    def warn(self, text: str) -> None:
-        """Print a warning, and keep it; `quiet` does not silence it."""
-        self.warned.append(text)
+    def warn(self, text: str, caveat: str = "") -> None:
+        """Print a warning; `quiet` does not silence it. A `caveat` is a sentence that belongs beside the figures which it qualifies."""
+        if caveat:
+            self.caveats.append(caveat)
         self._line(Text.assemble(("warning: ", "yellow"), text))
 
     def warn_once(self, text: str) -> None:

@@ -10,9 +10,6 @@ from tokenizers import Encoding, Tokenizer
 
 from compressor.tokens import Ints, Tokens
 
-MARGIN = 16
-"""Tokens that the longer side of a pair is left ahead of the other, of which some may be the spaces where it was cut."""
-
 
 @dataclass(frozen=True)
 class Windows:
@@ -50,10 +47,8 @@ class Windows:
         return self.tokens.first(int((self.owners < examples).sum()))
 
     def few(self) -> Tokens:
-        """Return the tokens of the first eight windows, fewer where they are so long that a batch of them takes gigabytes."""
-        longest = np.maximum.accumulate(self.tokens.lengths[:8])
-        bearable = np.arange(1, len(longest) + 1) * longest**2 <= 8 * 512**2
-        return self.tokens.first(max(1, int(bearable.sum())))
+        """Return the tokens of the first eight windows."""
+        return self.tokens.first(min(8, len(self)))
 
     def rows(self, chosen: Ints, owners: Ints) -> "Windows":
         """Return the chosen windows, in that order, as those of other owners."""
@@ -75,36 +70,38 @@ class Windows:
 def whole_texts(tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int) -> Windows:
     """Return each text, or pair of texts, in one piece: the longer side is cut first."""
     settle(tokenizer, max_length)
-    return Windows.whole(
-        Tokens.of(tokenizer.encode_batch_fast([t if isinstance(t, str) else _shortened(tokenizer, t, max_length) for t in texts]))
-    )
+    pairs = [row for row, text in enumerate(texts) if not isinstance(text, str)]
+    if not pairs:
+        return Windows.whole(Tokens.of(tokenizer.encode_batch_fast(list(texts))))
+    long = {row for row in pairs if min(map(len, texts[row])) > max_length}
+    read = iter(Tokens.of(tokenizer.encode_batch([text for row, text in enumerate(texts) if row not in long])))
+    return Windows.whole(Tokens.joined([_long_pair(tokenizer, t, max_length) if r in long else next(read) for r, t in enumerate(texts)]))
 
 
-def _shortened(tokenizer: Tokenizer, pair: tuple[str, str], max_length: int) -> tuple[str, str]:
-    """Return a pair that is read alike, without most of what is cut off where both sides are long.
+def _long_pair(tokenizer: Tokenizer, pair: str | tuple[str, str], max_length: int) -> Tokens:
+    """Return a pair of long texts as the tokenizer reads it, from its sides.
 
-    A tokenizer keeps every piece that it cuts off of one side beside every piece of the other: of two texts of 20,000 characters 400 MB.
-    The longer side stays the longer one, because that is the one which is cut.
+    Of a pair it keeps every piece that it cuts off of one side beside every piece of the other: of 20,000 characters each 400 MB.
     """
-    if min(map(len, pair)) <= max_length:
-        return pair
-    first, second = (pieces(found) for found in tokenizer.encode_batch(list(pair), add_special_tokens=False))
-    if sum(map(len, second)) < sum(map(len, first)):
-        text, tokens = _beginning(pair[1], second, max_length)
-        return _beginning(pair[0], first, max(tokens, max_length) + MARGIN)[0], text
-    text, tokens = _beginning(pair[0], first, max_length)
-    return text, _beginning(pair[1], second, max(tokens, max_length) + MARGIN)[0]
+    sides = [[id for piece in pieces(found) for id in piece.ids] for found in tokenizer.encode_batch(list(pair), add_special_tokens=False)]
+    room, form = max_length - tokenizer.num_special_tokens_to_add(True), tokenizer.encode("a", "a")  # where sides and special tokens stand
+    counts, ids, segments = _longest_first(len(sides[0]), len(sides[1]), room), list[int](), list[int]()
+    for place, (id, segment, side) in enumerate(zip(form.ids, form.type_ids, form.sequence_ids, strict=True)):
+        if side is None:
+            ids.append(id)
+        elif place == form.sequence_ids.index(side):
+            ids += sides[side][: counts[side]]
+        segments += [segment] * (len(ids) - len(segments))
+    return Tokens(np.array(ids, np.int32), np.array(segments, np.int8), np.array([0, len(ids)]))
 
 
-def _beginning(text: str, found: Sequence[Encoding], tokens: int) -> tuple[str, int]:
-    """Return a text up to the word that begins after so many tokens, and how many tokens at most that is."""
-    before, number = None, 0
-    for piece in found:
-        for word, (begin, _) in zip(piece.word_ids, piece.offsets, strict=True):
-            if number >= tokens and word != before:
-                return text[:begin].rstrip(), number
-            before, number = word, number + 1
-    return text, number
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of two sides a tokenizer keeps: of the longer one what is left, of two long ones half each."""
+    if first + second <= room:
+        return first, second
+    shorter = min(first, second)
+    kept = (shorter, room - shorter) if 2 * shorter <= room else (room // 2, room // 2 + room % 2)
+    return kept if first <= second else kept[::-1]
 
 
 def settle(tokenizer: Tokenizer, max_length: int, stride: int = 0, strategy: str = "longest_first") -> None:

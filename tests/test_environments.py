@@ -85,3 +85,10 @@ def test_settings_of_the_user_s_own_pip_stay_outside(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, "some")
     assert {"PIP_CONSTRAINT", "PIP_TARGET", "PYTHONPATH"}.isdisjoint(clean_variables())
     assert clean_variables()["PIP_INDEX_URL"] == "some"
+
+
+def test_packages_for_older_pythons_are_not_tried() -> None:
+    old = Environment("some", ("pin==1",), newest=(3, 10))
+    assert not old.suits()
+    with pytest.raises(UnfitError, match=r"some needs Python 3\.10 or older: build with that, or do without"):
+        old.make()

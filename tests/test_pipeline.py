@@ -883,3 +883,17 @@ def test_a_client_that_names_no_lengths_gets_the_bundles_own_point(built: Path) 
     graph, points = onnx.load(bundle / "model.onnx").graph, Runtime(bundle).points
     default = next(numpy_helper.to_array(i) for i in graph.initializer if i.name == "lengths")
     assert tuple(default.tolist()) == points["fast"].lengths != points["full"].lengths  # [11, 1] and [32, 1] where this was written
+
+
+def test_what_qualifies_figures_is_kept_with_them_and_names_no_place(make_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = make_recipe()
+    lines = (tmp_path / "train.csv").read_text(encoding="utf-8").splitlines()
+    with (tmp_path / "test.csv").open("a", encoding="utf-8") as file:
+        file.write("\n".join(lines[1:4]) + "\n,positive\n")
+    read = load_recipe(recipe, ["data.skip_bad=true"])
+    first, again = (pipeline.run(read, tmp_path / "artifacts", Progress(quiet=True), until="data") for _ in range(2))
+    assert first.path == again.path
+    told = list(findings._of_stage({"metrics": again.metrics, "seconds": 1.0}))
+    assert told[0].endswith("texts of test are in train too: scores there flatter the model.")
+    assert told[1:] == ["1 rows are no examples and were left out (data.skip_bad)."]
+    assert str(tmp_path) not in " ".join(told)

@@ -1,13 +1,12 @@
 """What is read of texts: pairs as a tokenizer reads them, without what it would keep of what it cuts off."""
 
 import random
+from typing import Any
 
-import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from compressor.tokens import Tokens
-from compressor.windows import Windows, _shortened, settle, whole_texts
+from compressor.windows import settle, whole_texts
 
 LETTERS = "aeinorstdlé"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -53,22 +52,32 @@ def test_pairs_are_read_as_the_tokenizer_reads_them_whole(tokenizer: Tokenizer, 
     assert max(map(len, wanted)) == max_length
 
 
-def test_of_long_pairs_little_is_left_to_cut_off(tokenizer: Tokenizer) -> None:
+def test_long_pairs_are_read_side_by_side_whatever_their_words(tokenizer: Tokenizer) -> None:
+    """Scripts without spaces have words of thousands of tokens, and runs of blanks are tokens to some tokenizers."""
     rng = random.Random(1)
-    settle(tokenizer, 32)
-    for counts in ((4000, 4000), (4000, 500), (500, 4000)):
-        pair = words(rng, counts[0]), words(rng, counts[1])
-        short = _shortened(tokenizer, pair, 32)
-        assert all(whole.startswith(part) for part, whole in zip(short, pair, strict=True))
-        assert len(tokenizer.encode(*short).overflowing) < 40  # of the whole pair thousands
+    dense = ["".join(rng.choices(LETTERS, k=count)) for count in (40, 90, 200, 500)]
+    blanks = ["Subject" + "\n" * 60 + words(rng, 30), words(rng, 40) + " " * 50, " " * 300 + "a"]
+    pairs = [(a, b) for a in [*dense, *blanks] for b in [*dense, *blanks]]
+    for max_length in (32, 33):
+        settle(tokenizer, max_length)
+        found, wanted = whole_texts(tokenizer, pairs, max_length).tokens, tokenizer.encode_batch(pairs)
+        assert [text.ids.tolist() for text in found] == [e.ids for e in wanted]
+        assert [text.segments.tolist() for text in found] == [e.type_ids for e in wanted]
 
 
-def test_few_windows_are_fewer_where_they_are_long() -> None:
-    def few(*lengths: int) -> int:
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        return len(Windows.whole(Tokens(np.zeros(starts[-1], np.int32), np.zeros(starts[-1], np.int8), starts)).few())
+def test_two_long_texts_are_never_cut_beside_each_other(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer keeps each piece of one beside each piece of the other."""
+    asked, rng = list[Any](), random.Random(1)
 
-    assert few(*[512] * 20) == 8
-    assert few(5, 6, 7) == 3
-    assert few(1024, 1024, 1024) == 2
-    assert few(8192, 8192) == 1
+    class Recording:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def encode_batch(self, texts: list[Any], **how: Any) -> Any:
+            asked.extend(texts)
+            return tokenizer.encode_batch(texts, **how)
+
+    long, short = words(rng, 400), words(rng, 2)
+    recording: Any = Recording()
+    whole_texts(recording, [(long, long), (short, long), (long, short), (short, short)], 32)
+    assert asked == [(short, long), (long, short), (short, short), long, long]

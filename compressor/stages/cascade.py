@@ -52,7 +52,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     useless, without = _useless(facts, passes, metric, chosen)
     if useless:
         named = " and ".join(useless)
-        log.warn(f"cascade: without {named} it is as good in {without:.2f} ms a text instead of {chosen.mean_ms:.2f}: leave {named} out")
+        told = f"is as good in {without:.2f} ms a text instead of {chosen.mean_ms:.2f}: leave {named} out"
+        log.warn(f"cascade: without {named} it {told}", f"Without {named} the cascade {told}.")
     found = {"score": chosen.score, "over_last_member": ratio, "shares": list(chosen.shares), "mean_ms": chosen.mean_ms}
     return found | ({"across_halves": dict(zip(("chosen", "other", "choices"), halves, strict=True))} if halves else {})
 

@@ -104,18 +104,21 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     write_json(out / "meta.json", {"labels": labels, "max_length": recipe.data.max_length, "stride": recipe.stride})
     for name, count in shared.items():
         if count:
-            log.warn(f"{count} of {splits[name].examples} texts of {name} are in train too; its score flatters the model")
+            told = f"{count} of {splits[name].examples} texts of {name} are in train too"
+            log.warn(f"{told}; its score flatters the model", f"{told}: scores there flatter the model.")
     if splits["train"].largest > FAR:
         told = f"numbers of train reach {splits['train'].largest:g}, and a new head learns those beyond some {FAR} slowly or never"
-        log.warn(f"{told}: divide them in all files (`predict` answers what was learned)")
+        log.warn(f"{told}: divide them in all files (`predict` answers what was learned)", f"Numbers{told.removeprefix('numbers')}.")
     if task.choice == "each" and not splits["train"].several:
         told = f"no text of train has more than one label ({', '.join(map(repr, labels[:3]))}{', …' if len(labels) > 3 else ''})"
         log.warn(f"{told}: in csv and tsv, several stand with | between; where there is only one, text-classification suits")
     if chose := len({*splits["validation"].hashes} & {*splits["test"].hashes} if "test" in splits else ()):
         told = "epochs, seeds and 8-bit products are chosen by the one, and the other is reported"
-        log.warn(f"{chose} of {splits['test'].examples} texts of test are in validation too: {told}")
+        shown = f"{chose} of {splits['test'].examples} texts of test are in validation too: {told}"
+        log.warn(shown, f"{shown}.")
     if skipped:
-        log.warn(f"{len(skipped)} rows are no examples and were left out (data.skip_bad); the first: {skipped[0]}")
+        told = f"{len(skipped)} rows are no examples and were left out (data.skip_bad)"
+        log.warn(f"{told}; the first: {skipped[0]}", f"{told}.")
     examples = {name: s.examples for name, s in splits.items()} | unlabelled
     return {"examples": examples, "labels": len(labels), "in_train_too": shared, "skipped": len(skipped)}
 
@@ -149,7 +152,8 @@ def _leave_out_unknown(splits: Mapping[str, Written], out: Path, log: Progress) 
             path = out / f"{name}.jsonl"
             examples = (Example(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1])
             kept = [known >= set(split.task.names(example)) for example in examples]
-            log.warn(f"{kept.count(False)} of {len(kept)} texts of {name} have labels that train lacks: left out (data.unknown_labels)")
+            told = f"{kept.count(False)} of {len(kept)} texts of {name} have labels that train lacks: left out (data.unknown_labels)"
+            log.warn(told, f"{told}.")
             if not any(kept):
                 raise RecipeError(f"data.{name}: no text has labels that train knows; mend them, or add them to train")
             split.keep(kept, path)
@@ -223,7 +227,7 @@ def _check_scored(recipe: Recipe, splits: Mapping[str, Written], log: Progress) 
             told = f"data.{name}{f' ({source.path})' if source else ''}: {why}, so that every model scores alike there"
             if not (source or recipe.data.train).limit:
                 raise RecipeError(f"{told}; name texts whose labels are known")
-            log.warn(told)
+            log.warn(told, f"Of {name}: {why}, so that every model scores alike there.")
 
 
 def _labels(recipe: Recipe, task: Task, splits: Mapping[str, Written]) -> Sequence[str]:

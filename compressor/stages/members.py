@@ -50,7 +50,8 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     skipped = list[str]()
     examples = examples_of(recipe, splits, skipped)
     if skipped:
-        log.warn(f"{len(skipped)} texts of cascade.calibration were left out (data.skip_bad, data.unknown_labels); the first: {skipped[0]}")
+        left_out = f"{len(skipped)} texts of cascade.calibration were left out (data.skip_bad, data.unknown_labels)"
+        log.warn(f"{left_out}; the first: {skipped[0]}", f"{left_out}.")
     built, times = _fastest(members_of(recipe, inputs, out, log), examples, out, log)
     log.note(f"{len(built)} members answer {len(examples)} texts: {', '.join(one.facts['name'] for one in built)}")
     metric = task.metrics[recipe.task.metric]

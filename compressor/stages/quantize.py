@@ -70,13 +70,12 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
             "they state measured_on: other"
         )
         if machine.level() in machine.SATURATING and bench.isa not in machine.SATURATING:
-            log.warn(
-                f"8-bit products saturate on this machine ({machine.level()}), so scores are below the target's too: build there instead"
-            )
+            told = f"8-bit products saturate on this machine ({machine.level()}), so scores are below the target's too"
+            log.warn(f"{told}: build there instead", f"{told}.")
     feeds = [] if SINGLE.issuperset(names) else list(_feeds(recipe, inputs, source))
     if 0 < len(feeds) < FEW:
         told = f"{len(feeds)} texts calibrate, few to know what ranges activations take"
-        log.warn(f"quantize: {told}; raise quantize.calibration, or give train more")
+        log.warn(f"quantize: {told}; raise quantize.calibration, or give train more", f"Only {told}.")
     made, left_out = _made(names, bench, out, feeds, recipe, log)
     times = _milliseconds({name: one.file for name, one in made.items()}, validation, recipe.target) if len(names) > 1 else {}
     scores = {name: one.score for name, one in made.items()}
@@ -92,7 +91,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     if unasked := counted["float"] - len(made[chosen].kept):
         told = f"{unasked} of {sum(counted.values())} matrix products stay float though 8 bits were asked"
         remedy = "'compress explain' shows their time, and another quantize.backend may have one"
-        log.warn(f"quantize: {told}: {chosen} has no 8-bit form of them; {remedy}")
+        log.warn(f"quantize: {told}: {chosen} has no 8-bit form of them; {remedy}", f"{told}: {chosen} has no 8-bit form of them.")
     facts = {"backend": chosen, "single": chosen in SINGLE, "products": counted, "validation": scores}
     facts |= {"products_in_float": list(made[chosen].kept), "sensitivities": bench.sensitivities, "milliseconds": times, "isa": bench.isa}
     facts |= {"left_out": left_out} if left_out else {}
@@ -196,7 +195,8 @@ def _quantized(name: str, bench: Scorer, file: Path, feeds: Sequence[Feed], log:
     ranked = bench.ranked(file.with_suffix(ALONE))
     kept = fewest(ranked, lambda some: score(some) >= bench.wanted)
     if kept is None:
-        log.warn(f"quantize: {name} loses more than quantize.max_drop whatever stays in float (8-bit embeddings lose it)")
+        told = f"{name} loses more than quantize.max_drop whatever stays in float (8-bit embeddings lose it)"
+        log.warn(f"quantize: {told}", f"INT8 by {told}.")
         return Quantized(file, score([]), [])
     if len(kept) == len(ranked):
         told = "loses more than quantize.max_drop unless every product stays in float, which is no INT8"
@@ -222,7 +222,8 @@ def _backends(recipe: Recipe, log: Progress) -> Sequence[str]:
     if not machine.installed("nncf"):
         missing["nncf"] = f"it is not installed ({install('nncf')})"
     if not NEURAL_COMPRESSOR.is_made():
-        missing["neural-compressor"] = "its environment is not made; a build with that backend makes it (800 MB)"
+        made = "its environment is not made; a build with that backend makes it (800 MB)"
+        missing["neural-compressor"] = made if NEURAL_COMPRESSOR.suits() else "there is none for this Python"
     for name, why in missing.items():
         log.warn(f"quantize: auto leaves {name} out: {why}")
     return [name for name in QUANTIZERS if name not in missing]
