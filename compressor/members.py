@@ -195,7 +195,8 @@ def _from_bundle(asked: Asked, recipe: Recipe, inputs: Inputs, folder: Path, log
     check_member(source, manifest, recipe, Splits.of(inputs["data"]).labels)
     narrow = machine.SATURATING & {_isa(inputs), machine.level()}
     if narrow and (isa := manifest.get("isa")) not in (None, *machine.SATURATING):
-        log.warn(f"cascade: {source} is for processors with {isa}; with {min(narrow)} its 8-bit products saturate")
+        told = f"is for processors with {isa}; with {min(narrow)} its 8-bit products saturate"
+        log.warn(f"cascade: {source} {told}", f"{manifest['name']}, a member of the cascade, {told}.")
     if manifest["default_policy"]:
         log.warn(
             f"cascade: {source} answers by a cascade of its own, which is left out: its point {manifest['default_point']} is the member"

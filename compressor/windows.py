@@ -70,12 +70,18 @@ class Windows:
 def whole_texts(tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int) -> Windows:
     """Return each text, or pair of texts, in one piece: the longer side is cut first."""
     settle(tokenizer, max_length)
-    pairs = [row for row, text in enumerate(texts) if not isinstance(text, str)]
-    if not pairs:
-        return Windows.whole(Tokens.of(tokenizer.encode_batch_fast(list(texts))))
-    long = {row for row in pairs if min(map(len, texts[row])) > max_length}
-    read = iter(Tokens.of(tokenizer.encode_batch([text for row, text in enumerate(texts) if row not in long])))
+    long = {row for row, text in enumerate(texts) if not isinstance(text, str) and min(len(side.encode()) for side in text) > max_length}
+    if not long:
+        return Windows.whole(Tokens.of(_encoded(tokenizer, texts)))
+    read = iter(Tokens.of(_encoded(tokenizer, [text for row, text in enumerate(texts) if row not in long])))
     return Windows.whole(Tokens.joined([_long_pair(tokenizer, t, max_length) if r in long else next(read) for r, t in enumerate(texts)]))
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str | tuple[str, str]]) -> list[Encoding]:
+    """Return what a tokenizer makes of texts; of single ones without the places, which nobody reads, of pairs they tell the segments."""
+    if all(isinstance(text, str) for text in texts):
+        return tokenizer.encode_batch_fast(list(texts))
+    return tokenizer.encode_batch(list(texts))
 
 
 def _long_pair(tokenizer: Tokenizer, pair: str | tuple[str, str], max_length: int) -> Tokens:
@@ -85,6 +91,8 @@ def _long_pair(tokenizer: Tokenizer, pair: str | tuple[str, str], max_length: in
     """
     sides = [[id for piece in pieces(found) for id in piece.ids] for found in tokenizer.encode_batch(list(pair), add_special_tokens=False)]
     room, form = max_length - tokenizer.num_special_tokens_to_add(True), tokenizer.encode("a", "a")  # where sides and special tokens stand
+    if not {0, 1} <= {*form.sequence_ids}:  # it has no token for "a"
+        return Tokens.of([tokenizer.encode(*pair)])
     counts, ids, segments = _longest_first(len(sides[0]), len(sides[1]), room), list[int](), list[int]()
     for place, (id, segment, side) in enumerate(zip(form.ids, form.type_ids, form.sequence_ids, strict=True)):
         if side is None:

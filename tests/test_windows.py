@@ -77,7 +77,17 @@ def test_two_long_texts_are_never_cut_beside_each_other(tokenizer: Tokenizer, mo
             asked.extend(texts)
             return tokenizer.encode_batch(texts, **how)
 
-    long, short = words(rng, 400), words(rng, 2)
+    long, short = words(rng, 400), words(rng, 1)
     recording: Any = Recording()
     whole_texts(recording, [(long, long), (short, long), (long, short), (short, short)], 32)
     assert asked == [(short, long), (long, short), (short, short), long, long]
+
+
+def test_pairs_are_long_by_bytes_and_any_tokenizer_tells_where_sides_stand(tokenizer: Tokenizer) -> None:
+    odd = Tokenizer.from_str(tokenizer.to_str())
+    odd.normalizer = normalizers.Replace("a", "")
+    rng = random.Random(2)
+    pairs = [(words(rng, 30), words(rng, 30)), ("é" * 20, words(rng, 90)), (words(rng, 90), "é" * 20)]
+    for one in (tokenizer, odd):
+        settle(one, 32)
+        assert [text.ids.tolist() for text in whole_texts(one, pairs, 32).tokens] == [e.ids for e in one.encode_batch(pairs)]

@@ -75,7 +75,7 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
     feeds = [] if SINGLE.issuperset(names) else list(_feeds(recipe, inputs, source))
     if 0 < len(feeds) < FEW:
         told = f"{len(feeds)} texts calibrate, few to know what ranges activations take"
-        log.warn(f"quantize: {told}; raise quantize.calibration, or give train more", f"Only {told}.")
+        log.warn(f"quantize: {told}; raise quantize.calibration, or give train more")
     made, left_out = _made(names, bench, out, feeds, recipe, log)
     times = _milliseconds({name: one.file for name, one in made.items()}, validation, recipe.target) if len(names) > 1 else {}
     scores = {name: one.score for name, one in made.items()}
@@ -87,6 +87,11 @@ def run(recipe: Recipe, inputs: Inputs, out: Path, log: Progress) -> dict[str, A
         one.file.rename(out / "model.onnx") if name == chosen else one.file.unlink()
     if recipe.export.halves:
         _quantize_halves(bench, chosen, out, feeds, made[chosen].kept, log)
+    if chosen not in SINGLE and len(feeds) < FEW:
+        log.caveats.append(f"Only {len(feeds)} texts calibrated the ranges of activations.")
+    if made[chosen].score < bench.wanted:
+        lost = 100 * (bench.float_score - made[chosen].score)
+        log.caveats.append(f"INT8 loses {lost:.1f} points on validation, more than quantize.max_drop, whatever stays in float.")
     counted = count_products(out / "model.onnx")
     if unasked := counted["float"] - len(made[chosen].kept):
         told = f"{unasked} of {sum(counted.values())} matrix products stay float though 8 bits were asked"
@@ -195,8 +200,7 @@ def _quantized(name: str, bench: Scorer, file: Path, feeds: Sequence[Feed], log:
     ranked = bench.ranked(file.with_suffix(ALONE))
     kept = fewest(ranked, lambda some: score(some) >= bench.wanted)
     if kept is None:
-        told = f"{name} loses more than quantize.max_drop whatever stays in float (8-bit embeddings lose it)"
-        log.warn(f"quantize: {told}", f"INT8 by {told}.")
+        log.warn(f"quantize: {name} loses more than quantize.max_drop whatever stays in float (8-bit embeddings lose it)")
         return Quantized(file, score([]), [])
     if len(kept) == len(ranked):
         told = "loses more than quantize.max_drop unless every product stays in float, which is no INT8"
