@@ -154,9 +154,8 @@ class QuestionAnswering:
             parts += found
             owners += [row] * len(found)
         tokens = Tokens.of(parts)
-        places = np.fromiter(chain.from_iterable(chain.from_iterable(p.offsets for p in parts)), np.int32, 2 * len(tokens.ids)).reshape(
-            -1, 2
-        )
+        flat = chain.from_iterable(chain.from_iterable(p.offsets for p in parts))
+        places = np.fromiter(flat, np.int32, 2 * len(tokens.ids)).reshape(-1, 2)
         places[np.fromiter((side != 1 for p in parts for side in p.sequence_ids), bool, len(places))] = -1
         return Windows(tokens, np.array(owners, np.int64), places)
 

@@ -149,16 +149,18 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 
 def cache_key(stage: Stage, recipe: Recipe, inputs: Inputs) -> str:
-    """Hash everything that the stage's result depends on: its code, its settings, its inputs, its packages, and the machine if it times."""
+    """Hash everything that the stage's result depends on: its code, its settings, its inputs, its packages, and the machine if it times.
+
+    A package's build, as torch's +cpu or +cu130, is no part of it: what a GPU has trained need not be trained again.
+    """
+    versions = {package: version.partition("+")[0] for package, version in machine.versions(*stage.packages).items()}
     return digest_of(
         {
             "stage": stage.name,
             "sources": source_hashes(f"stages.{stage.name}"),
             "settings": recipe.key_settings(stage.settings),
             "inputs": {kind: _digest_read(stage, kind, artifact) for kind, artifact in inputs.items()},
-            "versions": {
-                package: of.partition("+")[0] for package, of in machine.versions(*stage.packages).items()
-            },  # +cpu, +cu130: one code
+            "versions": versions,
             "machine": machine.fingerprint() if stage.times else "",
             "found": stage.finds(recipe) if stage.finds else None,
         }
